@@ -1,0 +1,67 @@
+"""Black-box model inversion, Eq. (6) of the paper: Eve knows no weights and trains an inverse network.
+
+She feeds pictures of her own to the deployed transmitter, hears its symbols through her channel, and fits
+
+    f⁻¹ = arg min over g of  mean ||g(ŷ) - x||²       one upsampling layer and two convolutions, Adam 1e-3
+
+Under a defence she hears defended symbols, each under a scheme of its own, and trains on those.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+
+class InverseNetwork(nn.Module):
+    """ŷ_e [batch, N, 2] -> features [batch, c, h, w] -> convolution, convolution, upsampling to the image.
+
+    The upsampling layer is a pixel shuffle (Shi et al., CVPR 2016), which learns its filter, by the factor height/h.
+    """
+
+    def __init__(self, h: int, w: int, c: int, height: int, width: int, hidden: int = 64) -> None:
+        super().__init__()
+        if height % h or width % w or height // h != width // w:
+            raise ValueError(f"features {h} x {w} do not divide the image {height} x {width} evenly")
+        factor = height // h
+        self.shape = h, w, c
+        self.first = nn.Conv2d(c, hidden, 5, padding=2)
+        self.second = nn.Conv2d(hidden, 3 * factor**2, 3, padding=1)
+        self.upsample = nn.PixelShuffle(factor)
+
+    def forward(self, symbols: Tensor) -> Tensor:
+        h, w, c = self.shape
+        features = symbols.reshape(-1, h, w, c).permute(0, 3, 1, 2)
+        return torch.sigmoid(self.upsample(self.second(torch.relu(self.first(features)))))
+
+
+def train_inverse(network: InverseNetwork, heard: NDArray[np.complex64], images: NDArray[np.float32], *, steps: int,
+                  seed: int, batch: int = 16, lr: float = 1e-3,
+                  advance: Callable[[int], None] = lambda steps: None) -> InverseNetwork:
+    """Fit Eq. (6) on what Eve heard, complex64 [m, N], of her own images float32 [m, 3, height, width]."""
+    generator = torch.Generator().manual_seed(seed)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
+    symbols = torch.from_numpy(np.ascontiguousarray(heard).view(np.float32).reshape(len(heard), -1, 2))
+    targets = torch.from_numpy(images)
+    for step in range(steps):
+        chosen = torch.randint(len(heard), (batch,), generator=generator)
+        optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+        with torch.autocast("cpu", torch.bfloat16):
+            guess = network(symbols[chosen])
+        loss = (guess.float() - targets[chosen]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        advance(1)
+    return network.eval()
+
+
+@torch.no_grad()
+def invert(network: InverseNetwork, heard: NDArray[np.complex64]) -> NDArray[np.float32]:
+    """Symbols complex64 [n, N] to images float32 [n, 3, height, width] in 0..1."""
+    symbols = torch.from_numpy(np.ascontiguousarray(heard).view(np.float32).reshape(len(heard), -1, 2))
+    return torch.cat([network(part) for part in symbols.split(32)]).numpy()

@@ -1,0 +1,105 @@
+"""The deployed ONNX graph as a differentiable torch function: what Eve gets out of a transmitter she has bought.
+
+The weights are read from the deployed file itself, so the white-box attack needs neither the training code nor the
+training checkpoint, and works on any graph of the operators below.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import helper, numpy_helper
+from torch import Tensor, nn
+
+
+class UnsupportedGraphError(ValueError):
+    """A graph with an operator that has no differentiable counterpart here; the message names it."""
+
+
+class Surrogate(nn.Module):
+    """Runs ``graph`` in torch. Its inputs are tensors in the graph's order; it returns the first output."""
+
+    def __init__(self, graph: bytes) -> None:
+        super().__init__()
+        model = onnx.load_model_from_string(graph)
+        self._nodes = [(node, {a.name: helper.get_attribute_value(a) for a in node.attribute}) for node in model.graph.node]
+        unknown = sorted({node.op_type for node, _ in self._nodes} - _OPERATORS.keys())
+        if unknown:
+            raise UnsupportedGraphError(f"the white-box attack cannot differentiate the operators {', '.join(unknown)}")
+        constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        self._inputs = [value.name for value in model.graph.input if value.name not in constants]
+        self._output = model.graph.output[0].name
+        # shapes and axes are read as lists while running; only what enters arithmetic is a tensor
+        self._lists = {name: array.reshape(-1).tolist() for name, array in constants.items() if array.dtype == np.int64}
+        self._tensors = nn.ParameterDict({
+            _key(name): nn.Parameter(torch.from_numpy(array.copy()).contiguous(memory_format=torch.channels_last)
+                                     if array.ndim == 4 else torch.from_numpy(array.copy()), requires_grad=False)
+            for name, array in constants.items() if array.dtype != np.int64
+        })
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        values: dict[str, Any] = dict(zip(self._inputs, inputs, strict=True)) | self._lists | {"": None}
+        for node, attributes in self._nodes:
+            args = [values[name] if name in values else self._tensors[_key(name)] for name in node.input]
+            values[node.output[0]] = _OPERATORS[node.op_type](attributes, *args)
+        result: Tensor = values[self._output]
+        return result
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "|")
+
+
+def _pad(attributes: dict[str, Any], x: Tensor) -> tuple[Tensor, list[int]]:
+    """ONNX pads [top, left, bottom, right] as (padded input, what torch pads symmetrically)."""
+    if attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
+        raise UnsupportedGraphError("auto_pad is not supported; export with explicit pads")
+    pads = attributes.get("pads", [0, 0, 0, 0])
+    if pads[:2] == pads[2:]:
+        return x, pads[:2]
+    return F.pad(x, [pads[1], pads[3], pads[0], pads[2]]), [0, 0]
+
+
+def _conv(attributes: dict[str, Any], x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    x, padding = _pad(attributes, x)
+    return F.conv2d(x, weight, bias, attributes.get("strides", [1, 1]), padding, attributes.get("dilations", [1, 1]),
+                    attributes.get("group", 1))
+
+
+def _conv_transpose(attributes: dict[str, Any], x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    pads = attributes.get("pads", [0, 0, 0, 0])
+    if pads[:2] != pads[2:]:
+        raise UnsupportedGraphError("ConvTranspose with unequal pads is not supported")
+    return F.conv_transpose2d(x, weight, bias, attributes.get("strides", [1, 1]), pads[:2],
+                              attributes.get("output_padding", [0, 0]), attributes.get("group", 1),
+                              attributes.get("dilations", [1, 1]))
+
+
+def _reshape(attributes: dict[str, Any], x: Tensor, shape: list[int]) -> Tensor:
+    return x.reshape([x.shape[i] if size == 0 and not attributes.get("allowzero") else size for i, size in enumerate(shape)])
+
+
+_OPERATORS: dict[str, Callable[..., Any]] = {
+    "Add": lambda _, a, b: a + b,
+    "Clip": lambda _, x, low=None, high=None: torch.clamp(x, low, high),
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Div": lambda _, a, b: a / b,
+    "Gather": lambda a, x, index: x.index_select(a.get("axis", 0), index.flatten()).unflatten(a.get("axis", 0), index.shape),
+    "LeakyRelu": lambda a, x: F.leaky_relu(x, a.get("alpha", 0.01)),
+    "Mul": lambda _, a, b: a * b,
+    "PRelu": lambda _, x, slope: F.prelu(x, slope.flatten()),
+    "Pow": lambda _, x, power: x.square() if power.numel() == 1 and power == 2 else x.pow(power),
+    "Reciprocal": lambda _, x: x.reciprocal(),
+    "ReduceMean": lambda a, x, axes: x.mean(axes, keepdim=bool(a.get("keepdims", 1))),
+    "Relu": lambda _, x: F.relu(x),
+    "Reshape": _reshape,
+    "Sigmoid": lambda _, x: torch.sigmoid(x),
+    "Sqrt": lambda _, x: x.sqrt(),
+    "Sub": lambda _, a, b: a - b,
+    "Tanh": lambda _, x: torch.tanh(x),
+    "Transpose": lambda a, x: x.permute(a["perm"]),
+}

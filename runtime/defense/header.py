@@ -1,0 +1,129 @@
+"""The frame header: what Bob must know about a frame, authenticated, with V = {p, s} encrypted.
+
+    magic 2 | version 1 | mode 1 | flags 1 | session 16 | counter 8 | V sealed 4 + 16      little-endian
+    └────────────────────── associated data, with the model digest ─┘
+
+ChaCha20-Poly1305 (RFC 8439) under HKDF(K, session); the nonce is the counter, which a session never repeats.
+
+Promised: nobody without K reads V, and a header that was changed, made under another key, meant for another model or
+shown twice to one receiver is refused. Not promised: anything about the analog symbols, which carry no tag; the mode,
+session and counter are readable by all; and a receiver that was restarted has forgotten which headers it saw.
+"""
+
+import secrets
+import struct
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from semseal.runtime.defense.keys import derive
+
+MODES = ("none", "permute", "substitute", "permute+substitute")
+SESSION_SIZE = 16
+WINDOW = 1024  # counters this far behind the newest are still accepted, once
+
+_CLEAR = struct.Struct(f"<2sBBB{SESSION_SIZE}sQ")
+_CHOICE = struct.Struct("<HH")
+_MAGIC, _VERSION = b"sS", 1
+_NOISE, _SEALED = 1, 2
+
+
+class HeaderError(ValueError):
+    """A header that must not be acted on."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """``p`` and ``s`` select from the scheme sets; ``noise`` marks the noise tensor that pairs a single image."""
+
+    mode: str
+    session: bytes
+    counter: int
+    p: int = 0
+    s: int = 0
+    noise: bool = False
+
+
+def new_session() -> bytes:
+    """A session name that was never used: 16 random bytes."""
+    return secrets.token_bytes(SESSION_SIZE)
+
+
+class HeaderSealer:
+    """Seals and opens the headers of one key (None: no key, mode none only) and one model."""
+
+    def __init__(self, key: bytes | None, model_digest: bytes) -> None:
+        self._key, self._model_digest = key, model_digest
+        self._ciphers: tuple[bytes, ChaCha20Poly1305] | None = None  # of the session used last
+
+    def seal(self, header: Header) -> bytes:
+        """The bytes that are sent. Raises ValueError for a defence without a key."""
+        if self._key is None and header.mode != "none":
+            raise ValueError(f"defense {header.mode!r} needs a key")
+        flags = _NOISE * header.noise | _SEALED * (self._key is not None)
+        clear = _CLEAR.pack(_MAGIC, _VERSION, MODES.index(header.mode), flags, header.session, header.counter)
+        if self._key is None:
+            return clear
+        secret = _CHOICE.pack(header.p, header.s)
+        return clear + self._cipher(header.session).encrypt(_nonce(header.counter), secret, clear + self._model_digest)
+
+    def open(self, data: bytes) -> Header:
+        """The header of these bytes. Raises HeaderError unless they are exactly what ``seal`` made under this key."""
+        if len(data) < _CLEAR.size:
+            raise HeaderError(f"header of {len(data)} bytes is too short")
+        clear, sealed = data[: _CLEAR.size], data[_CLEAR.size :]
+        magic, version, mode, flags, session, counter = _CLEAR.unpack(clear)
+        if magic != _MAGIC or version != _VERSION:
+            raise HeaderError("not a semseal header of version 1")
+        if mode >= len(MODES) or flags & ~(_NOISE | _SEALED):
+            raise HeaderError("header has an unknown mode or flag")
+        if not flags & _SEALED:
+            if self._key is not None:
+                raise HeaderError("header is not authenticated, and this receiver has a key: refused")
+            if sealed or MODES[mode] != "none":
+                raise HeaderError("header without a seal is damaged")
+            return Header(MODES[mode], session, counter, noise=bool(flags & _NOISE))
+        if self._key is None:
+            raise HeaderError("header is sealed and this receiver has no key; give it the sender's key file")
+        try:
+            secret = self._cipher(session).decrypt(_nonce(counter), sealed, clear + self._model_digest)
+        except InvalidTag:
+            raise HeaderError("header does not authenticate: wrong key, another model, or it was changed") from None
+        p, s = _CHOICE.unpack(secret)
+        return Header(MODES[mode], session, counter, p, s, bool(flags & _NOISE))
+
+    def _cipher(self, session: bytes) -> ChaCha20Poly1305:
+        assert self._key is not None
+        if self._ciphers is None or self._ciphers[0] != session:
+            self._ciphers = session, ChaCha20Poly1305(derive(self._key, b"semseal/v1/header", session))
+        return self._ciphers[1]
+
+
+class ReplayWindow:
+    """Counters seen in each session (RFC 6479). Show it only headers whose tag has verified."""
+
+    def __init__(self) -> None:
+        self._seen: dict[bytes, tuple[int, int]] = {}  # session -> highest counter, bit i set: highest - i was seen
+
+    def fresh(self, header: Header) -> bool:
+        """Whether this counter was never accepted and is not too old to tell."""
+        highest, bits = self._seen.get(header.session, (-1, 0))
+        behind = highest - header.counter
+        return behind < 0 or (behind < WINDOW and not bits >> behind & 1)
+
+    def accept(self, header: Header) -> None:
+        """Mark the counter as seen."""
+        highest, bits = self._seen.get(header.session, (-1, 0))
+        if header.counter > highest:
+            # a jump beyond the window forgets all that is behind it
+            shift = header.counter - highest
+            bits = (bits << shift if shift < WINDOW else 0) | 1
+            highest = header.counter
+        else:
+            bits |= 1 << (highest - header.counter)
+        self._seen[header.session] = highest, bits & (1 << WINDOW) - 1
+
+
+def _nonce(counter: int) -> bytes:
+    return counter.to_bytes(12, "little")

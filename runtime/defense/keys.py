@@ -1,0 +1,105 @@
+"""Key files, derived keys and unbiased random integers from a key stream.
+
+The key file holds K of the paper, 32 random bytes, as one line of base64 under a format line. Everything else is derived
+from K by HKDF (RFC 5869) with a versioned label, so that no two uses ever share key material.
+"""
+
+import base64
+import binascii
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+KEY_SIZE = 32
+_FORMAT = "semseal-key-v1"
+
+
+class KeyFileError(ValueError):
+    """A key or key file that cannot be used; the message never holds key bytes."""
+
+
+def generate_key() -> bytes:
+    """32 bytes from the operating system's cryptographic generator."""
+    return secrets.token_bytes(KEY_SIZE)
+
+
+def write_key(path: Path, key: bytes) -> None:
+    """Write a new key file that only its owner can read (mode 0600). Raises KeyFileError if the file exists."""
+    text = f"{_FORMAT}\n{base64.b64encode(_checked(key)).decode()}\n"
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise KeyFileError(f"{path} exists already, and a key is never overwritten; choose another name") from None
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+
+
+def read_key(path: Path) -> bytes:
+    """The key of a key file. Raises KeyFileError for a damaged file or one that other users can read."""
+    try:
+        with open(path, encoding="ascii") as file:
+            if os.fstat(file.fileno()).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise KeyFileError(f"{path} can be read by other users; mend it with: chmod 600 {path}")
+            lines = file.read(200).splitlines()
+    except OSError as error:
+        raise KeyFileError(f"cannot read the key file {path}: {error.strerror}; make one with: semseal keygen {path}") from None
+    except UnicodeDecodeError:
+        lines = []
+    if len(lines) != 2 or lines[0] != _FORMAT:
+        raise KeyFileError(f"{path} is not a key file; make one with: semseal keygen FILE")
+    try:
+        return _checked(base64.b64decode(lines[1], validate=True))
+    except (binascii.Error, ValueError):
+        raise KeyFileError(f"{path} is damaged: its second line is not the base64 of {KEY_SIZE} bytes") from None
+
+
+def load_key(key: bytes | str | Path) -> bytes:
+    """A key given as its 32 bytes or as the path of a key file."""
+    return _checked(key) if isinstance(key, bytes) else read_key(Path(key))
+
+
+def derive(key: bytes, label: bytes, salt: bytes = b"") -> bytes:
+    """32 bytes for one purpose; ``label`` is versioned, such as ``b"semseal/v1/header"``."""
+    return HKDF(SHA256(), KEY_SIZE, salt or None, label).derive(_checked(key))
+
+
+class KeyStream:
+    """Unbiased integers and permutations from the ChaCha20 key stream (RFC 8439) of one derived key.
+
+    Whoever holds the same key draws the same values. Never make two streams of one key for two purposes.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._encryptor = Cipher(ChaCha20(_checked(key), bytes(16)), mode=None).encryptor()
+        self._words: list[int] = []
+
+    def below(self, n: int) -> int:
+        """Uniform in 0..n-1 for n up to 2^32: the words that would make a remainder more likely are thrown away."""
+        limit = 2**32 - 2**32 % n
+        while True:
+            if not self._words:
+                block = self._encryptor.update(bytes(4096))
+                self._words = [int.from_bytes(block[i : i + 4], "little") for i in range(0, len(block), 4)]
+            word = self._words.pop()
+            if word < limit:
+                return word % n
+
+    def permutation(self, n: int) -> list[int]:
+        """A uniform permutation of 0..n-1 (Fisher-Yates)."""
+        out = list(range(n))
+        for i in range(n - 1, 0, -1):
+            j = self.below(i + 1)
+            out[i], out[j] = out[j], out[i]
+        return out
+
+
+def _checked(key: bytes) -> bytes:
+    if len(key) != KEY_SIZE:
+        raise KeyFileError(f"key must be exactly {KEY_SIZE} bytes, got {len(key)}")
+    return key

@@ -1,0 +1,213 @@
+"""The link in use: Alice's Transmitter, Bob's Receiver, and the Frame that goes from one to the other.
+
+    images ── engine ── unit-power rows ── scheme index ── Frame(symbols, header) ~~ radio ~~> heard symbols, header
+                              one graph                                                              │
+    images in the order sent ── engine ── inverse scheme index ── headers opened, pairs found ───────┘
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semseal.runtime.bundle import open_bundle
+from semseal.runtime.defense import index
+from semseal.runtime.defense.header import MODES, Header, HeaderError, HeaderSealer, ReplayWindow, new_session
+from semseal.runtime.defense.keys import load_key
+from semseal.runtime.defense.schemes import SchemeSets, draw_choice, noise_rows, scheme_sets
+from semseal.runtime.engine import open_engine
+
+BATCH = 64  # images in one run of the engine; even, so that no pair is split
+
+_FRAME = struct.Struct("<4sHI")
+_MAGIC = b"SSF1"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What goes on air for one image: analog symbols, complex64 [N], and the header bytes, sent error-free."""
+
+    symbols: NDArray[np.complex64]
+    header: bytes
+
+    def to_bytes(self) -> bytes:
+        """Magic, header length, N, header, symbols as little-endian float32 I and Q."""
+        symbols = np.ascontiguousarray(self.symbols, "<c8")
+        return _FRAME.pack(_MAGIC, len(self.header), symbols.size) + self.header + symbols.tobytes()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> "Frame":
+        """The reverse. Raises ValueError unless ``data`` is exactly one frame of finite symbols."""
+        if len(data) < _FRAME.size:
+            raise ValueError(f"frame of {len(data)} bytes is too short")
+        magic, header_size, n = _FRAME.unpack_from(data)
+        if magic != _MAGIC:
+            raise ValueError("not a semseal frame")
+        if len(data) != _FRAME.size + header_size + 8 * n:
+            raise ValueError(f"frame of {len(data)} bytes should have {_FRAME.size + header_size + 8 * n}")
+        symbols = np.frombuffer(data, "<c8", n, _FRAME.size + header_size).astype(np.complex64)
+        if not np.isfinite(symbols).all():
+            raise ValueError("frame holds symbols that are not finite")
+        return Frame(symbols, data[_FRAME.size : _FRAME.size + header_size])
+
+
+class Transmitter:
+    """Alice. ``key`` is 32 bytes or a key file; ``defense`` one of none, permute, substitute, permute+substitute.
+
+    Power: the symbols of every image have mean power 1 before rows are swapped, so with substitution it is the pair of
+    frames whose mean power is exactly 1.
+    """
+
+    def __init__(self, bundle: str | Path, key: bytes | str | Path | None = None, defense: str = "none",
+                 engine: str = "onnxruntime-cpu", precision: str = "fp32", threads: int | None = None) -> None:
+        """Raises BundleError, EngineError, KeyFileError, or ValueError for an unknown defense or one without a key."""
+        if defense not in MODES:
+            raise ValueError(f"defense must be one of {', '.join(MODES)}, got {defense!r}")
+        if key is None and defense != "none":
+            raise ValueError(f"defense {defense!r} needs a key: pass key=, 32 bytes or a key file")
+        self.bundle = open_bundle(bundle)
+        self.defense = defense
+        secret = None if key is None else load_key(key)
+        self._sealer = HeaderSealer(secret, self.bundle.digest)
+        self._sets = None if secret is None else scheme_sets(secret, self.bundle.h)
+        self._engine = open_engine(engine, self.bundle.graph("transmitter", precision), threads)
+        self._session, self._counter = new_session(), 0
+
+    def send(self, images: NDArray[np.float32]) -> list[Frame]:
+        """Images float32 [batch, 3, height, width] in 0..1 to one frame each, in order.
+
+        With substitution images 2k and 2k+1 are a pair; a last odd one is paired with a noise tensor, whose frame follows
+        it and must be sent too. Raises ValueError for another shape, dtype or range.
+        """
+        self._check(images)
+        frames: list[Frame] = []
+        for start in range(0, len(images), BATCH):
+            frames += self._send(images[start : start + BATCH])
+        return frames
+
+    def _send(self, images: NDArray[np.float32]) -> list[Frame]:
+        batch, h = len(images), self.bundle.h
+        swap, permute = "substitute" in self.defense, "permute" in self.defense
+        self._counter += self._counter % 2  # a pair is an even counter and the next one
+        headers = []
+        tables = np.tile(index.identity(h), (batch + batch % 2, 1))
+        permutations = tables.copy()
+        swapped = np.zeros((batch + batch % 2, h), bool)
+        for i in range(batch + batch % 2 if swap else batch):
+            p = draw_choice() if permute else 0
+            s = headers[i - 1].s if i % 2 else (draw_choice() if swap else 0)
+            headers.append(Header(self.defense, self._session, self._counter, p, s, noise=i >= batch))
+            permutations[i], swapped[i] = _scheme(headers[i], self._sets, h)
+            self._counter += 1
+        for i in range(len(tables)):
+            tables[i] = index.compose(permutations[i], swapped[i], permutations[i ^ 1])
+
+        odd = swap and batch % 2 == 1
+        in_graph = tables[:batch].copy()
+        if odd:
+            in_graph[-1] = index.identity(h)
+        places = np.arange(len(tables))
+        rows = self._engine(images, index.spread(in_graph, places[:batch], places[:batch] ^ 1)).reshape(batch, h, -1)
+        if odd:
+            # the last image meets its noise tensor here, because the graph knows only rows of images
+            pair = np.concatenate([rows[-1], noise_rows(h, rows.shape[2])])
+            mixed = index.gather(pair, index.spread(tables[-2:], places[:2], places[:2] ^ 1))
+            rows = np.concatenate([rows[:-1], mixed])
+        on_air = rows.reshape(len(rows), -1).view(np.complex64)
+        return [Frame(row, self._sealer.seal(header)) for row, header in zip(on_air, headers, strict=True)]
+
+    def _check(self, images: NDArray[np.float32]) -> None:
+        wanted = (3, self.bundle.height, self.bundle.width)
+        if images.ndim != 4 or images.shape[1:] != wanted or len(images) == 0:
+            raise ValueError(f"images must be [batch, {', '.join(map(str, wanted))}], got {list(images.shape)}")
+        if images.dtype != np.float32:
+            raise ValueError(f"images must be float32, got {images.dtype}")
+        if not (images.min() >= 0 and images.max() <= 1):  # also false for NaN
+            raise ValueError("images must be finite and in 0..1")
+
+
+class Receiver:
+    """Bob. Learns the mode from the header; refuses what does not authenticate when he has a key."""
+
+    def __init__(self, bundle: str | Path, key: bytes | str | Path | None = None, engine: str = "onnxruntime-cpu",
+                 precision: str = "fp32", threads: int | None = None) -> None:
+        """Raises BundleError, EngineError or KeyFileError."""
+        self.bundle = open_bundle(bundle)
+        secret = None if key is None else load_key(key)
+        self._sealer = HeaderSealer(secret, self.bundle.digest)
+        self._sets = None if secret is None else scheme_sets(secret, self.bundle.h)
+        self._engine = open_engine(engine, self.bundle.graph("receiver", precision), threads)
+        self._window = ReplayWindow()
+        self.incomplete: list[int] = []
+
+    def receive(self, frames: Sequence[Frame]) -> NDArray[np.float32]:
+        """Heard and equalised frames, in any order, to images float32 [batch, 3, height, width], in the order sent.
+
+        A noise tensor yields no image. Where the other frame of a pair is missing, the rows that it carried are zero
+        in this image, and ``incomplete`` lists the image's place in the result. Raises HeaderError for a header that is
+        not authentic or was seen before, ValueError for symbols of another shape or not finite; nothing is decoded then,
+        and no counter is used up.
+        """
+        opened = self._open(frames)
+        h, n = self.bundle.h, self.bundle.n_symbols
+        # all that was heard, and zeros for what was not
+        heard = np.concatenate([np.stack([symbols for _, symbols in opened]), np.zeros((1, n), np.complex64)])
+        place = {(header.session, header.counter): i for i, (header, _) in enumerate(opened)}
+        tables, own, other, incomplete = [], [], [], []
+        for i, (header, _) in enumerate(opened):
+            if header.noise:
+                continue
+            permutation, swapped = _scheme(header, self._sets, h)
+            partner = place.get((header.session, header.counter ^ 1), len(opened))
+            if swapped.any() and partner == len(opened):
+                incomplete.append(len(tables))
+            tables.append(index.invert(permutation, swapped))
+            own.append(i)
+            other.append(partner)
+        images = np.empty((len(tables), 3, self.bundle.height, self.bundle.width), np.float32)
+        for part in (slice(i, i + BATCH) for i in range(0, len(tables), BATCH)):
+            images[part] = self._decode(heard, np.stack(tables[part]), np.array(own[part]), np.array(other[part]))
+        for header, _ in opened:
+            self._window.accept(header)
+        self.incomplete = incomplete
+        return images
+
+    def _open(self, frames: Sequence[Frame]) -> list[tuple[Header, NDArray[np.complex64]]]:
+        """Headers and symbols in the order sent, all of them authentic, new and of the right shape."""
+        opened = []
+        new = ReplayWindow()
+        for i, frame in enumerate(frames):
+            if frame.symbols.shape != (self.bundle.n_symbols,) or not np.iscomplexobj(frame.symbols):
+                raise ValueError(f"frame {i}: symbols must be complex64 [{self.bundle.n_symbols}], got "
+                                 f"{frame.symbols.dtype} {list(frame.symbols.shape)}")
+            if not np.isfinite(frame.symbols).all():
+                raise ValueError(f"frame {i}: symbols are not finite")
+            header = self._sealer.open(frame.header)
+            if not (self._window.fresh(header) and new.fresh(header)):
+                raise HeaderError(f"frame {i}: this header was received before, or is too old to tell: replay refused")
+            new.accept(header)
+            opened.append((header, frame.symbols))
+        first = {header.session: i for i, (header, _) in reversed(list(enumerate(opened)))}
+        return sorted(opened, key=lambda item: (first[item[0].session], item[0].counter))
+
+    def _decode(self, heard: NDArray[np.complex64], tables: index.Table, own: NDArray[np.integer],
+                other: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Images of a part of the frames; only these and their partners go to the engine."""
+        needed, where = np.unique(np.concatenate([own, other]), return_inverse=True)
+        symbols = heard[needed].view(np.float32).reshape(len(needed), -1, 2)
+        return self._engine(symbols, index.spread(tables, where[: len(own)], where[len(own) :]))
+
+
+def _scheme(header: Header, sets: SchemeSets | None, h: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """The permutation and the swapped rows that a header selects; both [h]."""
+    permutation, swapped = index.identity(h), np.zeros(h, bool)
+    if header.mode != "none":
+        assert sets is not None  # without a key the sealer lets no other mode pass
+        if "permute" in header.mode:
+            permutation = sets.permutations[header.p]
+        if "substitute" in header.mode:
+            swapped = sets.swapped[header.s]
+    return permutation, swapped

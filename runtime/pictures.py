@@ -1,0 +1,184 @@
+"""Where pictures come from: the three ``--data`` specs, as lists of files, and the crops made of them.
+
+    photos           colour and grey photographs inside the installed scikit-image, scikit-learn packages
+    celeba:FOLDER    the layout of the CelebA release: img_align_celeba/*.jpg and list_eval_partition.txt
+    folder:FOLDER    any pictures, searched recursively
+
+Every spec has three splits. Bob's link is trained on ``train``, Eve's networks on ``test`` (as in the paper), and every
+figure is measured on ``valid``, which neither of them saw (the paper measures on its training pictures).
+
+    spec      train                        test                         valid
+    photos    photographs without people   the same, other crops        three held-out photographs
+    celeba    partition 0                  partition 2                  partition 1
+    folder    3 files of 5, by name        every 5th                    every 5th, one further
+"""
+
+import importlib.util
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+SPLITS = ("train", "valid", "test")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
+
+# photographs and textures without a recognisable person; astronaut and camera show one and are held out, as is the cat
+_PHOTOS_TRAIN = (
+    ("skimage", "data/coffee.png"), ("skimage", "data/rocket.jpg"), ("skimage", "data/motorcycle_left.png"),
+    ("skimage", "data/hubble_deep_field.jpg"), ("skimage", "data/retina.jpg"), ("skimage", "data/ihc.png"),
+    ("skimage", "data/brick.png"), ("skimage", "data/grass.png"), ("skimage", "data/gravel.png"),
+    ("skimage", "data/moon.png"), ("skimage", "data/coins.png"), ("sklearn", "datasets/images/china.jpg"),
+    ("sklearn", "datasets/images/flower.jpg"),
+)
+_PHOTOS_VALID = (("skimage", "data/astronaut.png"), ("skimage", "data/chelsea.png"), ("skimage", "data/camera.png"))
+
+
+class PictureError(ValueError):
+    """A picture source that cannot be used; the message names it and the fix."""
+
+
+@dataclass
+class Pictures:
+    """The picture files of one split. ``skipped`` grows by every file that could not be decoded, with the reason."""
+
+    spec: str
+    split: str
+    paths: list[Path]
+    whole: bool  # a picture is one centred subject (faces), not a scene to cut many crops from
+    skipped: dict[Path, str] = field(default_factory=dict)
+
+    def load(self, path: Path) -> NDArray[np.uint8] | None:
+        """RGB uint8 [height, width, 3], or None with the file added to ``skipped``."""
+        if path in self.skipped:
+            return None
+        try:
+            return _decode(path) if self.whole else _decode_and_keep(path)
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+            self.skipped[path] = str(error)
+            return None
+
+    def take(self, n: int, height: int, width: int, *, seed: int = 0) -> NDArray[np.float32]:
+        """n pictures, float32 [n, 3, height, width] in 0..1; the same ones for the same arguments.
+
+        Whole pictures (celeba, folder) are centred crops in the order of the partition. Scenes (photos) are cut:
+        each once from its middle, then random crops. Raises PictureError when there are not enough.
+        """
+        out: list[NDArray[np.uint8]] = []
+        rng = np.random.default_rng(seed)
+        rounds = 1 if self.whole else -(-n // len(self.paths)) + 1
+        for turn in range(rounds):
+            for path in self.paths:
+                if len(out) == n:
+                    break
+                picture = self.load(path)
+                if picture is None:
+                    continue
+                if self.whole or (turn == 0 and seed == 0):
+                    out.append(center_crop(picture, height, width))
+                else:
+                    out.append(random_crop(picture, height, width, rng))
+        if len(out) < n:
+            raise PictureError(
+                f"{self.spec}: {n} pictures wanted of split {self.split!r}, {len(out)} of {len(self.paths)} files usable"
+                + (f" ({len(self.skipped)} could not be decoded, first {next(iter(self.skipped))})" if self.skipped else "")
+            )
+        return to_float(out)
+
+
+def open_pictures(spec: str, split: str) -> Pictures:
+    """The pictures of a ``--data`` spec. Raises PictureError for a spec, folder or split that holds none."""
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    kind, _, where = spec.partition(":")
+    if spec == "photos":
+        chosen = _PHOTOS_VALID if split == "valid" else _PHOTOS_TRAIN
+        return Pictures(spec, split, [_in_package(package, name) for package, name in chosen], whole=False)
+    if kind == "celeba" and where:
+        paths = _celeba(Path(where), split)
+    elif kind == "folder" and where:
+        paths = _folder(Path(where), split)
+    else:
+        raise PictureError(f"data spec must be photos, celeba:FOLDER or folder:FOLDER, got {spec!r}")
+    if not paths:
+        raise PictureError(f"{spec}: no pictures for split {split!r}")
+    return Pictures(spec, split, paths, whole=kind == "celeba" or split != "train")
+
+
+def center_crop(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """The largest centred rectangle of the wanted proportions, resized: uint8 [height, width, 3]."""
+    rows, columns = picture.shape[:2]
+    scale = min(rows / height, columns / width)
+    return _cut(picture, rows / 2, columns / 2, height * scale, width * scale, height, width)
+
+
+def random_crop(picture: NDArray[np.uint8], height: int, width: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A crop of random place and size (from 0.6 of the wanted size to all that fits), mirrored half the time."""
+    rows, columns = picture.shape[:2]
+    largest = min(rows / height, columns / width)
+    scale = np.exp(rng.uniform(np.log(min(0.6, largest)), np.log(largest)))
+    tall, wide = height * scale, width * scale
+    out = _cut(picture, rng.uniform(tall / 2, rows - tall / 2), rng.uniform(wide / 2, columns - wide / 2), tall, wide,
+               height, width)
+    return out[:, ::-1] if rng.random() < 0.5 else out
+
+
+def to_float(crops: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """Crops uint8 [height, width, 3] to images float32 [n, 3, height, width] in 0..1."""
+    return np.stack(crops).transpose(0, 3, 1, 2).astype(np.float32) / 255
+
+
+def _cut(picture: NDArray[np.uint8], y: float, x: float, tall: float, wide: float, height: int,
+         width: int) -> NDArray[np.uint8]:
+    top, left = max(int(y - tall / 2), 0), max(int(x - wide / 2), 0)
+    part = picture[top : int(np.ceil(y + tall / 2)), left : int(np.ceil(x + wide / 2))]  # whole pixels around the box
+    box = (max(x - wide / 2 - left, 0), max(y - tall / 2 - top, 0),
+           min(x + wide / 2 - left, part.shape[1]), min(y + tall / 2 - top, part.shape[0]))
+    resized = Image.fromarray(part).resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
+    return np.asarray(resized)
+
+
+def _decode(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+_decode_and_keep = lru_cache(maxsize=32)(_decode)  # many crops are cut from one photograph
+
+
+def _in_package(package: str, name: str) -> Path:
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise PictureError(f"data spec photos needs the package {package}: pip install 'semseal[audit]'")
+    path = Path(found.origin).parent / name
+    if not path.is_file():
+        raise PictureError(f"data spec photos: the installed {package} has no {name}; reinstall it or use folder:FOLDER")
+    return path
+
+
+def _celeba(folder: Path, split: str) -> list[Path]:
+    partition = folder / "list_eval_partition.txt"
+    if not partition.is_file():
+        raise PictureError(f"{partition} not found: celeba:FOLDER wants img_align_celeba/ and list_eval_partition.txt")
+    wanted = {"train": "0", "valid": "1", "test": "2"}[split]
+    paths = []
+    for number, line in enumerate(partition.read_text().splitlines(), 1):
+        fields = line.split()
+        if len(fields) != 2 or fields[1] not in ("0", "1", "2"):
+            raise PictureError(f"{partition}:{number}: expected 'FILE 0|1|2', got {line[:60]!r}")
+        if fields[1] == wanted:
+            paths.append(folder / "img_align_celeba" / Path(fields[0]).name)
+    return paths
+
+
+def _folder(folder: Path, split: str) -> list[Path]:
+    if not folder.is_dir():
+        raise PictureError(f"{folder} is not a folder")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise PictureError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+    if split == "train":
+        return [path for i, path in enumerate(paths) if i % 5 < 3]
+    return paths[3::5] if split == "valid" else paths[4::5]

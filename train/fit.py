@@ -1,0 +1,214 @@
+"""The training loop: pictures -> run folder (config.json, weights.safetensors, log.jsonl).
+
+Everything random is drawn from (seed, step, device), so weights, optimiser and step are the whole state of a run:
+``resume`` continues with the losses an uninterrupted run would have had.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from semseal.runtime.files import write_atomically
+from semseal.runtime.pictures import PictureError, Pictures, open_pictures
+from semseal.train import channel
+from semseal.train.config import TrainConfig
+from semseal.train.data import StepBatches, step_loader
+from semseal.train.loss import eq2, psnr
+from semseal.train.model import DeepJSCC
+
+LOG_EVERY = 10
+VALID_PICTURES = 32
+
+
+class TrainingError(RuntimeError):
+    """Training cannot start or go on; the message says why and what to do."""
+
+
+def train(config: TrainConfig, data: str, out: Path, *, resume: bool = False, init: Path | None = None,
+          devices: int = 1) -> None:
+    """Train into the run folder ``out``; ``init`` is a run whose weights are the start.
+
+    With ``torchrun`` or ``devices`` above 1 every process takes its share of ``config.batch``. Raises TrainingError for
+    a folder that holds a run already (without ``resume``), for a resumed run whose configuration differs, and when the
+    loss is not finite; the last checkpoint is then still good.
+    """
+    torch.set_float32_matmul_precision("high")
+    world = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
+    fabric = Fabric(accelerator="auto", devices=world, strategy="ddp" if world > 1 else "auto",
+                    precision=config.precision)  # type: ignore[arg-type]
+    fabric.launch()
+    if config.batch % fabric.world_size:
+        raise TrainingError(f"batch {config.batch} cannot be split over {fabric.world_size} devices")
+
+    checkpoint = out / "resume.ckpt"
+    start = _open_run(config, out, checkpoint, resume, fabric)
+    with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator only
+        torch.manual_seed(config.seed)
+        model = DeepJSCC(config.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if init is not None:
+        model.load_state_dict(_weights_of(init, config))
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+    if start:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    link, optimizer = fabric.setup(model, optimizer)
+
+    share = config.batch // fabric.world_size
+    pictures = open_pictures(data, "train")
+    batches = StepBatches(pictures, share, config.model.height, config.model.width, config.seed, fabric.global_rank)
+    valid = _valid_pictures(data, config)
+    skipped: dict[str, str] = {}
+    columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[shown]}"), TimeRemainingColumn())
+    with Progress(*columns, disable=fabric.global_rank > 0, speed_estimate_period=120) as progress, \
+            open(out / "log.jsonl", "a" if fabric.global_rank == 0 else "r") as log:
+        bar = progress.add_task("train", total=config.steps, completed=start, shown="")
+        step = start
+        try:
+            for x, bad in step_loader(batches, start, config.steps, workers=1):
+                for name in bad.keys() - skipped.keys():
+                    progress.console.print(f"skipped {name}: {bad[name]} ({len(bad)} of {len(pictures.paths)} so far)")
+                skipped |= bad
+                loss, mse = _step(link, optimizer, fabric, config, x, step)
+                step += 1
+                if not math.isfinite(loss):
+                    raise TrainingError(
+                        f"the loss is {loss} at step {step}: use a smaller lr than {config.lr:g} or a smaller clip than "
+                        f"{config.clip:g}; {out} keeps the last good checkpoint, if one was reached"
+                    )
+                last = step == config.steps
+                if step % LOG_EVERY == 0 or last:
+                    speed = (progress.tasks[bar].speed or 0) * config.batch
+                    progress.update(bar, completed=step, shown=f"loss {loss:.5f}  PSNR {-10 * math.log10(mse):.2f} dB  "
+                                                               f"{speed:.0f} pictures/s")
+                    row: dict[str, Any] = {"step": step, "loss": loss, "mse": mse}
+                    if step % config.save_every == 0 or last:
+                        row["valid_psnr"] = _validate(model, config, valid.to(fabric.device))
+                    if fabric.global_rank == 0:
+                        log.write(json.dumps(row) + "\n")
+                        log.flush()
+                if step % config.save_every == 0 or last:
+                    _save(out, checkpoint, model, optimizer, step, last, fabric)
+        except KeyboardInterrupt:
+            if step % config.save_every:
+                _save(out, checkpoint, model, optimizer, step, False, fabric)
+            raise
+
+
+def _step(link: Any, optimizer: Any, fabric: Fabric, config: TrainConfig, x: Tensor, step: int) -> tuple[float, float]:
+    """One update; the loss and mean square error over all devices."""
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr * _schedule(step, config)
+    generator = torch.Generator().manual_seed(_mix_seed(config.seed, step, fabric.global_rank))
+    x = x.to(fabric.device, memory_format=torch.channels_last)
+    x_hat = link(x, lambda symbols: transmit(symbols, config, generator))
+    loss, mse = eq2(x, x_hat.float(), config.lam, config.beta)
+    optimizer.zero_grad()
+    fabric.backward(loss)
+    fabric.clip_gradients(link, optimizer, max_norm=config.clip, error_if_nonfinite=False)
+    optimizer.step()
+    both = fabric.all_reduce(torch.stack([loss.detach(), mse.detach()]), reduce_op="mean")
+    return float(both[0]), float(both[1])  # type: ignore[index]
+
+
+def transmit(symbols: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
+    """The run's channel and equaliser on symbols [batch, N, 2]; everything random from the generator."""
+    batch, n = symbols.shape[:2]
+    noise = channel.draw_noise(batch, n, generator).to(symbols.device)
+    if config.channel == "awgn":
+        return channel.awgn(symbols, noise, config.snr_db)
+    taps = channel.draw_taps(batch, 1 if config.channel == "rayleigh" else config.taps, generator).to(symbols.device)
+    return channel.fading(symbols, taps, noise, config.snr_db)
+
+
+def _schedule(step: int, config: TrainConfig) -> float:
+    """Linear warm-up, then a half cosine down to zero at the last step; the factor of lr."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(config.steps - config.warmup, 1)))
+
+
+def _mix_seed(*parts: int) -> int:
+    """One 63-bit generator seed of several small integers, spread by a multiplicative hash."""
+    value = 0
+    for part in parts:
+        value = ((value ^ part) * 0x9E3779B97F4A7C15 + 1) % 2**63
+    return value
+
+
+@torch.no_grad()
+def _validate(model: DeepJSCC, config: TrainConfig, x: Tensor) -> float:
+    """Mean PSNR in dB on held-out pictures, float32, one fixed noise."""
+    heard = transmit(model.encode(x), config, torch.Generator().manual_seed(config.seed))
+    return float(psnr((model.decode(heard) - x).square().mean(dim=(1, 2, 3))).mean())
+
+
+def _valid_pictures(data: str, config: TrainConfig) -> Tensor:
+    pictures: Pictures = open_pictures(data, "valid")
+    n = VALID_PICTURES if not pictures.whole else min(VALID_PICTURES, len(pictures.paths))
+    return torch.from_numpy(pictures.take(n, config.model.height, config.model.width))
+
+
+def _open_run(config: TrainConfig, out: Path, checkpoint: Path, resume: bool, fabric: Fabric) -> int:
+    """Make the run folder, or find the step to continue from and cut the log there."""
+    start = 0
+    if (out / "config.json").exists():
+        if not resume:
+            raise TrainingError(f"{out} holds a run already: continue it with --resume, or choose another --out")
+        if TrainConfig.read(out) != config:
+            raise TrainingError(f"{out}/config.json differs from what is asked for now; --resume wants the same settings")
+        if not checkpoint.exists() and (out / "weights.safetensors").exists():
+            raise TrainingError(f"{out} is complete: nothing to resume")
+        if checkpoint.exists():
+            start = int(torch.load(checkpoint, map_location="cpu", weights_only=True)["step"])
+    elif resume:
+        raise TrainingError(f"{out} holds no run to resume")
+    fabric.barrier()
+    if fabric.global_rank == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        kept = ""
+        if start:
+            lines = (out / "log.jsonl").read_text().splitlines(keepends=True)
+            kept = "".join(line for line in lines if json.loads(line)["step"] <= start)
+        write_atomically(out / "log.jsonl", kept.encode())
+        write_atomically(out / "config.json", config.to_json().encode())
+    fabric.barrier()
+    return start
+
+
+def _save(out: Path, checkpoint: Path, model: DeepJSCC, optimizer: Any, step: int, last: bool, fabric: Fabric) -> None:
+    if fabric.global_rank == 0:
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        write_atomically(out / "weights.safetensors", save(weights))
+        partial = checkpoint.with_suffix(".partial")
+        torch.save({"model": weights, "optimizer": optimizer.state_dict(), "step": step}, partial)
+        os.replace(partial, checkpoint)
+        if last:
+            checkpoint.unlink()
+    fabric.barrier()
+
+
+def load_run(run: Path) -> DeepJSCC:
+    """The trained model of a run folder, float32 on the CPU, in evaluation mode. Raises as TrainConfig.read."""
+    config = TrainConfig.read(run)
+    model = DeepJSCC(config.model)
+    model.load_state_dict(_weights_of(run, config))
+    return model.eval()
+
+
+def _weights_of(run: Path, config: TrainConfig) -> dict[str, Tensor]:
+    path = run / "weights.safetensors"
+    if not path.is_file():
+        raise TrainingError(f"{path} not found: the run has reached no checkpoint yet")
+    found = TrainConfig.read(run).model
+    if found != config.model:
+        raise TrainingError(f"{run} holds a model of another shape: {found}, wanted {config.model}")
+    return load_file(path)

@@ -1,0 +1,31 @@
+"""The training loss, Eq. (2) and (3) of the paper."""
+
+import torch
+from torch import Tensor
+
+
+def total_variation(x: Tensor, beta: float = 1.0) -> Tensor:
+    """Eq. (3), sum over pixels (i, j) and colours of (dy² + dx²)^(beta/2), as a sum per image [batch].
+
+    A pixel without a lower or right neighbour has difference 0 there. The 1e-12 keeps the gradient finite on flat areas.
+    """
+    dy = x.diff(dim=2, append=x[:, :, -1:])
+    dx = x.diff(dim=3, append=x[:, :, :, -1:])
+    return (dy.square() + dx.square() + 1e-12).pow(beta / 2).sum(dim=(1, 2, 3))
+
+
+def eq2(x: Tensor, x_hat: Tensor, lam: float, beta: float) -> tuple[Tensor, Tensor]:
+    """Eq. (2) for images in 0..1, and the mean square error alone.
+
+    lambda is in the paper's unit, pixels in 0..255: ||x - x̂||² + lambda T(x̂) there equals 255² (||x - x̂||² +
+    lambda 255^(beta-2) T(x̂)) here. The common factor 255² is left out and both terms are divided by the 3 height width
+    values of an image, so the gradient norm does not depend on the image size.
+    """
+    mse = (x - x_hat).square().mean()
+    tv = total_variation(x_hat, beta).mean() / x[0].numel()
+    return mse + lam * 255 ** (beta - 2) * tv, mse
+
+
+def psnr(mse: Tensor) -> Tensor:
+    """PSNR in dB of a mean square error of values in 0..1."""
+    return -10 * torch.log10(mse)
