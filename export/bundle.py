@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-
 from semseal.export.onnx import OPSET, export_graphs
 from semseal.runtime import channel
 from semseal.runtime.bundle import Bundle, write_bundle
@@ -34,15 +33,21 @@ def export_run(run: Path, out: Path) -> Bundle:
     images = open_pictures("photos", "valid").take(PARITY_PICTURES, config.model.height, config.model.width)
     manifest: dict[str, Any] = {
         "model": {
-            "height": config.model.height, "width": config.model.width,
-            "h": config.model.h, "w": config.model.w, "c": config.model.c,
+            "height": config.model.height,
+            "width": config.model.width,
+            "h": config.model.h,
+            "w": config.model.w,
+            "c": config.model.c,
             "digest": hashlib.sha256(hashlib.sha256(transmitter).digest() + hashlib.sha256(receiver).digest()).hexdigest(),
         },
         "snr_db": float(config.snr_db),
         "precisions": ["fp32"],
         "opset": OPSET,
         "tools": {package: version(package) for package in ("semseal", "torch", "onnx", "onnxruntime", "numpy")},
-        "training": {"config": dataclasses.asdict(config), "last": json.loads((run / "log.jsonl").read_text().splitlines()[-1])},
+        "training": {
+            "config": dataclasses.asdict(config),
+            "last": json.loads((run / "log.jsonl").read_text().splitlines()[-1]),
+        },
         "parity": measure_parity(model, transmitter, receiver, images),
     }
     return write_bundle(out, {"transmitter.fp32.onnx": transmitter, "receiver.fp32.onnx": receiver}, manifest)
@@ -64,10 +69,18 @@ def measure_parity(model: DeepJSCC, transmitter: bytes, receiver: bytes, images:
         heard_torch = channel.awgn(expected.view(np.complex64)[..., 0], noise, snr)[..., None].view(np.float32)
         by_torch, by_engine = model.decode(torch.from_numpy(heard_torch)).numpy(), decode(heard, identity)
         worst = max(worst, float(np.abs(by_torch - by_engine).max()))
-        rows.append({"snr_db": snr, "torch_psnr": float(psnr(images, by_torch).mean()),
-                     "onnxruntime-cpu_psnr": float(psnr(images, by_engine).mean())})
+        rows.append(
+            {
+                "snr_db": snr,
+                "torch_psnr": float(psnr(images, by_torch).mean()),
+                "onnxruntime-cpu_psnr": float(psnr(images, by_engine).mean()),
+            }
+        )
     return {
-        "pictures": len(images), "data": "photos", "psnr": rows, "max_image_error": worst,
+        "pictures": len(images),
+        "data": "photos",
+        "psnr": rows,
+        "max_image_error": worst,
         "max_symbol_error": float(np.abs(expected - symbols).max()),
         "power_per_symbol": [float(p) for p in 2 * np.square(symbols.astype(np.float64)).mean(axis=(1, 2))],
     }

@@ -13,10 +13,9 @@ import warnings
 
 import onnx
 import torch
+from semseal.train.model import DeepJSCC
 from torch import Tensor, nn
 from torch.export import Dim
-
-from semseal.train.model import DeepJSCC
 
 OPSET = 20
 
@@ -62,8 +61,17 @@ def _export(module: nn.Module, args: tuple[Tensor, ...], axes: dict[str, dict[in
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        program = torch.onnx.export(module.eval(), args, dynamo=True, opset_version=OPSET, dynamic_shapes=axes,
-                                    input_names=list(axes), output_names=[output], external_data=False, verbose=False)
+        program = torch.onnx.export(
+            module.eval(),
+            args,
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=axes,
+            input_names=list(axes),
+            output_names=[output],
+            external_data=False,
+            verbose=False,
+        )
     assert program is not None
     buffer = io.BytesIO()
     program.save(buffer, external_data=False)

@@ -88,8 +88,9 @@ def open_bundle(path: Path | str) -> Bundle:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except OSError as error:
-        raise BundleError(f"{path} is not a bundle: {MANIFEST}: {error.strerror}; make one with: semseal export RUN --out "
-                          f"{path}") from None
+        raise BundleError(
+            f"{path} is not a bundle: {MANIFEST}: {error.strerror}; make one with: semseal export RUN --out {path}"
+        ) from None
     except ValueError as error:
         raise BundleError(f"{path / MANIFEST} is damaged: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

@@ -1,6 +1,6 @@
 """Inference engines. All have one shape: ``engine = open_engine(name, graph)``, then ``outputs = engine(*inputs)``.
 
-    onnxruntime-cpu    ONNX Runtime on the CPU; inputs and outputs are NumPy arrays
+onnxruntime-cpu    ONNX Runtime on the CPU; inputs and outputs are NumPy arrays
 """
 
 from collections.abc import Callable

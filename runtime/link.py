@@ -1,8 +1,8 @@
 """The link in use: Alice's Transmitter, Bob's Receiver, and the Frame that goes from one to the other.
 
-    images ── engine ── unit-power rows ── scheme index ── Frame(symbols, header) ~~ radio ~~> heard symbols, header
-                              one graph                                                              │
-    images in the order sent ── engine ── inverse scheme index ── headers opened, pairs found ───────┘
+images ── engine ── unit-power rows ── scheme index ── Frame(symbols, header) ~~ radio ~~> heard symbols, header
+                          one graph                                                              │
+images in the order sent ── engine ── inverse scheme index ── headers opened, pairs found ───────┘
 """
 
 import struct
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense import index
 from semseal.runtime.defense.header import MODES, Header, HeaderError, HeaderSealer, ReplayWindow, new_session
@@ -61,8 +60,15 @@ class Transmitter:
     frames whose mean power is exactly 1.
     """
 
-    def __init__(self, bundle: str | Path, key: bytes | str | Path | None = None, defense: str = "none",
-                 engine: str = "onnxruntime-cpu", precision: str = "fp32", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: str | Path,
+        key: bytes | str | Path | None = None,
+        defense: str = "none",
+        engine: str = "onnxruntime-cpu",
+        precision: str = "fp32",
+        threads: int | None = None,
+    ) -> None:
         """Raises BundleError, EngineError, KeyFileError, or ValueError for an unknown defense or one without a key."""
         if defense not in MODES:
             raise ValueError(f"defense must be one of {', '.join(MODES)}, got {defense!r}")
@@ -132,8 +138,14 @@ class Transmitter:
 class Receiver:
     """Bob. Learns the mode from the header; refuses what does not authenticate when he has a key."""
 
-    def __init__(self, bundle: str | Path, key: bytes | str | Path | None = None, engine: str = "onnxruntime-cpu",
-                 precision: str = "fp32", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: str | Path,
+        key: bytes | str | Path | None = None,
+        engine: str = "onnxruntime-cpu",
+        precision: str = "fp32",
+        threads: int | None = None,
+    ) -> None:
         """Raises BundleError, EngineError or KeyFileError."""
         self.bundle = open_bundle(bundle)
         secret = None if key is None else load_key(key)
@@ -181,8 +193,10 @@ class Receiver:
         new = ReplayWindow()
         for i, frame in enumerate(frames):
             if frame.symbols.shape != (self.bundle.n_symbols,) or not np.iscomplexobj(frame.symbols):
-                raise ValueError(f"frame {i}: symbols must be complex64 [{self.bundle.n_symbols}], got "
-                                 f"{frame.symbols.dtype} {list(frame.symbols.shape)}")
+                raise ValueError(
+                    f"frame {i}: symbols must be complex64 [{self.bundle.n_symbols}], got "
+                    f"{frame.symbols.dtype} {list(frame.symbols.shape)}"
+                )
             if not np.isfinite(frame.symbols).all():
                 raise ValueError(f"frame {i}: symbols are not finite")
             header = self._sealer.open(frame.header)
@@ -193,8 +207,9 @@ class Receiver:
         first = {header.session: i for i, (header, _) in reversed(list(enumerate(opened)))}
         return sorted(opened, key=lambda item: (first[item[0].session], item[0].counter))
 
-    def _decode(self, heard: NDArray[np.complex64], tables: index.Table, own: NDArray[np.integer],
-                other: NDArray[np.integer]) -> NDArray[np.float32]:
+    def _decode(
+        self, heard: NDArray[np.complex64], tables: index.Table, own: NDArray[np.integer], other: NDArray[np.integer]
+    ) -> NDArray[np.float32]:
         """Images of a part of the frames; only these and their partners go to the engine."""
         needed, where = np.unique(np.concatenate([own, other]), return_inverse=True)
         symbols = heard[needed].view(np.float32).reshape(len(needed), -1, 2)

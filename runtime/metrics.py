@@ -31,11 +31,14 @@ def ssim(reference: NDArray[np.float32], image: NDArray[np.float32]) -> NDArray[
     """SSIM of each image of [batch, 3, height, width] in 0..1; 1 where they are equal."""
     from skimage.metrics import structural_similarity
 
-    return np.array([
-        structural_similarity(a, b, data_range=1.0, channel_axis=0, gaussian_weights=True, sigma=1.5,
-                              use_sample_covariance=False)
-        for a, b in zip(reference, image, strict=True)
-    ])
+    return np.array(
+        [
+            structural_similarity(
+                a, b, data_range=1.0, channel_axis=0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+            )
+            for a, b in zip(reference, image, strict=True)
+        ]
+    )
 
 
 def mean(values: NDArray[np.float64]) -> Mean:

@@ -27,10 +27,18 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff",
 
 # photographs and textures without a recognisable person; astronaut and camera show one and are held out, as is the cat
 _PHOTOS_TRAIN = (
-    ("skimage", "data/coffee.png"), ("skimage", "data/rocket.jpg"), ("skimage", "data/motorcycle_left.png"),
-    ("skimage", "data/hubble_deep_field.jpg"), ("skimage", "data/retina.jpg"), ("skimage", "data/ihc.png"),
-    ("skimage", "data/brick.png"), ("skimage", "data/grass.png"), ("skimage", "data/gravel.png"),
-    ("skimage", "data/moon.png"), ("skimage", "data/coins.png"), ("sklearn", "datasets/images/china.jpg"),
+    ("skimage", "data/coffee.png"),
+    ("skimage", "data/rocket.jpg"),
+    ("skimage", "data/motorcycle_left.png"),
+    ("skimage", "data/hubble_deep_field.jpg"),
+    ("skimage", "data/retina.jpg"),
+    ("skimage", "data/ihc.png"),
+    ("skimage", "data/brick.png"),
+    ("skimage", "data/grass.png"),
+    ("skimage", "data/gravel.png"),
+    ("skimage", "data/moon.png"),
+    ("skimage", "data/coins.png"),
+    ("sklearn", "datasets/images/china.jpg"),
     ("sklearn", "datasets/images/flower.jpg"),
 )
 _PHOTOS_VALID = (("skimage", "data/astronaut.png"), ("skimage", "data/chelsea.png"), ("skimage", "data/camera.png"))
@@ -120,8 +128,9 @@ def random_crop(picture: NDArray[np.uint8], height: int, width: int, rng: np.ran
     largest = min(rows / height, columns / width)
     scale = np.exp(rng.uniform(np.log(min(0.6, largest)), np.log(largest)))
     tall, wide = height * scale, width * scale
-    out = _cut(picture, rng.uniform(tall / 2, rows - tall / 2), rng.uniform(wide / 2, columns - wide / 2), tall, wide,
-               height, width)
+    out = _cut(
+        picture, rng.uniform(tall / 2, rows - tall / 2), rng.uniform(wide / 2, columns - wide / 2), tall, wide, height, width
+    )
     return out[:, ::-1] if rng.random() < 0.5 else out
 
 
@@ -130,12 +139,17 @@ def to_float(crops: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
     return np.stack(crops).transpose(0, 3, 1, 2).astype(np.float32) / 255
 
 
-def _cut(picture: NDArray[np.uint8], y: float, x: float, tall: float, wide: float, height: int,
-         width: int) -> NDArray[np.uint8]:
+def _cut(
+    picture: NDArray[np.uint8], y: float, x: float, tall: float, wide: float, height: int, width: int
+) -> NDArray[np.uint8]:
     top, left = max(int(y - tall / 2), 0), max(int(x - wide / 2), 0)
     part = picture[top : int(np.ceil(y + tall / 2)), left : int(np.ceil(x + wide / 2))]  # whole pixels around the box
-    box = (max(x - wide / 2 - left, 0), max(y - tall / 2 - top, 0),
-           min(x + wide / 2 - left, part.shape[1]), min(y + tall / 2 - top, part.shape[0]))
+    box = (
+        max(x - wide / 2 - left, 0),
+        max(y - tall / 2 - top, 0),
+        min(x + wide / 2 - left, part.shape[1]),
+        min(y + tall / 2 - top, part.shape[0]),
+    )
     resized = Image.fromarray(part).resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
     return np.asarray(resized)
 

@@ -3,10 +3,9 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from semseal.runtime.pictures import PictureError, Pictures, center_crop, random_crop, to_float
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-
-from semseal.runtime.pictures import PictureError, Pictures, center_crop, random_crop, to_float
 
 
 class StepBatches(Dataset[tuple[Tensor, dict[str, str]]]):
@@ -36,5 +35,6 @@ class StepBatches(Dataset[tuple[Tensor, dict[str, str]]]):
 
 def step_loader(batches: StepBatches, start: int, stop: int, workers: int) -> DataLoader[tuple[Tensor, dict[str, str]]]:
     """Batches of steps start..stop-1 in order, prepared ahead by worker processes."""
-    return DataLoader(batches, batch_size=None, sampler=range(start, stop), num_workers=workers,
-                      prefetch_factor=4 if workers else None)
+    return DataLoader(
+        batches, batch_size=None, sampler=range(start, stop), num_workers=workers, prefetch_factor=4 if workers else None
+    )

@@ -14,15 +14,14 @@ import torch
 from lightning_fabric import Fabric
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save
-from torch import Tensor
-
 from semseal.runtime.files import write_atomically
-from semseal.runtime.pictures import PictureError, Pictures, open_pictures
+from semseal.runtime.pictures import Pictures, open_pictures
 from semseal.train import channel
 from semseal.train.config import TrainConfig
 from semseal.train.data import StepBatches, step_loader
 from semseal.train.loss import eq2, psnr
 from semseal.train.model import DeepJSCC
+from torch import Tensor
 
 LOG_EVERY = 10
 VALID_PICTURES = 32
@@ -32,8 +31,9 @@ class TrainingError(RuntimeError):
     """Training cannot start or go on; the message says why and what to do."""
 
 
-def train(config: TrainConfig, data: str, out: Path, *, resume: bool = False, init: Path | None = None,
-          devices: int = 1) -> None:
+def train(
+    config: TrainConfig, data: str, out: Path, *, resume: bool = False, init: Path | None = None, devices: int = 1
+) -> None:
     """Train into the run folder ``out``; ``init`` is a run whose weights are the start.
 
     With ``torchrun`` or ``devices`` above 1 every process takes its share of ``config.batch``. Raises TrainingError for
@@ -42,8 +42,7 @@ def train(config: TrainConfig, data: str, out: Path, *, resume: bool = False, in
     """
     torch.set_float32_matmul_precision("high")
     world = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
-    fabric = Fabric(accelerator="auto", devices=world, strategy="ddp" if world > 1 else "auto",
-                    precision=config.precision)  # type: ignore[arg-type]
+    fabric = Fabric(accelerator="auto", devices=world, strategy="ddp" if world > 1 else "auto", precision=config.precision)  # type: ignore[arg-type]
     fabric.launch()
     if config.batch % fabric.world_size:
         raise TrainingError(f"batch {config.batch} cannot be split over {fabric.world_size} devices")
@@ -68,8 +67,10 @@ def train(config: TrainConfig, data: str, out: Path, *, resume: bool = False, in
     valid = _valid_pictures(data, config)
     skipped: dict[str, str] = {}
     columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[shown]}"), TimeRemainingColumn())
-    with Progress(*columns, disable=fabric.global_rank > 0, speed_estimate_period=120) as progress, \
-            open(out / "log.jsonl", "a" if fabric.global_rank == 0 else "r") as log:
+    with (
+        Progress(*columns, disable=fabric.global_rank > 0, speed_estimate_period=120) as progress,
+        open(out / "log.jsonl", "a" if fabric.global_rank == 0 else "r") as log,
+    ):
         bar = progress.add_task("train", total=config.steps, completed=start, shown="")
         step = start
         try:
@@ -87,8 +88,11 @@ def train(config: TrainConfig, data: str, out: Path, *, resume: bool = False, in
                 last = step == config.steps
                 if step % LOG_EVERY == 0 or last:
                     speed = (progress.tasks[bar].speed or 0) * config.batch
-                    progress.update(bar, completed=step, shown=f"loss {loss:.5f}  PSNR {-10 * math.log10(mse):.2f} dB  "
-                                                               f"{speed:.0f} pictures/s")
+                    progress.update(
+                        bar,
+                        completed=step,
+                        shown=f"loss {loss:.5f}  PSNR {-10 * math.log10(mse):.2f} dB  {speed:.0f} pictures/s",
+                    )
                     row: dict[str, Any] = {"step": step, "loss": loss, "mse": mse}
                     if step % config.save_every == 0 or last:
                         row["valid_psnr"] = _validate(model, config, valid.to(fabric.device))

@@ -14,9 +14,8 @@ IEEE Transactions on Cognitive Communications and Networking 5(3), 2019; with th
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
-
 from semseal.train.config import ModelConfig
+from torch import Tensor, nn
 
 
 def normalize_power(rows: Tensor) -> Tensor:
@@ -32,18 +31,26 @@ class DeepJSCC(nn.Module):
         super().__init__()
         self.config = config
         self.semantic_encoder = nn.Sequential(
-            nn.Conv2d(3, 16, 5, stride=2, padding=2), nn.PReLU(16),
-            nn.Conv2d(16, 32, 5, stride=2, padding=2), nn.PReLU(32),
-            nn.Conv2d(32, 32, 5, padding=2), nn.PReLU(32),
-            nn.Conv2d(32, 32, 5, padding=2), nn.PReLU(32),
+            nn.Conv2d(3, 16, 5, stride=2, padding=2),
+            nn.PReLU(16),
+            nn.Conv2d(16, 32, 5, stride=2, padding=2),
+            nn.PReLU(32),
+            nn.Conv2d(32, 32, 5, padding=2),
+            nn.PReLU(32),
+            nn.Conv2d(32, 32, 5, padding=2),
+            nn.PReLU(32),
         )
         self.channel_encoder = nn.Conv2d(32, config.c, 5, padding=2)
         self.channel_decoder = nn.Sequential(nn.ConvTranspose2d(config.c, 32, 5, padding=2), nn.PReLU(32))
         self.semantic_decoder = nn.Sequential(
-            nn.ConvTranspose2d(32, 32, 5, padding=2), nn.PReLU(32),
-            nn.ConvTranspose2d(32, 32, 5, padding=2), nn.PReLU(32),
-            nn.ConvTranspose2d(32, 16, 5, stride=2, padding=2, output_padding=1), nn.PReLU(16),
-            nn.ConvTranspose2d(16, 3, 5, stride=2, padding=2, output_padding=1), nn.Sigmoid(),
+            nn.ConvTranspose2d(32, 32, 5, padding=2),
+            nn.PReLU(32),
+            nn.ConvTranspose2d(32, 32, 5, padding=2),
+            nn.PReLU(32),
+            nn.ConvTranspose2d(32, 16, 5, stride=2, padding=2, output_padding=1),
+            nn.PReLU(16),
+            nn.ConvTranspose2d(16, 3, 5, stride=2, padding=2, output_padding=1),
+            nn.Sigmoid(),
         )
 
     def encode_rows(self, x: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+BATCH = 16
+
 
 class InverseNetwork(nn.Module):
     """ŷ_e [batch, N, 2] -> features [batch, c, h, w] -> convolution, convolution, upsampling to the image.
@@ -38,9 +40,24 @@ class InverseNetwork(nn.Module):
         return torch.sigmoid(self.upsample(self.second(torch.relu(self.first(features)))))
 
 
-def train_inverse(network: InverseNetwork, heard: NDArray[np.complex64], images: NDArray[np.float32], *, steps: int,
-                  seed: int, batch: int = 16, lr: float = 1e-3,
-                  advance: Callable[[int], None] = lambda steps: None) -> InverseNetwork:
+def new_network(h: int, w: int, c: int, height: int, width: int, seed: int) -> InverseNetwork:
+    """An untrained network whose first weights depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return InverseNetwork(h, w, c, height, width)
+
+
+def train_inverse(
+    network: InverseNetwork,
+    heard: NDArray[np.complex64],
+    images: NDArray[np.float32],
+    *,
+    steps: int,
+    seed: int,
+    batch: int = BATCH,
+    lr: float = 1e-3,
+    advance: Callable[[int], None] = lambda pictures: None,
+) -> InverseNetwork:
     """Fit Eq. (6) on what Eve heard, complex64 [m, N], of her own images float32 [m, 3, height, width]."""
     generator = torch.Generator().manual_seed(seed)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -56,7 +73,7 @@ def train_inverse(network: InverseNetwork, heard: NDArray[np.complex64], images:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        advance(1)
+        advance(batch)
     return network.eval()
 
 

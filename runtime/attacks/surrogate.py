@@ -34,11 +34,18 @@ class Surrogate(nn.Module):
         self._output = model.graph.output[0].name
         # shapes and axes are read as lists while running; only what enters arithmetic is a tensor
         self._lists = {name: array.reshape(-1).tolist() for name, array in constants.items() if array.dtype == np.int64}
-        self._tensors = nn.ParameterDict({
-            _key(name): nn.Parameter(torch.from_numpy(array.copy()).contiguous(memory_format=torch.channels_last)
-                                     if array.ndim == 4 else torch.from_numpy(array.copy()), requires_grad=False)
-            for name, array in constants.items() if array.dtype != np.int64
-        })
+        self._tensors = nn.ParameterDict(
+            {
+                _key(name): nn.Parameter(
+                    torch.from_numpy(array.copy()).contiguous(memory_format=torch.channels_last)
+                    if array.ndim == 4
+                    else torch.from_numpy(array.copy()),
+                    requires_grad=False,
+                )
+                for name, array in constants.items()
+                if array.dtype != np.int64
+            }
+        )
 
     def forward(self, *inputs: Tensor) -> Tensor:
         values: dict[str, Any] = dict(zip(self._inputs, inputs, strict=True)) | self._lists | {"": None}
@@ -65,17 +72,31 @@ def _pad(attributes: dict[str, Any], x: Tensor) -> tuple[Tensor, list[int]]:
 
 def _conv(attributes: dict[str, Any], x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     x, padding = _pad(attributes, x)
-    return F.conv2d(x, weight, bias, attributes.get("strides", [1, 1]), padding, attributes.get("dilations", [1, 1]),
-                    attributes.get("group", 1))
+    return F.conv2d(
+        x,
+        weight,
+        bias,
+        attributes.get("strides", [1, 1]),
+        padding,
+        attributes.get("dilations", [1, 1]),
+        attributes.get("group", 1),
+    )
 
 
 def _conv_transpose(attributes: dict[str, Any], x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     pads = attributes.get("pads", [0, 0, 0, 0])
     if pads[:2] != pads[2:]:
         raise UnsupportedGraphError("ConvTranspose with unequal pads is not supported")
-    return F.conv_transpose2d(x, weight, bias, attributes.get("strides", [1, 1]), pads[:2],
-                              attributes.get("output_padding", [0, 0]), attributes.get("group", 1),
-                              attributes.get("dilations", [1, 1]))
+    return F.conv_transpose2d(
+        x,
+        weight,
+        bias,
+        attributes.get("strides", [1, 1]),
+        pads[:2],
+        attributes.get("output_padding", [0, 0]),
+        attributes.get("group", 1),
+        attributes.get("dilations", [1, 1]),
+    )
 
 
 def _reshape(attributes: dict[str, Any], x: Tensor, shape: list[int]) -> Tensor:

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-
 from semseal.runtime.attacks.surrogate import Surrogate
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -40,13 +39,20 @@ def total_variation(x: Tensor, beta: float) -> Tensor:
     return (squares + 1e-8).pow(beta / 2).sum()
 
 
-def invert(surrogate: Surrogate, heard: NDArray[np.complex64], height: int, width: int, h: int,
-           settings: WhiteBoxSettings = FAST, batch: int = 32,
-           advance: Callable[[int], None] = lambda images: None) -> NDArray[np.float32]:
+def invert(
+    surrogate: Surrogate,
+    heard: NDArray[np.complex64],
+    height: int,
+    width: int,
+    h: int,
+    settings: WhiteBoxSettings = FAST,
+    batch: int = 32,
+    advance: Callable[[int], None] = lambda image_steps: None,
+) -> NDArray[np.float32]:
     """Symbols complex64 [n, N] to images float32 [n, 3, height, width] in 0..1; ``h`` is the number of feature rows.
 
-    The images of a batch do not influence each other. ``advance`` is told the number of images done, in fractions
-    of a batch. Convolutions run in bf16 where the processor has it, the images and Adam's state in float32.
+    The images of a batch do not influence each other. ``advance`` is told of every step, times images.
+    Convolutions run in bf16, the images and Adam's state in float32.
     """
     out = np.empty((len(heard), 3, height, width), np.float32)
     for start in range(0, len(heard), batch):
@@ -66,6 +72,6 @@ def invert(surrogate: Surrogate, heard: NDArray[np.complex64], height: int, widt
             optimizer.step()
             with torch.no_grad():
                 x.clamp_(0, 1)
+            advance(len(part))
         out[start : start + len(part)] = x.detach().numpy()
-        advance(len(part))
     return out

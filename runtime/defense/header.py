@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-
 from semseal.runtime.defense.keys import derive
 
 MODES = ("none", "permute", "substitute", "permute+substitute")

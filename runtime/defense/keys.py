@@ -85,7 +85,7 @@ class KeyStream:
         while True:
             if not self._words:
                 block = self._encryptor.update(bytes(4096))
-                self._words = [int.from_bytes(block[i : i + 4], "little") for i in range(0, len(block), 4)]
+                self._words = [int.from_bytes(block[i : i + 4], "little") for i in range(len(block) - 4, -1, -4)]
             word = self._words.pop()
             if word < limit:
                 return word % n

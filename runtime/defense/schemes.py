@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
 from semseal.runtime.defense.keys import KeyStream, derive
 
 SET_SIZE = 256  # schemes in each set; the paper says "multiple"

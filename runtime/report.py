@@ -1,0 +1,152 @@
+"""results of an audit -> report.html (self-contained: no script, no font, no picture from elsewhere) and picture grids."""
+
+import base64
+import io
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.table import Table
+from semseal.runtime import paper
+from semseal.runtime.files import write_atomically
+
+NAMES = {
+    "none": "no defence",
+    "permute": "permutation only",
+    "substitute": "substitution only",
+    "permute+substitute": "permutation + substitution",
+}
+
+
+def write_report(path: Path, results: dict[str, Any], cells: dict[Any, Any], images: NDArray[np.float32]) -> None:
+    """Write the page. ``cells`` are those of ``semseal.runtime.audit``; ``images`` the pictures that were sent."""
+    from jinja2 import Environment
+
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        files("semseal.runtime").joinpath("templates/report.html").read_text()
+    )
+    sections = []
+    for defense in results["settings"]["defenses"]:
+        table, figure = paper.PLACES[defense]
+        sections.append(
+            {
+                "defense": NAMES[defense],
+                "table": table,
+                "figure": figure,
+                "lines": table_lines(results, defense),
+                "grid": _grid(results, cells, images, defense),
+            }
+        )
+    page = template.render(
+        results=results, sections=sections, mains=_mains(results), tally=tally(results["orderings"]), verdict=verdict(results)
+    )
+    write_atomically(path, page.encode())
+
+
+def table_lines(results: dict[str, Any], defense: str) -> list[tuple[str, list[dict[str, Any] | None]]]:
+    """One of Tables I to IV: a name for each line and its row of results.json for each main SNR."""
+    mains = _mains(results)
+    eves = results["settings"]["eve_snrs"]
+    wanted = [("Bob, with the key" if defense != "none" else "Bob", "bob", defense, None)]
+    for snr in eves:
+        wanted += [
+            (f"Eve {snr:g} dB, white-box", "white-box", defense, snr),
+            (f"Eve {snr:g} dB, black-box", "black-box", defense, snr),
+        ]
+    wanted.append(("answering with the mean picture", "mean picture", "none", None))
+    found = {(row["attack"], row["defense"], row["eve_snr"], row["main_snr"]): row for row in results["rows"]}
+    return [(name, [found.get((attack, mode, snr, main)) for main in mains]) for name, attack, mode, snr in wanted]
+
+
+def terminal_table(results: dict[str, Any], defense: str) -> Table:
+    """The same table for a terminal: PSNR ± interval / SSIM, the paper's figures in parentheses."""
+    numeral, _ = paper.PLACES[defense]
+    table = Table(title=f"{NAMES[defense]} (Table {numeral} of the paper, its figures in parentheses)")
+    table.add_column("PSNR in dB / SSIM")
+    for main in _mains(results):
+        table.add_column(f"main channel {main:g} dB", justify="right")
+    for name, rows in table_lines(results, defense):
+        table.add_row(name, *(_text(row) for row in rows))
+    return table
+
+
+def verdict(results: dict[str, Any]) -> str:
+    """One sentence for the top of the page: what the measured Eves saw, against Bob and against the mean picture."""
+    rows = results["rows"]
+
+    def best(defense: str) -> float:
+        return max(row["psnr"] for row in rows if row["eve_snr"] is not None and row["defense"] == defense)
+
+    bob = max(row["psnr"] for row in rows if row["attack"] == "bob")
+    floor = max(row["psnr"] for row in rows if row["attack"] == "mean picture")
+    parts = [f"{NAMES[defense]} {best(defense):.1f} dB" for defense in results["settings"]["defenses"]]
+    return (
+        f"Bob receives {bob:.1f} dB. The better of the paper's attacks gets: {', '.join(parts)}. "
+        f"Answering with the mean picture scores {floor:.1f} dB."
+    )
+
+
+def tally(found: list[dict[str, Any]]) -> list[tuple[str, int, int, int]]:
+    """For each claim: in how many comparisons it holds, fails, is open."""
+    claims = dict.fromkeys(row["claim"] for row in found)
+    count = {
+        claim: [
+            sum(row["claim"] == claim and row["verdict"] == verdict for row in found) for verdict in ("holds", "fails", "open")
+        ]
+        for claim in claims
+    }
+    return [(claim, *counts) for claim, counts in count.items()]  # type: ignore[misc]
+
+
+def montage(pictures: list[NDArray[np.float32]], gap: int = 6) -> Image.Image:
+    """Images float32 [3, height, width] in 0..1 side by side on white."""
+    height, width = pictures[0].shape[1:]
+    sheet = Image.new("RGB", (len(pictures) * (width + gap) - gap, height), "white")
+    for i, picture in enumerate(pictures):
+        sheet.paste(_image(picture), (i * (width + gap), 0))
+    return sheet
+
+
+def _grid(results: dict[str, Any], cells: dict[Any, Any], images: NDArray[np.float32], defense: str) -> list[dict[str, Any]]:
+    """Figures 3 to 6: per main SNR the sent picture, Bob's, and each Eve's, with PSNR and SSIM below."""
+    grid = []
+    for main in _mains(results):
+        entries = [{"name": "sent", "picture": _embedded(images[0]), "caption": ""}]
+        chosen = [cell for cell in cells if cell.defense == defense and cell.main_snr == main and cell.attack != "mean picture"]
+        order = {"bob": 0, "white-box": 1, "black-box": 2}
+        for cell in sorted(chosen, key=lambda cell: (cell.eve_snr is not None, cell.eve_snr or 0, order[cell.attack])):
+            name = "Bob" if cell.attack == "bob" else f"Eve {cell.eve_snr:g} dB, {cell.attack}"
+            entries.append(
+                {
+                    "name": name,
+                    "picture": _embedded(cells[cell].shown[0]),
+                    "caption": f"{cells[cell].psnr[0]:.1f} dB / {cells[cell].ssim[0]:.2f}",
+                }
+            )
+        grid.append({"main": main, "entries": entries})
+    return grid
+
+
+def _mains(results: dict[str, Any]) -> list[float]:
+    return [bundle["main_snr"] for bundle in results["bundles"]]
+
+
+def _text(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "not measured"
+    interval = "" if row["psnr_95"] is None else f" ± {row['psnr_95']:.2f}"
+    published = "" if row["paper_psnr"] is None else f"  ({row['paper_psnr']:.2f} / {row['paper_ssim']:.2f})"
+    return f"{row['psnr']:.2f}{interval} / {row['ssim']:.2f}{published}"
+
+
+def _image(picture: NDArray[np.float32]) -> Image.Image:
+    return Image.fromarray(np.round(picture.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0))
+
+
+def _embedded(picture: NDArray[np.float32]) -> str:
+    buffer = io.BytesIO()
+    _image(picture).save(buffer, "WEBP", quality=85)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
