@@ -44,10 +44,7 @@ def export_run(run: Path, out: Path) -> Bundle:
         "precisions": ["fp32"],
         "opset": OPSET,
         "tools": {package: version(package) for package in ("semseal", "torch", "onnx", "onnxruntime", "numpy")},
-        "training": {
-            "config": dataclasses.asdict(config),
-            "last": json.loads((run / "log.jsonl").read_text().splitlines()[-1]),
-        },
+        "training": {**dataclasses.asdict(config), "last": json.loads((run / "log.jsonl").read_text().splitlines()[-1])},
         "parity": measure_parity(model, transmitter, receiver, images),
     }
     return write_bundle(out, {"transmitter.fp32.onnx": transmitter, "receiver.fp32.onnx": receiver}, manifest)

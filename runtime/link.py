@@ -166,7 +166,9 @@ class Receiver:
         opened = self._open(frames)
         h, n = self.bundle.h, self.bundle.n_symbols
         # all that was heard, and zeros for what was not
-        heard = np.concatenate([np.stack([symbols for _, symbols in opened]), np.zeros((1, n), np.complex64)])
+        heard = np.concatenate(
+            [np.reshape([symbols for _, symbols in opened], (-1, n)).astype(np.complex64), np.zeros((1, n), np.complex64)]
+        )
         place = {(header.session, header.counter): i for i, (header, _) in enumerate(opened)}
         tables, own, other, incomplete = [], [], [], []
         for i, (header, _) in enumerate(opened):

@@ -127,7 +127,7 @@ def random_crop(picture: NDArray[np.uint8], height: int, width: int, rng: np.ran
     rows, columns = picture.shape[:2]
     largest = min(rows / height, columns / width)
     scale = np.exp(rng.uniform(np.log(min(0.6, largest)), np.log(largest)))
-    tall, wide = height * scale, width * scale
+    tall, wide = min(height * scale, rows), min(width * scale, columns)  # rounding may exceed the picture
     out = _cut(
         picture, rng.uniform(tall / 2, rows - tall / 2), rng.uniform(wide / 2, columns - wide / 2), tall, wide, height, width
     )

@@ -8,7 +8,9 @@ from semseal.export.bundle import export_run
 from semseal.train.config import ModelConfig, TrainConfig
 from semseal.train.fit import train
 
-SMALL = TrainConfig(model=ModelConfig(height=32, width=24, c=4), batch=8, steps=60, warmup=10, save_every=20, precision="32-true")
+SMALL = TrainConfig(
+    model=ModelConfig(height=32, width=24, c=4), batch=8, steps=60, warmup=10, save_every=20, precision="32-true"
+)
 
 
 @pytest.fixture(scope="session")

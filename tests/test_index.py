@@ -34,10 +34,10 @@ def test_invert_undoes_compose_bit_for_bit(scheme, seed):
     h = len(P)
     rows = np.random.default_rng(seed).standard_normal((2 * h, 3)).astype(np.float32)
     places = np.arange(2)
-    sent = index.gather(rows, index.spread(np.stack([index.compose(P, swapped, P_other), index.compose(P_other, swapped, P)]),
-                                           places, places ^ 1))  # fmt: skip
-    back = index.gather(sent.reshape(2 * h, 3), index.spread(np.stack([index.invert(P, swapped), index.invert(P_other, swapped)]),
-                                                            places, places ^ 1))  # fmt: skip
+    outward = np.stack([index.compose(P, swapped, P_other), index.compose(P_other, swapped, P)])
+    inward = np.stack([index.invert(P, swapped), index.invert(P_other, swapped)])
+    sent = index.gather(rows, index.spread(outward, places, places ^ 1))
+    back = index.gather(sent.reshape(2 * h, 3), index.spread(inward, places, places ^ 1))
     assert back.reshape(2 * h, 3).tobytes() == rows.tobytes()
     assert sorted(sent.reshape(-1).tolist()) == sorted(rows.reshape(-1).tolist())  # power is only moved about
 

@@ -62,6 +62,8 @@ class TrainConfig:
     precision: str = "32-true"  # Lightning Fabric's names: 32-true, bf16-mixed
     save_every: int = 500
     seed: int = 0
+    data: str = ""  # what it was trained on: photos, celeba or folder; written by train
+    init: str = ""  # name of the run whose weights were the start; written by train
 
     def __post_init__(self) -> None:
         for name in ("taps", "lr", "batch", "steps", "clip", "save_every"):

@@ -4,6 +4,7 @@ Everything random is drawn from (seed, step, device), so weights, optimiser and 
 ``resume`` continues with the losses an uninterrupted run would have had.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -34,12 +35,13 @@ class TrainingError(RuntimeError):
 def train(
     config: TrainConfig, data: str, out: Path, *, resume: bool = False, init: Path | None = None, devices: int = 1
 ) -> None:
-    """Train into the run folder ``out``; ``init`` is a run whose weights are the start.
+    """Train into the run folder ``out``; ``init`` is a run whose weights are the start (with another c, those that fit).
 
     With ``torchrun`` or ``devices`` above 1 every process takes its share of ``config.batch``. Raises TrainingError for
     a folder that holds a run already (without ``resume``), for a resumed run whose configuration differs, and when the
     loss is not finite; the last checkpoint is then still good.
     """
+    config = dataclasses.replace(config, data=data.partition(":")[0], init=init.name if init else "")
     torch.set_float32_matmul_precision("high")
     world = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
     fabric = Fabric(accelerator="auto", devices=world, strategy="ddp" if world > 1 else "auto", precision=config.precision)  # type: ignore[arg-type]
@@ -53,7 +55,7 @@ def train(
         torch.manual_seed(config.seed)
         model = DeepJSCC(config.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if init is not None:
-        model.load_state_dict(_weights_of(init, config))
+        _start_from(model, init)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
     if start:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -202,17 +204,19 @@ def _save(out: Path, checkpoint: Path, model: DeepJSCC, optimizer: Any, step: in
 
 def load_run(run: Path) -> DeepJSCC:
     """The trained model of a run folder, float32 on the CPU, in evaluation mode. Raises as TrainConfig.read."""
-    config = TrainConfig.read(run)
-    model = DeepJSCC(config.model)
-    model.load_state_dict(_weights_of(run, config))
+    model = DeepJSCC(TrainConfig.read(run).model)
+    model.load_state_dict(_weights_of(run))
     return model.eval()
 
 
-def _weights_of(run: Path, config: TrainConfig) -> dict[str, Tensor]:
+def _weights_of(run: Path) -> dict[str, Tensor]:
     path = run / "weights.safetensors"
     if not path.is_file():
         raise TrainingError(f"{path} not found: the run has reached no checkpoint yet")
-    found = TrainConfig.read(run).model
-    if found != config.model:
-        raise TrainingError(f"{run} holds a model of another shape: {found}, wanted {config.model}")
     return load_file(path)
+
+
+def _start_from(model: DeepJSCC, run: Path) -> None:
+    """Take a run's weights; where c differs, the channel encoder and decoder start afresh and the rest is kept."""
+    weights, own = _weights_of(run), model.state_dict()
+    model.load_state_dict({name: weights[name] if weights[name].shape == own[name].shape else own[name] for name in own})

@@ -1,0 +1,196 @@
+import numpy as np
+import pytest
+from semseal.runtime import channel
+from semseal.runtime.bundle import open_bundle
+from semseal.runtime.defense.header import MODES, HeaderError
+from semseal.runtime.defense.keys import KeyFileError, write_key
+from semseal.runtime.engine import EngineError
+from semseal.runtime.link import Frame, Receiver, Transmitter
+from semseal.runtime.metrics import psnr
+
+KEY = b"k" * 32
+DEFENDED = [mode for mode in MODES if mode != "none"]
+
+
+def radio(frames, seed=0, snr=10.0):
+    """Frames as Bob hears them."""
+    noise = channel.draw_noise(len(frames), len(frames[0].symbols), np.random.default_rng(seed))
+    heard = channel.awgn(np.stack([frame.symbols for frame in frames]), noise, snr)
+    return [Frame(symbols, frame.header) for symbols, frame in zip(heard, frames, strict=True)]
+
+
+@pytest.mark.parametrize("defense", MODES)
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 64])
+def test_bob_with_the_key_loses_nothing_without_noise(small_bundle, small_images, defense, batch):
+    images = small_images(batch)
+    plain = Receiver(small_bundle).receive(Transmitter(small_bundle).send(images))
+    frames = Transmitter(small_bundle, KEY, defense).send(images)
+    odd = "substitute" in defense and batch % 2
+    assert len(frames) == batch + odd
+    assert Receiver(small_bundle, KEY).receive(frames).tobytes() == plain.tobytes()
+
+
+@pytest.mark.parametrize("defense", DEFENDED)
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_bob_with_the_key_loses_nothing_for_the_same_noise(small_bundle, small_images, defense, batch):
+    images, h = small_images(batch), open_bundle(small_bundle).h
+    undefended = np.stack([frame.symbols for frame in Transmitter(small_bundle).send(images)])
+    frames = Transmitter(small_bundle, KEY, defense).send(images)
+    on_air = np.stack([frame.symbols for frame in frames])
+    heard = radio(frames)
+    noise = np.stack([frame.symbols for frame in heard]) - on_air
+
+    # where each undefended row went, found by its values, so that the same noise can meet the same row
+    width = undefended.shape[1] // h
+    where = {row.tobytes(): i for i, row in enumerate(on_air.reshape(-1, width))}
+    moved = [where[row.tobytes()] for row in undefended.reshape(-1, width)]
+    heard_rows = np.stack([frame.symbols for frame in heard]).reshape(-1, width)[moved].reshape(undefended.shape)
+    assert np.allclose(heard_rows - undefended, noise.reshape(-1, width)[moved].reshape(undefended.shape), atol=1e-6)
+
+    plain = [Frame(row, frame.header) for row, frame in zip(heard_rows, Transmitter(small_bundle).send(images), strict=True)]
+    assert Receiver(small_bundle, KEY).receive(heard).tobytes() == Receiver(small_bundle).receive(plain).tobytes()
+
+
+@pytest.mark.parametrize("defense", DEFENDED)
+def test_bob_without_the_key_gets_no_picture_and_eve_gets_other_rows(small_bundle, small_images, defense):
+    images = small_images(4)
+    frames = Transmitter(small_bundle, KEY, defense).send(images)
+    with pytest.raises(HeaderError, match="no key"):
+        Receiver(small_bundle).receive(frames)
+    with pytest.raises(HeaderError, match="wrong key"):
+        Receiver(small_bundle, b"e" * 32).receive(frames)
+    undefended = Transmitter(small_bundle).send(images)
+    assert all((a.symbols != b.symbols).any() for a, b in zip(frames, undefended, strict=True))
+
+
+@pytest.mark.parametrize("defense", DEFENDED)
+def test_every_transmission_has_its_own_scheme(small_bundle, small_images, defense):
+    tx = Transmitter(small_bundle, KEY, defense)
+    sent = {tx.send(small_images(2))[0].symbols.tobytes() for _ in range(20)}
+    assert len(sent) >= 15
+
+
+def test_pictures_come_back_in_the_order_sent_however_frames_arrive(small_bundle, small_images):
+    images = small_images(7)
+    frames = Transmitter(small_bundle, KEY, "permute+substitute").send(images)
+    expected = Receiver(small_bundle, KEY).receive(frames)
+    shuffled = [frames[i] for i in np.random.default_rng(1).permutation(len(frames))]
+    assert Receiver(small_bundle, KEY).receive(shuffled).tobytes() == expected.tobytes()
+
+
+def test_more_images_than_one_run_of_the_engine_holds(small_bundle, small_images):
+    images = small_images(131)
+    frames = Transmitter(small_bundle, KEY, "permute+substitute").send(images)
+    plain = Receiver(small_bundle).receive(Transmitter(small_bundle).send(images))
+    assert np.array_equal(Receiver(small_bundle, KEY).receive(frames), plain)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_partner_costs_the_swapped_rows_and_is_reported(small_bundle, small_images, lost):
+    images = small_images(4)
+    frames = Transmitter(small_bundle, KEY, "substitute").send(images)
+    whole = Receiver(small_bundle, KEY)
+    expected = whole.receive(frames)
+    assert whole.incomplete == []
+    rx = Receiver(small_bundle, KEY)
+    got = rx.receive(frames[:lost] + frames[lost + 1 :])
+    assert rx.incomplete == [0]
+    assert len(got) == 3
+    assert got[1:].tobytes() == expected[2:].tobytes()
+    kept = expected[1 - lost]
+    assert 5 < psnr(kept[None], got[:1])[0] < 60  # damaged, not destroyed
+
+
+def test_a_lost_noise_tensor_is_a_lost_partner(small_bundle, small_images):
+    frames = Transmitter(small_bundle, KEY, "substitute").send(small_images(1))
+    rx = Receiver(small_bundle, KEY)
+    assert len(rx.receive(frames[:1])) == 1
+    assert rx.incomplete == [0]
+
+
+def test_the_noise_tensor_alone_is_no_picture(small_bundle, small_images):
+    frames = Transmitter(small_bundle, KEY, "substitute").send(small_images(1))
+    assert Receiver(small_bundle, KEY).receive(frames[1:]).shape == (0, 3, 32, 24)
+
+
+@pytest.mark.parametrize("defense", MODES)
+def test_power_is_one(small_bundle, small_images, defense):
+    frames = Transmitter(small_bundle, KEY, defense).send(small_images(6))
+    power = [float(np.mean(np.abs(frame.symbols.astype(np.complex128)) ** 2)) for frame in frames]
+    pairs = np.reshape(power, (-1, 2)).mean(axis=1)
+    assert np.abs(pairs - 1).max() < 1e-5
+    if "substitute" not in defense:
+        assert np.abs(np.array(power) - 1).max() < 1e-5
+
+
+def test_replayed_frames_are_refused_and_use_nothing_up(small_bundle, small_images):
+    frames = Transmitter(small_bundle, KEY, "permute").send(small_images(3))
+    rx = Receiver(small_bundle, KEY)
+    with pytest.raises(HeaderError, match=r"frame 3.*replay"):
+        rx.receive([*frames, frames[0]])
+    rx.receive(frames[:2])
+    with pytest.raises(HeaderError, match=r"frame 1.*replay"):
+        rx.receive([frames[2], frames[1]])
+    assert len(rx.receive(frames[2:])) == 1
+
+
+def test_wrong_shapes_and_values_are_refused(small_bundle, small_images):
+    tx = Transmitter(small_bundle, KEY, "permute")
+    for bad, message in [
+        (small_images(1)[0], r"images must be \[batch, 3, 32, 24\], got \[3, 32, 24\]"),
+        (small_images(1)[:, :, :, :-1], "images must be"),
+        (small_images(1)[:0], "images must be"),
+        (small_images(1).astype(np.float64), "float32"),
+        (small_images(1) * 255, r"0\.\.1"),
+        (small_images(1) * np.float32(np.nan), "finite"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            tx.send(bad)
+    frame = tx.send(small_images(1))[0]
+    for symbols, message in [
+        (frame.symbols[:-1], r"frame 0: symbols must be complex64 \[96\]"),
+        (frame.symbols.view(np.float32), "frame 0: symbols must be"),
+        (frame.symbols * np.nan, "not finite"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Receiver(small_bundle, KEY).receive([Frame(symbols, frame.header)])
+
+
+def test_no_frames_are_no_pictures(small_bundle):
+    assert Receiver(small_bundle, KEY).receive([]).shape == (0, 3, 32, 24)
+
+
+def test_what_cannot_be_had_fails_with_the_reason(small_bundle, tmp_path):
+    with pytest.raises(ValueError, match="defense must be one of"):
+        Transmitter(small_bundle, KEY, "shuffle")
+    with pytest.raises(ValueError, match="needs a key"):
+        Transmitter(small_bundle, None, "permute")
+    with pytest.raises(EngineError, match="engine must be one of"):
+        Transmitter(small_bundle, engine="abacus")
+    with pytest.raises(ValueError, match="has no precision 'int4'"):
+        Receiver(small_bundle, precision="int4")
+    with pytest.raises(KeyFileError, match="keygen"):
+        Receiver(small_bundle, tmp_path / "none")
+
+
+def test_key_files_work_on_both_sides(small_bundle, small_images, tmp_path):
+    write_key(tmp_path / "key", KEY)
+    frames = Transmitter(small_bundle, tmp_path / "key", "permute").send(small_images(1))
+    assert len(Receiver(small_bundle, str(tmp_path / "key")).receive(frames)) == 1
+
+
+def test_frame_bytes_round_trip(small_bundle, small_images):
+    frame = Transmitter(small_bundle, KEY, "permute").send(small_images(1))[0]
+    data = frame.to_bytes()
+    back = Frame.from_bytes(data)
+    assert back.symbols.tobytes() == frame.symbols.tobytes()
+    assert back.header == frame.header
+    assert len(data) == 10 + 49 + 8 * 96
+
+
+def test_damaged_frame_bytes_are_refused(small_bundle, small_images):
+    data = Transmitter(small_bundle, KEY, "permute").send(small_images(1))[0].to_bytes()
+    infinite = data[:-4] + np.float32(np.inf).tobytes()
+    for bad in (b"", data[:9], data[:-1], data + b"\0", b"X" + data[1:], infinite):
+        with pytest.raises(ValueError, match="frame"):
+            Frame.from_bytes(bad)

@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+from PIL import Image
+from semseal.runtime.pictures import PictureError, center_crop, open_pictures, random_crop
+
+
+def write(path, height=30, width=20, colour=(10, 200, 30)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (width, height), colour).save(path)
+
+
+@pytest.fixture
+def celeba(tmp_path):
+    lines = []
+    for i, part in enumerate([0, 0, 0, 1, 2, 2]):
+        write(tmp_path / "img_align_celeba" / f"{i:06}.jpg", 218, 178, (40 * i, 0, 0))
+        lines.append(f"{i:06}.jpg {part}")
+    (tmp_path / "list_eval_partition.txt").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def test_celeba_follows_its_partition(celeba):
+    for split, names in {"train": ["000000", "000001", "000002"], "valid": ["000003"], "test": ["000004", "000005"]}.items():
+        pictures = open_pictures(f"celeba:{celeba}", split)
+        assert [path.stem for path in pictures.paths] == names
+    images = open_pictures(f"celeba:{celeba}", "test").take(2, 180, 180)
+    assert images.shape == (2, 3, 180, 180)
+    assert images.dtype == np.float32
+    assert images[:, 0].mean(axis=(1, 2)) == pytest.approx([160 / 255, 200 / 255], abs=0.02)
+
+
+def test_celeba_partition_errors_name_the_line(celeba):
+    (celeba / "list_eval_partition.txt").write_text("000000.jpg 0\n000001.jpg 7\n")
+    with pytest.raises(PictureError, match=r"list_eval_partition.txt:2: expected"):
+        open_pictures(f"celeba:{celeba}", "train")
+    (celeba / "list_eval_partition.txt").unlink()
+    with pytest.raises(PictureError, match="not found"):
+        open_pictures(f"celeba:{celeba}", "train")
+
+
+def test_a_partition_cannot_name_files_outside_its_folder(celeba):
+    (celeba / "list_eval_partition.txt").write_text("../../etc/passwd 0\n")
+    assert open_pictures(f"celeba:{celeba}", "train").paths == [celeba / "img_align_celeba" / "passwd"]
+
+
+def test_undecodable_pictures_are_named_counted_and_skipped(celeba):
+    bad = celeba / "img_align_celeba" / "000001.jpg"
+    bad.write_bytes(bad.read_bytes()[:400])
+    pictures = open_pictures(f"celeba:{celeba}", "train")
+    assert len(pictures.take(2, 32, 32)) == 2
+    assert list(pictures.skipped) == [bad]
+    with pytest.raises(PictureError, match=r"3 pictures wanted.*2 of 3 files usable \(1 could not be decoded, first .*000001"):
+        pictures.take(3, 32, 32)
+
+
+def test_folder_splits_do_not_overlap(tmp_path):
+    for i in range(11):
+        write(tmp_path / f"sub{i % 2}" / f"{i:02}.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    parts = {split: set(open_pictures(f"folder:{tmp_path}", split).paths) for split in ("train", "valid", "test")}
+    assert [len(part) for part in parts.values()] == [7, 2, 2]
+    assert len(set.union(*parts.values())) == 11
+
+
+@pytest.mark.parametrize("spec", ["", "photo", "celeba", "celeba:", "folder", "folder:", "http://x"])
+def test_bad_specs_are_refused(spec):
+    with pytest.raises(PictureError, match="data spec must be photos, celeba:FOLDER or folder:FOLDER"):
+        open_pictures(spec, "train")
+
+
+def test_empty_and_missing_folders_are_errors(tmp_path):
+    with pytest.raises(PictureError, match="holds no pictures"):
+        open_pictures(f"folder:{tmp_path}", "train")
+    with pytest.raises(PictureError, match="not a folder"):
+        open_pictures(f"folder:{tmp_path}/none", "train")
+
+
+def test_photos_are_there_and_held_out():
+    train, valid = open_pictures("photos", "train"), open_pictures("photos", "valid")
+    assert not set(train.paths) & set(valid.paths)
+    assert {path.stem for path in valid.paths} == {"astronaut", "chelsea", "camera"}
+    crops = valid.take(7, 180, 180)
+    assert crops.shape == (7, 3, 180, 180)
+    assert 0 <= crops.min() < crops.max() <= 1
+    assert np.array_equal(crops, open_pictures("photos", "valid").take(7, 180, 180))
+    assert len({crop.tobytes() for crop in crops}) == 7
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 200), (200, 3), (181, 179), (45, 45)])
+def test_crops_of_any_size(rows, columns):
+    picture = np.random.default_rng(0).integers(0, 256, (rows, columns, 3), np.uint8)
+    assert center_crop(picture, 44, 32).shape == (44, 32, 3)
+    rng = np.random.default_rng(1)
+    assert all(random_crop(picture, 44, 32, rng).shape == (44, 32, 3) for _ in range(20))
+
+
+def test_center_crop_of_the_wanted_size_changes_nothing():
+    picture = np.random.default_rng(0).integers(0, 256, (44, 32, 3), np.uint8)
+    assert np.array_equal(center_crop(picture, 44, 32), picture)
+
+
+def test_center_crop_is_centred():
+    picture = np.zeros((60, 20, 3), np.uint8)
+    picture[20:40] = 255
+    assert (center_crop(picture, 8, 8) == 255).all()
