@@ -7,7 +7,6 @@ The scheme index is an input, int32, and one Gather on axis 0 over the rows of a
 ``frames`` and ``batch`` differ at the receiver, because a partner's frame is gathered from but need not be decoded.
 """
 
-import io
 import logging
 import warnings
 
@@ -73,9 +72,7 @@ def _export(module: nn.Module, args: tuple[Tensor, ...], axes: dict[str, dict[in
             verbose=False,
         )
     assert program is not None
-    buffer = io.BytesIO()
-    program.save(buffer, external_data=False)
-    graph = onnx.load_model_from_string(buffer.getvalue())
+    graph = program.model_proto
     # names that say what a tensor is, no traces of the exporting machine's source files
     for node in graph.graph.node:
         del node.metadata_props[:]

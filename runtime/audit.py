@@ -25,6 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from semseal.runtime import channel, metrics, paper
 from semseal.runtime.attacks import blackbox, whitebox
 from semseal.runtime.attacks.surrogate import Surrogate
+from semseal.runtime.attacks.whitebox import FAST, WhiteBoxSettings
 from semseal.runtime.bundle import Bundle, open_bundle
 from semseal.runtime.defense.keys import generate_key
 from semseal.runtime.files import write_atomically
@@ -45,10 +46,10 @@ class Settings:
     """How much is measured. ``whitebox_pictures`` of the ``pictures`` are attacked white-box, the first ones."""
 
     pictures: int = 200
-    whitebox_pictures: int = 32
+    whitebox_pictures: int = 24
     eve_pictures: int = 800  # that Eve trains on
-    blackbox_steps: int = 1000
-    whitebox: whitebox.WhiteBoxSettings = whitebox.FAST
+    blackbox_steps: int = 600
+    whitebox: WhiteBoxSettings = FAST
     eve_snrs: tuple[float, ...] = (0.0, 10.0, 20.0)
     defenses: tuple[str, ...] = tuple(paper.PLACES)
     seed: int = 0
@@ -60,7 +61,7 @@ QUICK = Settings(
     whitebox_pictures=4,
     eve_pictures=200,
     blackbox_steps=150,
-    whitebox=dataclasses.replace(whitebox.FAST, steps=100, lr=0.1),
+    whitebox=dataclasses.replace(FAST, steps=100, lr=0.1),
 )
 DEMO = dataclasses.replace(
     QUICK, pictures=24, whitebox_pictures=8, blackbox_steps=400, eve_snrs=(10.0,), defenses=("none", "permute+substitute")
@@ -93,6 +94,8 @@ class Measured:
 
 def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL) -> dict[str, Any]:
     """Run or continue an audit of one bundle per main SNR; returns what it wrote to ``out``/results.json.
+
+    Beside it: report.html, tables.md, and one file for each cell.
 
     Raises AuditError for two bundles of one SNR or of different shapes, and for an ``out`` that holds another audit;
     PictureError when the data has too few pictures.
@@ -134,8 +137,9 @@ def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL) 
                 cells[cell] = found
     results = summarise(cells, opened, data, settings)
     write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
-    from semseal.runtime.report import write_report
+    from semseal.runtime.report import markdown_tables, write_report
 
+    write_atomically(out / "tables.md", markdown_tables(results).encode())
     write_report(out / "report.html", results, cells, images)
     return results
 
@@ -213,7 +217,7 @@ class _Scene:
 
     def _through(self, symbols: NDArray[np.complex64], snr: float, stream: int) -> NDArray[np.complex64]:
         rng = np.random.default_rng([self.settings.seed, stream])
-        return channel.awgn(symbols, channel.draw_noise(*symbols.shape, rng), snr)
+        return channel.awgn(symbols, channel.draw_noise(len(symbols), symbols.shape[1], rng), snr)
 
 
 def summarise(cells: dict[Cell, Measured], bundles: list[Bundle], data: str, settings: Settings) -> dict[str, Any]:

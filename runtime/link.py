@@ -98,7 +98,7 @@ class Transmitter:
         batch, h = len(images), self.bundle.h
         swap, permute = "substitute" in self.defense, "permute" in self.defense
         self._counter += self._counter % 2  # a pair is an even counter and the next one
-        headers = []
+        headers: list[Header] = []
         tables = np.tile(index.identity(h), (batch + batch % 2, 1))
         permutations = tables.copy()
         swapped = np.zeros((batch + batch % 2, h), bool)
@@ -170,7 +170,10 @@ class Receiver:
             [np.reshape([symbols for _, symbols in opened], (-1, n)).astype(np.complex64), np.zeros((1, n), np.complex64)]
         )
         place = {(header.session, header.counter): i for i, (header, _) in enumerate(opened)}
-        tables, own, other, incomplete = [], [], [], []
+        tables: list[index.Table] = []
+        own: list[int] = []
+        other: list[int] = []
+        incomplete: list[int] = []
         for i, (header, _) in enumerate(opened):
             if header.noise:
                 continue

@@ -136,7 +136,7 @@ def random_crop(picture: NDArray[np.uint8], height: int, width: int, rng: np.ran
 
 def to_float(crops: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
     """Crops uint8 [height, width, 3] to images float32 [n, 3, height, width] in 0..1."""
-    return np.stack(crops).transpose(0, 3, 1, 2).astype(np.float32) / 255
+    return np.stack(crops).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
 
 
 def _cut(

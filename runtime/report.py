@@ -73,6 +73,25 @@ def terminal_table(results: dict[str, Any], defense: str) -> Table:
     return table
 
 
+def markdown_tables(results: dict[str, Any]) -> str:
+    """All tables, and how often each ordering holds, in Markdown: PSNR ± interval / SSIM (the paper's figures)."""
+    lines = []
+    for defense in results["settings"]["defenses"]:
+        numeral, _ = paper.PLACES[defense]
+        lines += [f"### Table {numeral}: {NAMES[defense]}", ""]
+        lines.append("| PSNR in dB / SSIM | " + " | ".join(f"main channel {main:g} dB" for main in _mains(results)) + " |")
+        lines.append("|---" * (1 + len(_mains(results))) + "|")
+        lines += [
+            f"| {name} | " + " | ".join(_text(row) for row in rows) + " |" for name, rows in table_lines(results, defense)
+        ]
+        lines.append("")
+    lines += ["### The paper's orderings", "", "| claim | holds | fails | open |", "|---|---|---|---|"]
+    lines += [
+        f"| {claim} | {holds} | {fails} | {undecided} |" for claim, holds, fails, undecided in tally(results["orderings"])
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def verdict(results: dict[str, Any]) -> str:
     """One sentence for the top of the page: what the measured Eves saw, against Bob and against the mean picture."""
     rows = results["rows"]
@@ -92,13 +111,8 @@ def verdict(results: dict[str, Any]) -> str:
 def tally(found: list[dict[str, Any]]) -> list[tuple[str, int, int, int]]:
     """For each claim: in how many comparisons it holds, fails, is open."""
     claims = dict.fromkeys(row["claim"] for row in found)
-    count = {
-        claim: [
-            sum(row["claim"] == claim and row["verdict"] == verdict for row in found) for verdict in ("holds", "fails", "open")
-        ]
-        for claim in claims
-    }
-    return [(claim, *counts) for claim, counts in count.items()]  # type: ignore[misc]
+    verdicts = {claim: [row["verdict"] for row in found if row["claim"] == claim] for claim in claims}
+    return [(claim, given.count("holds"), given.count("fails"), given.count("open")) for claim, given in verdicts.items()]
 
 
 def montage(pictures: list[NDArray[np.float32]], gap: int = 6) -> Image.Image:

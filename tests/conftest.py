@@ -9,7 +9,7 @@ from semseal.train.config import ModelConfig, TrainConfig
 from semseal.train.fit import train
 
 SMALL = TrainConfig(
-    model=ModelConfig(height=32, width=24, c=4), batch=8, steps=60, warmup=10, save_every=20, precision="32-true"
+    model=ModelConfig(height=32, width=24, c=4), batch=8, steps=200, warmup=10, save_every=50, precision="32-true"
 )
 
 

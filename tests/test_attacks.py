@@ -124,8 +124,3 @@ def test_black_box_is_reproducible(small_bundle, small_images):
         blackbox.train_inverse(network, symbols, small_images(8), steps=10, seed=3)
         answers.append(blackbox.invert(network, symbols))
     assert np.array_equal(*answers)
-
-
-def test_black_box_shapes_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match="do not divide"):
-        blackbox.InverseNetwork(45, 45, 16, 180, 184)

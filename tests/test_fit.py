@@ -21,8 +21,11 @@ def losses(run):
 
 
 def test_training_learns_and_writes_a_whole_run(small_run):
-    found = losses(small_run)
-    assert found[60] < 0.7 * found[10]
+    valid = [
+        row["valid_psnr"] for row in map(json.loads, (small_run / "log.jsonl").read_text().splitlines()) if "valid_psnr" in row
+    ]
+    assert len(valid) == 4
+    assert valid[-1] > valid[0] + 1
     assert sorted(path.name for path in small_run.iterdir()) == ["config.json", "log.jsonl", "weights.safetensors"]
     assert load_run(small_run).config == TrainConfig.read(small_run).model
 

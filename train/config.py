@@ -96,7 +96,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper-0db": {"snr_db": 0.0},
     "paper-10db": {"snr_db": 10.0},
     "paper-20db": {"snr_db": 20.0},
-    "photos-0db": {"snr_db": 0.0, "steps": 3_000, **_PHOTOS},
+    "photos-0db": {"snr_db": 0.0, "steps": 2_500, **_PHOTOS},
     "photos-10db": {"snr_db": 10.0, "steps": 12_000, **_PHOTOS},
-    "photos-20db": {"snr_db": 20.0, "steps": 3_000, **_PHOTOS},
+    "photos-20db": {"snr_db": 20.0, "steps": 2_500, **_PHOTOS},
 }

@@ -49,13 +49,16 @@ def train(
     if config.batch % fabric.world_size:
         raise TrainingError(f"batch {config.batch} cannot be split over {fabric.world_size} devices")
 
+    # everything that can be wrong is found before the run folder is made
+    pictures, valid = open_pictures(data, "train"), _valid_pictures(data, config)
+    weights = None if init is None else _weights_of(init)
     checkpoint = out / "resume.ckpt"
     start = _open_run(config, out, checkpoint, resume, fabric)
     with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator only
         torch.manual_seed(config.seed)
         model = DeepJSCC(config.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if init is not None:
-        _start_from(model, init)
+    if weights is not None:
+        _start_from(model, weights)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
     if start:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -64,9 +67,7 @@ def train(
     link, optimizer = fabric.setup(model, optimizer)
 
     share = config.batch // fabric.world_size
-    pictures = open_pictures(data, "train")
     batches = StepBatches(pictures, share, config.model.height, config.model.width, config.seed, fabric.global_rank)
-    valid = _valid_pictures(data, config)
     skipped: dict[str, str] = {}
     columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[shown]}"), TimeRemainingColumn())
     with (
@@ -122,7 +123,7 @@ def _step(link: Any, optimizer: Any, fabric: Fabric, config: TrainConfig, x: Ten
     fabric.clip_gradients(link, optimizer, max_norm=config.clip, error_if_nonfinite=False)
     optimizer.step()
     both = fabric.all_reduce(torch.stack([loss.detach(), mse.detach()]), reduce_op="mean")
-    return float(both[0]), float(both[1])  # type: ignore[index]
+    return float(both[0]), float(both[1])
 
 
 def transmit(symbols: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
@@ -216,7 +217,7 @@ def _weights_of(run: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def _start_from(model: DeepJSCC, run: Path) -> None:
-    """Take a run's weights; where c differs, the channel encoder and decoder start afresh and the rest is kept."""
-    weights, own = _weights_of(run), model.state_dict()
+def _start_from(model: DeepJSCC, weights: dict[str, Tensor]) -> None:
+    """Take another run's weights; where c differs, the channel encoder and decoder start afresh and the rest is kept."""
+    own = model.state_dict()
     model.load_state_dict({name: weights[name] if weights[name].shape == own[name].shape else own[name] for name in own})

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from semseal.runtime.attacks.arithmetic import fast_convolutions
 from semseal.runtime.attacks.surrogate import Surrogate
 from torch import Tensor
 
@@ -28,7 +29,7 @@ class WhiteBoxSettings:
     beta: float = 1.0
 
 
-PAPER = WhiteBoxSettings(steps=1000, lr=1e-3, annealed=False)
+PAPER = WhiteBoxSettings(steps=2000, lr=1e-3, annealed=False)
 FAST = WhiteBoxSettings(steps=300, lr=5e-2, annealed=True)
 
 
@@ -52,7 +53,7 @@ def invert(
     """Symbols complex64 [n, N] to images float32 [n, 3, height, width] in 0..1; ``h`` is the number of feature rows.
 
     The images of a batch do not influence each other. ``advance`` is told of every step, times images.
-    Convolutions run in bf16, the images and Adam's state in float32.
+    Convolutions run in bf16 where the processor has it, the images and Adam's state in float32.
     """
     out = np.empty((len(heard), 3, height, width), np.float32)
     for start in range(0, len(heard), batch):
@@ -64,7 +65,7 @@ def invert(
         for step in range(settings.steps):
             if settings.annealed:
                 optimizer.param_groups[0]["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-            with torch.autocast("cpu", torch.bfloat16):
+            with fast_convolutions():
                 symbols = surrogate(x, index)
             loss = (symbols.float() - target).square().sum() + settings.lam * total_variation(x, settings.beta)
             optimizer.zero_grad()
