@@ -1,7 +1,6 @@
 """A run -> a bundle, with the proof that the deployed graphs do what the trained model did."""
 
 import dataclasses
-import hashlib
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -38,7 +37,6 @@ def export_run(run: Path, out: Path) -> Bundle:
             "h": config.model.h,
             "w": config.model.w,
             "c": config.model.c,
-            "digest": hashlib.sha256(hashlib.sha256(transmitter).digest() + hashlib.sha256(receiver).digest()).hexdigest(),
         },
         "snr_db": float(config.snr_db),
         "precisions": ["fp32"],

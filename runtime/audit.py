@@ -9,6 +9,7 @@ her own pictures in the row ``mean picture``: an attack that scores no better ha
 """
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -95,7 +96,7 @@ class Measured:
 def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL) -> dict[str, Any]:
     """Run or continue an audit of one bundle per main SNR; returns what it wrote to ``out``/results.json.
 
-    Beside it: report.html, tables.md, and one file for each cell.
+    Beside it: report.html, tables.md, first-look.png, and one file for each cell.
 
     Raises AuditError for two bundles of one SNR or of different shapes, and for an ``out`` that holds another audit;
     PictureError when the data has too few pictures.
@@ -105,18 +106,19 @@ def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL) 
         raise AuditError("two bundles are trained for the same SNR; audit them one at a time")
     if len({(bundle.height, bundle.width) for bundle in opened}) > 1:
         raise AuditError("the bundles take images of different sizes; audit them one at a time")
+    height, width = opened[0].height, opened[0].width
+    images = open_pictures(data, "valid").take(settings.pictures, height, width)
+    own = open_pictures(data, "test").take(settings.eve_pictures, height, width, seed=1)
     _claim(
         out,
         {
             "bundles": {f"{bundle.snr_db:g}": bundle.digest.hex() for bundle in opened},
             "data": data,
+            "pictures": hashlib.sha256(images.tobytes() + own.tobytes()).hexdigest(),
             "settings": dataclasses.asdict(settings),
+            "environment": environment(),
         },
     )
-
-    height, width = opened[0].height, opened[0].width
-    images = open_pictures(data, "valid").take(settings.pictures, height, width)
-    own = open_pictures(data, "test").take(settings.eve_pictures, height, width, seed=1)
     cells: dict[Cell, Measured] = {}
     work = _work(opened, settings)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn())
@@ -137,9 +139,10 @@ def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL) 
                 cells[cell] = found
     results = summarise(cells, opened, data, settings)
     write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
-    from semseal.runtime.report import markdown_tables, write_report
+    from semseal.runtime.report import markdown_tables, write_first_look, write_report
 
     write_atomically(out / "tables.md", markdown_tables(results).encode())
+    write_first_look(out / "first-look.png", results, cells, images)
     write_report(out / "report.html", results, cells, images)
     return results
 
@@ -229,7 +232,7 @@ def summarise(cells: dict[Cell, Measured], bundles: list[Bundle], data: str, set
         if cell.eve_snr is not None:
             reference = paper.eve(cell.attack, cell.defense, cell.eve_snr, cell.main_snr)
         elif cell.attack == "bob" and cell.defense == "none":
-            reference = paper.BOB.get(int(cell.main_snr))
+            reference = paper.BOB.get(cell.main_snr)
         rows.append(
             {
                 **dataclasses.asdict(cell),
@@ -260,6 +263,11 @@ def summarise(cells: dict[Cell, Measured], bundles: list[Bundle], data: str, set
             }
             for bundle in bundles
         ],
+        "pictures": (
+            "crops of three photographs: the intervals cover the crops, not pictures in general"
+            if data == "photos"
+            else "pictures that no network was trained on"
+        ),
         "rows": rows,
         "orderings": orderings(cells),
         "not_measured": "attackers who adapt to the defence: a defended row says only that the paper's attacks fail",
@@ -345,7 +353,7 @@ def _claim(out: Path, identity: dict[str, Any]) -> None:
     text = json.dumps(identity, indent=1) + "\n"
     file = out / "audit.json"
     if file.exists() and file.read_text() != text:
-        raise AuditError(f"{out} holds an audit of other bundles, data or settings; choose another --out")
+        raise AuditError(f"{out} holds an audit of other bundles, pictures, settings or versions; choose another --out")
     if out.is_file() or (out.is_dir() and not file.exists() and any(out.iterdir())):
         raise AuditError(f"{out} is neither empty nor an audit; choose another --out")
     (out / "cells").mkdir(parents=True, exist_ok=True)

@@ -4,11 +4,15 @@
     transmitter.fp32.onnx     image [batch, 3, height, width], index [batch*h] -> symbols [batch, N, 2]
     receiver.fp32.onnx        symbols [batch, N, 2], index [batch*h] -> image [batch, 3, height, width]
 
-A graph is read once, checked against its digest, and only those very bytes are parsed.
+A graph is read once, checked against its digest, and only those very bytes are parsed. That finds damage and mix-ups. It is
+no protection from someone who can write the folder, manifest included: bundles are not signed yet.
 """
 
 import hashlib
 import json
+import math
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ from semseal.runtime.files import write_atomically
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+LARGEST = 2**20  # of any size in a manifest; refuses nonsense before anything is allocated by it
 
 
 class BundleError(ValueError):
@@ -72,9 +77,12 @@ class Bundle:
         name = f"{side}.{precision}.onnx"
         entry = self.manifest["files"].get(name)
         if entry is None:
-            raise BundleError(f"{self.path} has no precision {precision!r}; it has {', '.join(self.manifest['precisions'])}")
+            raise BundleError(
+                f"{self.path} has no precision {precision!r}; it has {', '.join(map(str, self.manifest['precisions']))}"
+            )
         try:
-            data = (self.path / name).read_bytes()
+            with open(self.path / name, "rb") as file:
+                data = file.read(entry["size"] + 1)
         except OSError as error:
             raise BundleError(f"{self.path / name}: {error.strerror}") from None
         if len(data) != entry["size"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
@@ -91,39 +99,53 @@ def open_bundle(path: Path | str) -> Bundle:
         raise BundleError(
             f"{path} is not a bundle: {MANIFEST}: {error.strerror}; make one with: semseal export RUN --out {path}"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path / MANIFEST} is damaged: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise BundleError(f"{path / MANIFEST} is not of bundle format {FORMAT}, which this version of semseal reads")
     bundle = Bundle(path, manifest)
     try:
-        sizes = (bundle.height, bundle.width, bundle.h, bundle.row_width, len(manifest["precisions"]))
-        if min(sizes) < 1 or len(bundle.digest) != 32 or not isinstance(bundle.snr_db, float):
-            raise ValueError("a size or digest is out of range")
-        if any(not isinstance(entry["size"], int) for entry in manifest["files"].values()):
-            raise ValueError("a file without a size")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        sizes = (bundle.height, bundle.width, bundle.h, bundle.row_width)
+        if not all(1 <= size <= LARGEST for size in sizes) or not math.isfinite(bundle.snr_db):
+            raise ValueError("a size or the SNR is out of range")
+        for entry in manifest["files"].values():
+            if not isinstance(entry["size"], int) or len(bytes.fromhex(entry["sha256"])) != 32:
+                raise ValueError("a file without a size or sha256")
+        graphs = [manifest["files"][f"{side}.fp32.onnx"]["sha256"] for side in ("transmitter", "receiver")]
+        if bundle.digest != model_digest(*graphs) or "fp32" not in manifest["precisions"]:
+            raise ValueError("the model's digest is not that of its graphs")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BundleError(f"{path / MANIFEST} is damaged: {type(error).__name__}: {error}") from None
     return bundle
 
 
-def write_bundle(path: Path, graphs: dict[str, bytes], manifest: dict[str, Any]) -> Bundle:
-    """Write graphs by file name, then the manifest with their digests, so an interrupted write leaves no valid bundle.
+def model_digest(transmitter_sha256: str, receiver_sha256: str) -> bytes:
+    """The 32 bytes that name a model: SHA-256 over the SHA-256 digests of its fp32 graphs."""
+    return hashlib.sha256(bytes.fromhex(transmitter_sha256) + bytes.fromhex(receiver_sha256)).digest()
 
-    Raises BundleError when the folder holds anything but an older bundle's files.
+
+def write_bundle(path: Path, graphs: dict[str, bytes], manifest: dict[str, Any]) -> Bundle:
+    """Write graphs by file name and the manifest with their digests, all or nothing; an older bundle is replaced.
+
+    The model's digest is filled in. Raises BundleError when ``path`` is anything but an empty folder or a bundle.
     """
-    if path.exists():
-        if not path.is_dir():
-            raise BundleError(f"{path} is not a folder")
-        if any(path.iterdir()) and not (path / MANIFEST).is_file():
-            raise BundleError(f"{path} is neither empty nor a bundle; choose another --out")
-    path.mkdir(parents=True, exist_ok=True)
-    (path / MANIFEST).unlink(missing_ok=True)
-    for name, data in graphs.items():
-        write_atomically(path / name, data)
+    if path.exists() and not path.is_dir():
+        raise BundleError(f"{path} is not a folder")
+    if path.exists() and any(path.iterdir()) and not (path / MANIFEST).is_file():
+        raise BundleError(f"{path} is neither empty nor a bundle; choose another --out")
     files = {name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for name, data in graphs.items()}
-    text = json.dumps({"format": FORMAT, **manifest, "files": files}, indent=2) + "\n"
-    write_atomically(path / MANIFEST, text.encode())
+    digest = model_digest(files["transmitter.fp32.onnx"]["sha256"], files["receiver.fp32.onnx"]["sha256"])
+    manifest = {"format": FORMAT, **manifest, "model": {**manifest["model"], "digest": digest.hex()}, "files": files}
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=f".{path.name}.") as partial:
+        new = Path(partial) / "new"
+        new.mkdir()
+        for name, data in graphs.items():
+            write_atomically(new / name, data)
+        write_atomically(new / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+        if path.exists():
+            os.replace(path, Path(partial) / "old")
+        os.replace(new, path)
     return open_bundle(path)
 
 

@@ -117,12 +117,13 @@ def demo(folder: Path) -> None:
     """The main job on a packaged model and library photographs: link, defence, both attacks; about a minute."""
     from semseal.runtime.audit import DEMO
     from semseal.runtime.audit import audit as run_audit
+    from semseal.runtime.bundle import packaged_bundle
 
     out.print(
         "Alice sends photographs to Bob over a 10 dB channel; Eve listens at 10 dB and attacks, without and with the "
         "paper's defence."
     )
-    _print_results(run_audit([_bundle_path("photos-10db")], "photos", folder, DEMO), folder)
+    _print_results(run_audit([packaged_bundle("photos-10db")], "photos", folder, DEMO), folder)
 
 
 def _bundle_path(name: str) -> Path:
@@ -146,7 +147,8 @@ def _print_results(results: dict[str, Any], folder: Path) -> None:
     out.print(orderings)
     settings = results["settings"]
     out.print(
-        f"{settings['pictures']} pictures, white-box on {settings['whitebox_pictures']}; SSIM: {results['ssim']}; seed "
+        f"{settings['pictures']} {results['pictures']}; white-box on {settings['whitebox_pictures']}; "
+        f"SSIM: {results['ssim']}; seed "
         f"{settings['seed']}",
         soft_wrap=True,
     )

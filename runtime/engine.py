@@ -32,7 +32,10 @@ def open_engine(name: str, graph: bytes, threads: int | None = None) -> Engine:
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions share no narrower base
+        raise EngineError(f"engine {name} cannot load the graph: {error}") from None
     names = [node.name for node in session.get_inputs()]
 
     def run(*inputs: NDArray[Any]) -> NDArray[Any]:

@@ -5,7 +5,9 @@ images ── engine ── unit-power rows ── scheme index ── Frame(sym
 images in the order sent ── engine ── inverse scheme index ── headers opened, pairs found ───────┘
 """
 
+import os
 import struct
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +21,14 @@ from semseal.runtime.defense.keys import load_key
 from semseal.runtime.defense.schemes import SchemeSets, draw_choice, noise_rows, scheme_sets
 from semseal.runtime.engine import open_engine
 
+LOUDEST = 1e6  # symbols have mean power 1; far above that, float32 layers overflow into NaN
 BATCH = 64  # images in one run of the engine; even, so that no pair is split
 
 _FRAME = struct.Struct("<4sHI")
 _MAGIC = b"SSF1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Frame:
     """What goes on air for one image: analog symbols, complex64 [N], and the header bytes, sent error-free."""
 
@@ -34,6 +37,8 @@ class Frame:
 
     def to_bytes(self) -> bytes:
         """Magic, header length, N, header, symbols as little-endian float32 I and Q."""
+        if len(self.header) >= 2**16:
+            raise ValueError(f"a header of {len(self.header)} bytes does not fit a frame")
         symbols = np.ascontiguousarray(self.symbols, "<c8")
         return _FRAME.pack(_MAGIC, len(self.header), symbols.size) + self.header + symbols.tobytes()
 
@@ -80,7 +85,8 @@ class Transmitter:
         self._sealer = HeaderSealer(secret, self.bundle.digest)
         self._sets = None if secret is None else scheme_sets(secret, self.bundle.h)
         self._engine = open_engine(engine, self.bundle.graph("transmitter", precision), threads)
-        self._session, self._counter = new_session(), 0
+        self._lock = threading.Lock()
+        self._process, self._session, self._counter = os.getpid(), new_session(), 0
 
     def send(self, images: NDArray[np.float32]) -> list[Frame]:
         """Images float32 [batch, 3, height, width] in 0..1 to one frame each, in order.
@@ -97,7 +103,7 @@ class Transmitter:
     def _send(self, images: NDArray[np.float32]) -> list[Frame]:
         batch, h = len(images), self.bundle.h
         swap, permute = "substitute" in self.defense, "permute" in self.defense
-        self._counter += self._counter % 2  # a pair is an even counter and the next one
+        session, counter = self._take_counters()
         headers: list[Header] = []
         tables = np.tile(index.identity(h), (batch + batch % 2, 1))
         permutations = tables.copy()
@@ -105,9 +111,8 @@ class Transmitter:
         for i in range(batch + batch % 2 if swap else batch):
             p = draw_choice() if permute else 0
             s = headers[i - 1].s if i % 2 else (draw_choice() if swap else 0)
-            headers.append(Header(self.defense, self._session, self._counter, p, s, noise=i >= batch))
+            headers.append(Header(self.defense, session, counter + i, p, s, noise=i >= batch))
             permutations[i], swapped[i] = _scheme(headers[i], self._sets, h)
-            self._counter += 1
         for i in range(len(tables)):
             tables[i] = index.compose(permutations[i], swapped[i], permutations[i ^ 1])
 
@@ -124,6 +129,18 @@ class Transmitter:
             rows = np.concatenate([rows[:-1], mixed])
         on_air = rows.reshape(len(rows), -1).view(np.complex64)
         return [Frame(row, self._sealer.seal(header)) for row, header in zip(on_air, headers, strict=True)]
+
+    def _take_counters(self) -> tuple[bytes, int]:
+        """The session and the first of BATCH counters that nobody has used; the first is even, so pairs are 2k, 2k+1.
+
+        A counter is a nonce: threads must not share one, and a forked process gets a session of its own.
+        """
+        with self._lock:
+            if self._process != os.getpid():
+                self._process, self._session, self._counter = os.getpid(), new_session(), 0
+            first = self._counter
+            self._counter += BATCH
+            return self._session, first
 
     def _check(self, images: NDArray[np.float32]) -> None:
         wanted = (3, self.bundle.height, self.bundle.width)
@@ -152,17 +169,23 @@ class Receiver:
         self._sealer = HeaderSealer(secret, self.bundle.digest)
         self._sets = None if secret is None else scheme_sets(secret, self.bundle.h)
         self._engine = open_engine(engine, self.bundle.graph("receiver", precision), threads)
-        self._window = ReplayWindow()
+        self._window = None if secret is None else ReplayWindow()  # without a key anyone could fill it
+        self._lock = threading.Lock()
         self.incomplete: list[int] = []
 
     def receive(self, frames: Sequence[Frame]) -> NDArray[np.float32]:
         """Heard and equalised frames, in any order, to images float32 [batch, 3, height, width], in the order sent.
 
-        A noise tensor yields no image. Where the other frame of a pair is missing, the rows that it carried are zero
-        in this image, and ``incomplete`` lists the image's place in the result. Raises HeaderError for a header that is
-        not authentic or was seen before, ValueError for symbols of another shape or not finite; nothing is decoded then,
-        and no counter is used up.
+        Both frames of a pair must be in the same call. A noise tensor yields no image. Where the other frame of a pair
+        is missing, the rows that it carried are zero in this image, and ``incomplete`` lists the image's place in the
+        result. Raises HeaderError for a header that is not authentic or, with a key, was seen before, and ValueError
+        for symbols of another shape or absurd size; nothing is decoded then, and no counter is used up.
         """
+        with self._lock:
+            return self._receive(frames)
+
+    def _receive(self, frames: Sequence[Frame]) -> NDArray[np.float32]:
+        self.incomplete = []
         opened = self._open(frames)
         h, n = self.bundle.h, self.bundle.n_symbols
         # all that was heard, and zeros for what was not
@@ -188,26 +211,31 @@ class Receiver:
         for part in (slice(i, i + BATCH) for i in range(0, len(tables), BATCH)):
             images[part] = self._decode(heard, np.stack(tables[part]), np.array(own[part]), np.array(other[part]))
         for header, _ in opened:
-            self._window.accept(header)
+            if self._window is not None:
+                self._window.accept(header)
         self.incomplete = incomplete
         return images
 
     def _open(self, frames: Sequence[Frame]) -> list[tuple[Header, NDArray[np.complex64]]]:
         """Headers and symbols in the order sent, all of them authentic, new and of the right shape."""
         opened = []
-        new = ReplayWindow()
+        seen = set()
         for i, frame in enumerate(frames):
-            if frame.symbols.shape != (self.bundle.n_symbols,) or not np.iscomplexobj(frame.symbols):
+            if frame.symbols.shape != (self.bundle.n_symbols,) or frame.symbols.dtype != np.complex64:
                 raise ValueError(
                     f"frame {i}: symbols must be complex64 [{self.bundle.n_symbols}], got "
                     f"{frame.symbols.dtype} {list(frame.symbols.shape)}"
                 )
-            if not np.isfinite(frame.symbols).all():
-                raise ValueError(f"frame {i}: symbols are not finite")
-            header = self._sealer.open(frame.header)
-            if not (self._window.fresh(header) and new.fresh(header)):
+            if not (np.abs(frame.symbols) < LOUDEST).all():  # also false for NaN
+                raise ValueError(f"frame {i}: symbols must be finite and below {LOUDEST:g}; was it equalised?")
+            try:
+                header = self._sealer.open(frame.header)
+            except HeaderError as error:
+                raise HeaderError(f"frame {i}: {error}") from None
+            again = (header.session, header.counter) in seen
+            if again or (self._window is not None and not self._window.fresh(header)):
                 raise HeaderError(f"frame {i}: this header was received before, or is too old to tell: replay refused")
-            new.accept(header)
+            seen.add((header.session, header.counter))
             opened.append((header, frame.symbols))
         first = {header.session: i for i, (header, _) in reversed(list(enumerate(opened)))}
         return sorted(opened, key=lambda item: (first[item[0].session], item[0].counter))

@@ -5,7 +5,7 @@ Keys are (Eve's SNR, main SNR) in dB. The paper does not say on how many picture
 
 SNRS = (0, 10, 20)
 
-BOB = {0: (30.02, 0.70), 10: (32.28, 0.79), 20: (33.28, 0.80)}
+BOB: dict[float, tuple[float, float]] = {0: (30.02, 0.70), 10: (32.28, 0.79), 20: (33.28, 0.80)}
 
 _WHITE_BOX = {
     "none": "17.44/.31 16.69/.30 18.58/.32  18.58/.40 17.80/.40 20.56/.43  18.74/.43 17.94/.42 20.84/.46",

@@ -13,6 +13,7 @@ figure is measured on ``valid``, which neither of them saw (the paper measures o
     folder    3 files of 5, by name        every 5th                    every 5th, one further
 """
 
+import hashlib
 import importlib.util
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -63,16 +64,25 @@ class Pictures:
         if path in self.skipped:
             return None
         try:
-            return _decode(path) if self.whole else _decode_and_keep(path)
+            return _decode_and_keep(path) if self.spec == "photos" else _decode(path)
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
             self.skipped[path] = str(error)
             return None
 
-    def take(self, n: int, height: int, width: int, *, seed: int = 0) -> NDArray[np.float32]:
+    def identity(self) -> str:
+        """The kind of spec, and for folders a digest of the file names, to tell whether two runs saw the same files."""
+        kind = self.spec.partition(":")[0]
+        if kind == "photos":
+            return kind
+        names = "\n".join(path.name for path in self.paths)
+        return f"{kind}:{hashlib.sha256(names.encode()).hexdigest()[:16]}"
+
+    def take(self, n: int, height: int, width: int, *, seed: int = 0, fewer: bool = False) -> NDArray[np.float32]:
         """n pictures, float32 [n, 3, height, width] in 0..1; the same ones for the same arguments.
 
         Whole pictures (celeba, folder) are centred crops in the order of the partition. Scenes (photos) are cut:
-        each once from its middle, then random crops. Raises PictureError when there are not enough.
+        each once from its middle, then random crops. Raises PictureError when there are not enough, or with ``fewer``,
+        when there is none.
         """
         out: list[NDArray[np.uint8]] = []
         rng = np.random.default_rng(seed)
@@ -88,7 +98,7 @@ class Pictures:
                     out.append(center_crop(picture, height, width))
                 else:
                     out.append(random_crop(picture, height, width, rng))
-        if len(out) < n:
+        if len(out) < (1 if fewer else n):
             raise PictureError(
                 f"{self.spec}: {n} pictures wanted of split {self.split!r}, {len(out)} of {len(self.paths)} files usable"
                 + (f" ({len(self.skipped)} could not be decoded, first {next(iter(self.skipped))})" if self.skipped else "")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 from semseal.runtime import paper
 from semseal.runtime.files import write_atomically
@@ -115,13 +115,25 @@ def tally(found: list[dict[str, Any]]) -> list[tuple[str, int, int, int]]:
     return [(claim, given.count("holds"), given.count("fails"), given.count("open")) for claim, given in verdicts.items()]
 
 
-def montage(pictures: list[NDArray[np.float32]], gap: int = 6) -> Image.Image:
-    """Images float32 [3, height, width] in 0..1 side by side on white."""
-    height, width = pictures[0].shape[1:]
-    sheet = Image.new("RGB", (len(pictures) * (width + gap) - gap, height), "white")
-    for i, picture in enumerate(pictures):
-        sheet.paste(_image(picture), (i * (width + gap), 0))
-    return sheet
+def write_first_look(path: Path, results: dict[str, Any], cells: dict[Any, Any], images: NDArray[np.float32]) -> None:
+    """One PNG: the first picture as sent, by Bob, and by each Eve at her best SNR without and with the whole defence."""
+    main, best = _mains(results)[len(_mains(results)) // 2], max(results["settings"]["eve_snrs"])
+    shown = {(cell.attack, cell.defense): found.shown[0] for cell, found in cells.items()
+             if cell.main_snr == main and cell.eve_snr in (None, best)}  # fmt: skip
+    entries = [("sent", images[0]), ("Bob", shown["bob", results["settings"]["defenses"][0]])]
+    for defense, suffix in (("none", ""), ("permute+substitute", ", defended")):
+        entries += [(f"Eve, {attack}{suffix}", shown[attack, defense]) for attack in ("white-box", "black-box")
+                    if (attack, defense) in shown]  # fmt: skip
+    height, width = images.shape[2:]
+    label, gap = 24, 6
+    sheet = Image.new("RGB", (len(entries) * (width + gap) - gap, height + label), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (name, picture) in enumerate(entries):
+        draw.text((i * (width + gap) + 2, 2), name, "black", ImageFont.load_default(14))
+        sheet.paste(_image(picture), (i * (width + gap), label))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", optimize=True)
+    write_atomically(path, buffer.getvalue())
 
 
 def _grid(results: dict[str, Any], cells: dict[Any, Any], images: NDArray[np.float32], defense: str) -> list[dict[str, Any]]:

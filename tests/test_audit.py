@@ -64,7 +64,7 @@ def test_an_interrupted_audit_goes_on_and_ends_the_same(done, small_bundle, tmp_
 
 
 def test_a_folder_of_another_audit_is_refused(done, small_bundle, tmp_path):
-    with pytest.raises(AuditError, match="other bundles, data or settings"):
+    with pytest.raises(AuditError, match="other bundles, pictures, settings or versions"):
         audit([small_bundle], "photos", done[0], dataclasses.replace(TINY, seed=1))
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(AuditError, match="neither empty nor an audit"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from semseal.runtime.pictures import PictureError, open_pictures
 from semseal.train.config import PRESETS, ModelConfig, TrainConfig
 from semseal.train.data import StepBatches
@@ -40,9 +41,10 @@ def test_resume_continues_exactly(tmp_path, monkeypatch, channel):
     real = fit._step
 
     def stop_at_17(*args):
-        if args[-1] == 17:
+        done = real(*args)
+        if args[-1] == 17:  # after the weights have changed
             raise KeyboardInterrupt
-        return real(*args)
+        return done
 
     monkeypatch.setattr(fit, "_step", stop_at_17)
     with pytest.raises(KeyboardInterrupt):
@@ -65,6 +67,24 @@ def test_resume_wants_the_same_settings(small_run, tmp_path):
         train(TINY, "photos", tmp_path / "none", resume=True)
 
 
+def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path, monkeypatch):
+    from semseal.train import fit
+
+    real, calls = fit.transmit, []
+
+    def poisoned(symbols, config, generator):
+        calls.append(1)
+        heard = real(symbols, config, generator)
+        if len(calls) == 10:  # the step of a checkpoint
+            heard.register_hook(lambda gradient: gradient * float("nan"))
+        return heard
+
+    monkeypatch.setattr(fit, "transmit", poisoned)
+    with pytest.raises(TrainingError, match="gradient's norm nan at step 10"):
+        train(TINY, "photos", tmp_path / "run")
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
+
+
 def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     from semseal.train import fit
 
@@ -76,10 +96,12 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
         return real(symbols, config, generator) * (float("nan") if len(calls) == 14 else 1)
 
     monkeypatch.setattr(fit, "transmit", poisoned)
-    with pytest.raises(TrainingError, match="loss is nan at step 13: use a smaller lr"):
+    with pytest.raises(TrainingError, match=r"loss is nan .* at step 13: use a smaller --lr"):
         train(TINY, "photos", tmp_path / "run")
-    weights = load_run(tmp_path / "run").state_dict().values()
-    assert all(tensor.isfinite().all() for tensor in weights)
+    weights = load_file(tmp_path / "run" / "weights.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    with pytest.raises(TrainingError, match="is not finished"):
+        load_run(tmp_path / "run")
     assert max(losses(tmp_path / "run")) == 10
 
 
@@ -89,13 +111,21 @@ def test_two_processes_train_one_model(tmp_path):
         "from pathlib import Path\nfrom semseal.train.config import ModelConfig, TrainConfig\n"
         "from semseal.train.fit import train\n"
         "config = TrainConfig(model=ModelConfig(height=16, width=16, c=2), batch=4, steps=12, warmup=2, save_every=6)\n"
+        "from semseal.train import fit\nimport os\nfrom safetensors.torch import save_file\n"
+        "real = fit._save\n"
+        "def save_each(out, checkpoint, model, *rest):\n"
+        "    save_file({n: t.contiguous() for n, t in model.state_dict().items()}, f'{out}-{os.environ[\"RANK\"]}')\n"
+        "    real(out, checkpoint, model, *rest)\n"
+        "fit._save = save_each\n"
         f"train(config, 'photos', Path({str(tmp_path / 'run')!r}))\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517", str(script)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     assert sorted(losses(tmp_path / "run")) == [10, 12]
-    assert all(tensor.isfinite().all() for tensor in load_run(tmp_path / "run").state_dict().values())
+    one, two = (load_file(tmp_path / f"run-{rank}") for rank in (0, 1))
+    assert all(torch.equal(one[name], two[name]) for name in one)  # each saw other pictures, so gradients were shared
+    assert TrainConfig.read(tmp_path / "run").devices == 2
 
 
 def test_init_starts_from_another_runs_weights(small_run, tmp_path):
@@ -129,7 +159,8 @@ def test_training_skips_what_it_cannot_decode_and_stops_when_nothing_is_left(tmp
     rng = np.random.default_rng(0)
     for i in range(10):
         Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(tmp_path / f"{i}.png")
-    (tmp_path / "1.png").write_bytes(b"no picture")
+    (tmp_path / "1.png").write_bytes(b"no picture")  # of the training split
+    (tmp_path / "3.png").write_bytes(b"no picture")  # of the validation split
     train(TINY, f"folder:{tmp_path}", tmp_path / "run")
     shown = capsys.readouterr().out
     assert shown.count("skipped") == 1

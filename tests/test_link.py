@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from semseal.runtime import channel
@@ -64,10 +68,36 @@ def test_bob_without_the_key_gets_no_picture_and_eve_gets_other_rows(small_bundl
 
 
 @pytest.mark.parametrize("defense", DEFENDED)
-def test_every_transmission_has_its_own_scheme(small_bundle, small_images, defense):
-    tx = Transmitter(small_bundle, KEY, defense)
-    sent = {tx.send(small_images(2))[0].symbols.tobytes() for _ in range(20)}
-    assert len(sent) >= 15
+def test_every_transmission_draws_a_scheme_and_takes_a_counter_of_its_own(small_bundle, small_images, defense):
+    tx, rx = Transmitter(small_bundle, KEY, defense), Receiver(small_bundle, KEY)
+    sent = [tx.send(small_images(2)) for _ in range(20)]
+    assert len({frames[0].symbols.tobytes() for frames in sent}) >= 15  # of 256 schemes, so one may come up again
+    assert len({frame.header[5:29] for frames in sent for frame in frames}) == 40
+    assert all(len(rx.receive(frames)) == 2 for frames in sent)
+
+
+def test_threads_never_share_a_counter(small_bundle, small_images):
+    tx = Transmitter(small_bundle, KEY, "permute")
+    with ThreadPoolExecutor(8) as pool:
+        sent = list(pool.map(lambda _: tx.send(small_images(1)), range(200)))
+    assert len({frames[0].header[5:29] for frames in sent}) == 200
+
+
+def test_a_forked_process_gets_a_session_of_its_own(small_bundle, small_images, tmp_path):
+    # in a process without torch's threads, because forking those is unsafe
+    script = f"""
+import os, numpy as np
+from semseal.runtime.link import Transmitter
+tx = Transmitter({str(small_bundle)!r}, bytes(32), "permute")
+session = lambda: tx._take_counters()[0]
+mine, (read, write) = session(), os.pipe()
+if os.fork() == 0:
+    os.write(write, session())
+    os._exit(0)
+assert os.read(read, 16) != mine == session()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_pictures_come_back_in_the_order_sent_however_frames_arrive(small_bundle, small_images):
@@ -76,6 +106,14 @@ def test_pictures_come_back_in_the_order_sent_however_frames_arrive(small_bundle
     expected = Receiver(small_bundle, KEY).receive(frames)
     shuffled = [frames[i] for i in np.random.default_rng(1).permutation(len(frames))]
     assert Receiver(small_bundle, KEY).receive(shuffled).tobytes() == expected.tobytes()
+
+
+def test_more_frames_than_the_replay_window_in_any_order(small_bundle, small_images):
+    frames = Transmitter(small_bundle, KEY, "permute").send(small_images(1100))
+    rx = Receiver(small_bundle, KEY)
+    assert len(rx.receive(frames[::-1])) == 1100
+    with pytest.raises(HeaderError, match="replay"):
+        rx.receive(frames[-1:])
 
 
 def test_more_images_than_one_run_of_the_engine_holds(small_bundle, small_images):
@@ -134,6 +172,28 @@ def test_replayed_frames_are_refused_and_use_nothing_up(small_bundle, small_imag
     assert len(rx.receive(frames[2:])) == 1
 
 
+def test_two_receives_at_once_do_not_both_accept_a_frame(small_bundle, small_images):
+    frames = Transmitter(small_bundle, KEY, "permute").send(small_images(8))
+    rx = Receiver(small_bundle, KEY)
+
+    def receive(_):
+        try:
+            return len(rx.receive(frames))
+        except HeaderError:
+            return 0
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(receive, range(4))) == [0, 0, 0, 8]
+
+
+def test_without_a_key_a_forged_counter_blocks_nothing(small_bundle, small_images):
+    tx, rx = Transmitter(small_bundle), Receiver(small_bundle)
+    frame = tx.send(small_images(1))[0]
+    forged = Frame(frame.symbols, frame.header[:21] + b"\xff" * 8)
+    assert len(rx.receive([forged])) == 1
+    assert len(rx.receive([frame])) == 1
+
+
 def test_wrong_shapes_and_values_are_refused(small_bundle, small_images):
     tx = Transmitter(small_bundle, KEY, "permute")
     for bad, message in [
@@ -150,7 +210,9 @@ def test_wrong_shapes_and_values_are_refused(small_bundle, small_images):
     for symbols, message in [
         (frame.symbols[:-1], r"frame 0: symbols must be complex64 \[96\]"),
         (frame.symbols.view(np.float32), "frame 0: symbols must be"),
-        (frame.symbols * np.nan, "not finite"),
+        (frame.symbols.astype(np.complex128), "frame 0: symbols must be complex64"),
+        (frame.symbols * np.complex64(np.nan), "frame 0: symbols must be finite"),
+        (np.full_like(frame.symbols, 3e38), "frame 0: symbols must be finite and below"),
     ]:
         with pytest.raises(ValueError, match=message):
             Receiver(small_bundle, KEY).receive([Frame(symbols, frame.header)])

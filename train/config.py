@@ -62,8 +62,9 @@ class TrainConfig:
     precision: str = "32-true"  # Lightning Fabric's names: 32-true, bf16-mixed
     save_every: int = 500
     seed: int = 0
-    data: str = ""  # what it was trained on: photos, celeba or folder; written by train
+    data: str = ""  # what it was trained on: the kind of spec and a digest of the file names; written by train
     init: str = ""  # name of the run whose weights were the start; written by train
+    devices: int = 1  # that shared a batch; written by train
 
     def __post_init__(self) -> None:
         for name in ("taps", "lr", "batch", "steps", "clip", "save_every"):
@@ -81,10 +82,10 @@ class TrainConfig:
         path = run / "config.json"
         if not path.is_file():
             raise FileNotFoundError(f"{run} is not a run: it has no config.json; make one with semseal train --out {run}")
-        fields: dict[str, Any] = json.loads(path.read_text())
         try:
+            fields: dict[str, Any] = json.loads(path.read_text())
             return TrainConfig(**{**fields, "model": ModelConfig(**fields["model"])})
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} does not fit this version of semseal: {error}") from error
 
 

@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save
 from semseal.runtime.files import write_atomically
-from semseal.runtime.pictures import Pictures, open_pictures
+from semseal.runtime.pictures import open_pictures
 from semseal.train import channel
 from semseal.train.config import TrainConfig
 from semseal.train.data import StepBatches, step_loader
@@ -37,34 +37,38 @@ def train(
 ) -> None:
     """Train into the run folder ``out``; ``init`` is a run whose weights are the start (with another c, those that fit).
 
-    With ``torchrun`` or ``devices`` above 1 every process takes its share of ``config.batch``. Raises TrainingError for
-    a folder that holds a run already (without ``resume``), for a resumed run whose configuration differs, and when the
-    loss is not finite; the last checkpoint is then still good.
+    With ``torchrun`` or ``devices`` above 1 every process takes its share of ``config.batch``. An interrupted run goes on
+    from its last checkpoint. Raises TrainingError for a folder that holds a run already (without ``resume``), for a resumed
+    run whose settings, pictures or devices differ, and when loss or gradient is not finite: the last checkpoint is then
+    still good.
     """
-    config = dataclasses.replace(config, data=data.partition(":")[0], init=init.name if init else "")
     torch.set_float32_matmul_precision("high")
     world = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
-    fabric = Fabric(accelerator="auto", devices=world, strategy="ddp" if world > 1 else "auto", precision=config.precision)  # type: ignore[arg-type]
+    fabric = Fabric(
+        accelerator="auto",
+        devices=world,
+        strategy="ddp" if world > 1 else "auto",
+        precision=config.precision,  # type: ignore[arg-type]
+    )
     fabric.launch()
     if config.batch % fabric.world_size:
         raise TrainingError(f"batch {config.batch} cannot be split over {fabric.world_size} devices")
 
     # everything that can be wrong is found before the run folder is made
     pictures, valid = open_pictures(data, "train"), _valid_pictures(data, config)
-    weights = None if init is None else _weights_of(init)
+    config = dataclasses.replace(config, data=pictures.identity(), init=init.name if init else "", devices=fabric.world_size)
     checkpoint = out / "resume.ckpt"
-    start = _open_run(config, out, checkpoint, resume, fabric)
+    start = _open_run(config, out, checkpoint, resume, init, fabric)
     with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator only
         torch.manual_seed(config.seed)
         model = DeepJSCC(config.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if weights is not None:
-        _start_from(model, weights)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+    if init is not None and not start:
+        _start_from(model, _weights_of(init))
+    link, optimizer = fabric.setup(model, torch.optim.Adam(model.parameters(), lr=config.lr))
     if start:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state = torch.load(checkpoint, map_location=fabric.device, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-    link, optimizer = fabric.setup(model, optimizer)
 
     share = config.batch // fabric.world_size
     batches = StepBatches(pictures, share, config.model.height, config.model.width, config.seed, fabric.global_rank)
@@ -75,43 +79,36 @@ def train(
         open(out / "log.jsonl", "a" if fabric.global_rank == 0 else "r") as log,
     ):
         bar = progress.add_task("train", total=config.steps, completed=start, shown="")
-        step = start
-        try:
-            for x, bad in step_loader(batches, start, config.steps, workers=1):
-                for name in bad.keys() - skipped.keys():
-                    progress.console.print(f"skipped {name}: {bad[name]} ({len(bad)} of {len(pictures.paths)} so far)")
-                skipped |= bad
-                loss, mse = _step(link, optimizer, fabric, config, x, step)
-                step += 1
-                if not math.isfinite(loss):
-                    raise TrainingError(
-                        f"the loss is {loss} at step {step}: use a smaller lr than {config.lr:g} or a smaller clip than "
-                        f"{config.clip:g}; {out} keeps the last good checkpoint, if one was reached"
-                    )
-                last = step == config.steps
-                if step % LOG_EVERY == 0 or last:
-                    speed = (progress.tasks[bar].speed or 0) * config.batch
-                    progress.update(
-                        bar,
-                        completed=step,
-                        shown=f"loss {loss:.5f}  PSNR {-10 * math.log10(mse):.2f} dB  {speed:.0f} pictures/s",
-                    )
-                    row: dict[str, Any] = {"step": step, "loss": loss, "mse": mse}
-                    if step % config.save_every == 0 or last:
-                        row["valid_psnr"] = _validate(model, config, valid.to(fabric.device))
-                    if fabric.global_rank == 0:
-                        log.write(json.dumps(row) + "\n")
-                        log.flush()
+        for step, (x, bad) in enumerate(step_loader(batches, start, config.steps, workers=1), start + 1):
+            for name in bad.keys() - skipped.keys():
+                progress.console.print(f"skipped {name}: {bad[name]} ({len(bad)} of {len(pictures.paths)} so far)")
+            skipped |= bad
+            loss, mse, gradient = _step(link, optimizer, fabric, config, x, step - 1)
+            if not (math.isfinite(loss) and math.isfinite(gradient)):
+                raise TrainingError(
+                    f"the loss is {loss} and the gradient's norm {gradient} at step {step}: use a smaller --lr than "
+                    f"{config.lr:g}; {out} keeps the last good checkpoint, if one was reached"
+                )
+            last = step == config.steps
+            if step % LOG_EVERY == 0 or last:
+                speed = (progress.tasks[bar].speed or 0) * config.batch
+                shown = f"loss {loss:.5f}  PSNR {-10 * math.log10(mse):.2f} dB  {speed:.0f} pictures/s"
+                progress.update(bar, completed=step, shown=shown)
+                row: dict[str, Any] = {"step": step, "loss": loss, "mse": mse}
                 if step % config.save_every == 0 or last:
-                    _save(out, checkpoint, model, optimizer, step, last, fabric)
-        except KeyboardInterrupt:
-            if step % config.save_every:
-                _save(out, checkpoint, model, optimizer, step, False, fabric)
-            raise
+                    row["valid_psnr"] = _validate(model, config, valid.to(fabric.device))
+                if fabric.global_rank == 0:
+                    log.write(json.dumps(row) + "\n")
+                    log.flush()
+            if step % config.save_every == 0 or last:
+                _save(out, checkpoint, model, optimizer, step, last, fabric)
 
 
-def _step(link: Any, optimizer: Any, fabric: Fabric, config: TrainConfig, x: Tensor, step: int) -> tuple[float, float]:
-    """One update; the loss and mean square error over all devices."""
+def _step(link: Any, optimizer: Any, fabric: Fabric, config: TrainConfig, x: Tensor, step: int) -> tuple[float, float, float]:
+    """One update; the loss and mean square error over all devices, and the gradient's norm before clipping.
+
+    Where loss or gradient is not finite, the weights are left as they were.
+    """
     for group in optimizer.param_groups:
         group["lr"] = config.lr * _schedule(step, config)
     generator = torch.Generator().manual_seed(_mix_seed(config.seed, step, fabric.global_rank))
@@ -120,10 +117,13 @@ def _step(link: Any, optimizer: Any, fabric: Fabric, config: TrainConfig, x: Ten
     loss, mse = eq2(x, x_hat.float(), config.lam, config.beta)
     optimizer.zero_grad()
     fabric.backward(loss)
-    fabric.clip_gradients(link, optimizer, max_norm=config.clip, error_if_nonfinite=False)
-    optimizer.step()
+    norm = fabric.clip_gradients(link, optimizer, max_norm=config.clip, error_if_nonfinite=False)
+    assert norm is not None
     both = fabric.all_reduce(torch.stack([loss.detach(), mse.detach()]), reduce_op="mean")
-    return float(both[0]), float(both[1])
+    result = float(both[0]), float(both[1]), float(norm)
+    if math.isfinite(result[0]) and math.isfinite(result[2]):
+        optimizer.step()
+    return result
 
 
 def transmit(symbols: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
@@ -144,7 +144,7 @@ def _schedule(step: int, config: TrainConfig) -> float:
 
 
 def _mix_seed(*parts: int) -> int:
-    """One 63-bit generator seed of several small integers, spread by a multiplicative hash."""
+    """One generator seed of several small integers, by a multiplicative hash; torch's CPU generator uses its low 32 bits."""
     value = 0
     for part in parts:
         value = ((value ^ part) * 0x9E3779B97F4A7C15 + 1) % 2**63
@@ -159,25 +159,28 @@ def _validate(model: DeepJSCC, config: TrainConfig, x: Tensor) -> float:
 
 
 def _valid_pictures(data: str, config: TrainConfig) -> Tensor:
-    pictures: Pictures = open_pictures(data, "valid")
-    n = VALID_PICTURES if not pictures.whole else min(VALID_PICTURES, len(pictures.paths))
-    return torch.from_numpy(pictures.take(n, config.model.height, config.model.width))
+    pictures = open_pictures(data, "valid")
+    return torch.from_numpy(pictures.take(VALID_PICTURES, config.model.height, config.model.width, fewer=True))
 
 
-def _open_run(config: TrainConfig, out: Path, checkpoint: Path, resume: bool, fabric: Fabric) -> int:
+def _open_run(config: TrainConfig, out: Path, checkpoint: Path, resume: bool, init: Path | None, fabric: Fabric) -> int:
     """Make the run folder, or find the step to continue from and cut the log there."""
     start = 0
     if (out / "config.json").exists():
         if not resume:
             raise TrainingError(f"{out} holds a run already: continue it with --resume, or choose another --out")
-        if TrainConfig.read(out) != config:
-            raise TrainingError(f"{out}/config.json differs from what is asked for now; --resume wants the same settings")
+        found, wanted = dataclasses.asdict(TrainConfig.read(out)), dataclasses.asdict(config)
+        differing = [name for name in wanted if found[name] != wanted[name]]
+        if differing:
+            raise TrainingError(f"{out}/config.json differs in {', '.join(differing)}; --resume wants the same settings")
         if not checkpoint.exists() and (out / "weights.safetensors").exists():
             raise TrainingError(f"{out} is complete: nothing to resume")
         if checkpoint.exists():
             start = int(torch.load(checkpoint, map_location="cpu", weights_only=True)["step"])
     elif resume:
         raise TrainingError(f"{out} holds no run to resume")
+    if init is not None and not start:
+        _weights_of(init)  # raises before anything is written
     fabric.barrier()
     if fabric.global_rank == 0:
         out.mkdir(parents=True, exist_ok=True)
@@ -204,7 +207,12 @@ def _save(out: Path, checkpoint: Path, model: DeepJSCC, optimizer: Any, step: in
 
 
 def load_run(run: Path) -> DeepJSCC:
-    """The trained model of a run folder, float32 on the CPU, in evaluation mode. Raises as TrainConfig.read."""
+    """The trained model of a run folder, float32 on the CPU, in evaluation mode.
+
+    Raises as TrainConfig.read, and TrainingError for a run that is not finished.
+    """
+    if (run / "resume.ckpt").exists():
+        raise TrainingError(f"{run} is not finished; continue it with semseal train --resume")
     model = DeepJSCC(TrainConfig.read(run).model)
     model.load_state_dict(_weights_of(run))
     return model.eval()

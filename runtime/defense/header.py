@@ -5,14 +5,16 @@
 
 ChaCha20-Poly1305 (RFC 8439) under HKDF(K, session); the nonce is the counter, which a session never repeats.
 
-Promised: nobody without K reads V, and a header that was changed, made under another key, meant for another model or
-shown twice to one receiver is refused. Not promised: anything about the analog symbols, which carry no tag; the mode,
-session and counter are readable by all; and a receiver that was restarted has forgotten which headers it saw.
+Promised, where both ends have K: nobody without it reads V, and a header that was changed, made under another key, meant
+for another model or shown twice to one receiver is refused. Not promised: anything about the analog symbols, which carry
+no tag; the mode, flags, session and counter are readable by all; a receiver that was restarted has forgotten which headers
+it saw, and while it runs it remembers a few bytes of every session; nothing tells the two directions of a link apart, so
+use a key for each. Without a key nothing is promised at all.
 """
 
 import secrets
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -39,8 +41,8 @@ class Header:
     mode: str
     session: bytes
     counter: int
-    p: int = 0
-    s: int = 0
+    p: int = field(default=0, repr=False)
+    s: int = field(default=0, repr=False)
     noise: bool = False
 
 
@@ -54,7 +56,7 @@ class HeaderSealer:
 
     def __init__(self, key: bytes | None, model_digest: bytes) -> None:
         self._key, self._model_digest = key, model_digest
-        self._ciphers: tuple[bytes, ChaCha20Poly1305] | None = None  # of the session used last
+        self._last: tuple[bytes, ChaCha20Poly1305] | None = None  # cipher of the session used last
 
     def seal(self, header: Header) -> bytes:
         """The bytes that are sent. Raises ValueError for a defence without a key."""
@@ -94,9 +96,10 @@ class HeaderSealer:
 
     def _cipher(self, session: bytes) -> ChaCha20Poly1305:
         assert self._key is not None
-        if self._ciphers is None or self._ciphers[0] != session:
-            self._ciphers = session, ChaCha20Poly1305(derive(self._key, b"semseal/v1/header", session))
-        return self._ciphers[1]
+        found = self._last  # read once: another thread may replace it
+        if found is None or found[0] != session:
+            found = self._last = session, ChaCha20Poly1305(derive(self._key, b"semseal/v1/header", session))
+        return found[1]
 
 
 class ReplayWindow:

@@ -9,6 +9,7 @@ import binascii
 import os
 import secrets
 import stat
+import tempfile
 from pathlib import Path
 
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -32,12 +33,17 @@ def generate_key() -> bytes:
 def write_key(path: Path, key: bytes) -> None:
     """Write a new key file that only its owner can read (mode 0600). Raises KeyFileError if the file exists."""
     text = f"{_FORMAT}\n{base64.b64encode(_checked(key)).decode()}\n"
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(partial, path)  # unlike a rename, this fails where the name is taken
     except FileExistsError:
         raise KeyFileError(f"{path} exists already, and a key is never overwritten; choose another name") from None
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
+    finally:
+        os.unlink(partial)
 
 
 def read_key(path: Path) -> bytes:
@@ -81,6 +87,7 @@ class KeyStream:
 
     def below(self, n: int) -> int:
         """Uniform in 0..n-1 for n up to 2^32: the words that would make a remainder more likely are thrown away."""
+        assert 1 <= n <= 2**32
         limit = 2**32 - 2**32 % n
         while True:
             if not self._words:

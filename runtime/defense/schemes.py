@@ -1,10 +1,11 @@
 """The scheme sets P and S of the paper, section III.C, and the pair V = {p, s} that selects from them.
 
-Alice and Bob never send the sets: both derive them from K. V is fresh for every transmission and travels encrypted.
+Alice and Bob never send the sets: both derive them from K. V is drawn anew for every transmission and travels encrypted. With
+SET_SIZE schemes in a set, a scheme comes up again now and then; that is the paper's construction.
 """
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,8 @@ SET_SIZE = 256  # schemes in each set; the paper says "multiple"
 class SchemeSets:
     """``permutations`` int32 [SET_SIZE, h] and ``swapped`` bool [SET_SIZE, h], half of the rows True; both secret."""
 
-    permutations: NDArray[np.int32]
-    swapped: NDArray[np.bool_]
+    permutations: NDArray[np.int32] = field(repr=False)
+    swapped: NDArray[np.bool_] = field(repr=False)
 
 
 def scheme_sets(key: bytes, h: int) -> SchemeSets:
