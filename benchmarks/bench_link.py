@@ -12,6 +12,7 @@ from semseal.runtime.defense.schemes import scheme_sets
 from semseal.runtime.engine import open_engine
 from semseal.runtime.link import Receiver, Transmitter
 from semseal.runtime.metrics import psnr
+from semseal.runtime.pictures import open_pictures
 
 BUNDLE = packaged_bundle("photos-10db")
 KEY = bytes(32)
@@ -19,9 +20,8 @@ KEY = bytes(32)
 
 @pytest.fixture(scope="module")
 def image():
-    """A smooth coloured picture, float32 [1, 3, 180, 180]."""
-    y, x = np.mgrid[0:180, 0:180].astype(np.float32) / 180
-    return np.stack([0.5 + 0.4 * np.sin(6 * x), 0.5 + 0.4 * np.cos(5 * y), 0.3 + 0.5 * x * y])[None].astype(np.float32)
+    """The cat of scikit-image, which no packaged model was trained on: float32 [1, 3, 180, 180]."""
+    return open_pictures("photos", "valid").take(2, 180, 180)[1:]
 
 
 @pytest.fixture(scope="module")
