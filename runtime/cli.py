@@ -80,6 +80,8 @@ def export(run: Path, bundle: Path) -> None:
 @click.option("--out", "folder", required=True, type=FOLDER, metavar="DIR", help="folder of the results")
 @click.option("--quick", is_flag=True, help="few pictures and steps: minutes on 2 cores, wide intervals")
 @click.option("--pictures", type=int, help="held-out pictures to measure on  [default: 200]")
+@click.option("--defense", "defenses", multiple=True, help="measure only this defence; may be repeated  [default: all]")
+@click.option("--eve-snr", "eve_snrs", type=float, multiple=True, help="Eve's SNR in dB; may be repeated  [default: 0 10 20]")
 @click.option(
     "--white-box",
     type=click.Choice(["fast", "paper"]),
@@ -89,7 +91,15 @@ def export(run: Path, bundle: Path) -> None:
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 def audit(
-    bundles: tuple[str, ...], data: str, folder: Path, quick: bool, pictures: int | None, white_box: str, seed: int
+    bundles: tuple[str, ...],
+    data: str,
+    folder: Path,
+    quick: bool,
+    pictures: int | None,
+    defenses: tuple[str, ...],
+    eve_snrs: tuple[float, ...],
+    white_box: str,
+    seed: int,
 ) -> None:
     """Attack deployed engines and tabulate what leaks: Tables I to IV of the paper.
 
@@ -103,6 +113,13 @@ def audit(
     settings = dataclasses.replace(QUICK if quick else FULL, seed=seed)
     if white_box == "paper":
         settings = dataclasses.replace(settings, whitebox=whitebox.PAPER)
+    unknown = [defense for defense in defenses if defense not in settings.defenses]
+    if unknown:
+        raise click.UsageError(f"--defense must be one of {', '.join(settings.defenses)}, got {unknown[0]!r}")
+    if defenses:
+        settings = dataclasses.replace(settings, defenses=tuple(dict.fromkeys(defenses)))
+    if eve_snrs:
+        settings = dataclasses.replace(settings, eve_snrs=tuple(sorted(set(eve_snrs))))
     if pictures is not None:
         if pictures < 2:
             raise click.UsageError(f"--pictures must be at least 2, got {pictures}")
@@ -148,8 +165,7 @@ def _print_results(results: dict[str, Any], folder: Path) -> None:
     settings = results["settings"]
     out.print(
         f"{settings['pictures']} {results['pictures']}; white-box on {settings['whitebox_pictures']}; "
-        f"SSIM: {results['ssim']}; seed "
-        f"{settings['seed']}",
+        f"SSIM: {results['ssim']}; seed {settings['seed']}",
         soft_wrap=True,
     )
     out.print(

@@ -41,6 +41,7 @@ def test_keygen(tmp_path):
         (["export", "nowhere", "--out", "bundle"], 1, "nowhere is not a run"),
         (["audit", "nowhere", "--data", "photos", "--out", "results"], 1, "nowhere is not a bundle"),
         (["audit", "photos-10db", "--data", "photos", "--out", "results", "--pictures", "1"], 2, "at least 2"),
+        (["audit", "photos-10db", "--data", "photos", "--out", "results", "--defense", "mixx"], 2, "must be one of none"),
         (["audit", "--data", "photos", "--out", "results"], 2, "BUNDLE"),
     ],
 )
