@@ -32,6 +32,7 @@ from semseal.runtime.defense.keys import generate_key
 from semseal.runtime.files import write_atomically
 from semseal.runtime.link import Frame, Receiver, Transmitter
 from semseal.runtime.pictures import open_pictures
+from semseal.runtime.report import markdown_tables, write_first_look, write_report
 
 SHOWN = 4  # pictures of each cell that the report shows
 
@@ -139,8 +140,6 @@ def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL) 
                 cells[cell] = found
     results = summarise(cells, opened, data, settings)
     write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
-    from semseal.runtime.report import markdown_tables, write_first_look, write_report
-
     write_atomically(out / "tables.md", markdown_tables(results).encode())
     write_first_look(out / "first-look.png", results, cells, images)
     write_report(out / "report.html", results, cells, images)

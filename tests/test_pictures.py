@@ -53,6 +53,25 @@ def test_undecodable_pictures_are_named_counted_and_skipped(celeba):
         pictures.take(3, 32, 32)
 
 
+def test_fewer_pictures_than_asked_for_are_enough_where_the_caller_says_so(celeba):
+    assert len(open_pictures(f"celeba:{celeba}", "train").take(9, 32, 32, fewer=True)) == 3
+    for path in (celeba / "img_align_celeba").iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(PictureError, match="0 of 3 files usable"):
+        open_pictures(f"celeba:{celeba}", "train").take(9, 32, 32, fewer=True)
+
+
+def test_identity_follows_the_file_names_not_the_place(celeba, tmp_path_factory):
+    moved = tmp_path_factory.mktemp("moved") / "here"
+    celeba.rename(moved)
+    before = open_pictures(f"celeba:{moved}", "train").identity()
+    assert before.startswith("celeba:")
+    assert str(moved) not in before
+    (moved / "list_eval_partition.txt").write_text("000000.jpg 0\n")
+    assert open_pictures(f"celeba:{moved}", "train").identity() != before
+    assert open_pictures("photos", "train").identity() == "photos"
+
+
 def test_folder_splits_do_not_overlap(tmp_path):
     for i in range(11):
         write(tmp_path / f"sub{i % 2}" / f"{i:02}.png")
