@@ -133,8 +133,9 @@ def write_bundle(path: Path, graphs: dict[str, bytes], manifest: dict[str, Any])
         raise BundleError(f"{path} is not a folder")
     if path.exists() and any(path.iterdir()) and not (path / MANIFEST).is_file():
         raise BundleError(f"{path} is neither empty nor a bundle; choose another --out")
-    files = {name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for name, data in graphs.items()}
-    digest = model_digest(files["transmitter.fp32.onnx"]["sha256"], files["receiver.fp32.onnx"]["sha256"])
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in graphs.items()}
+    files = {name: {"sha256": digests[name], "size": len(data)} for name, data in graphs.items()}
+    digest = model_digest(digests["transmitter.fp32.onnx"], digests["receiver.fp32.onnx"])
     manifest = {"format": FORMAT, **manifest, "model": {**manifest["model"], "digest": digest.hex()}, "files": files}
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=f".{path.name}.") as partial:
