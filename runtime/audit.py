@@ -17,6 +17,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +104,16 @@ def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL) 
     PictureError when the data has too few pictures.
     """
     opened = sorted((open_bundle(path) for path in bundles), key=lambda bundle: bundle.snr_db)
-    if len({bundle.snr_db for bundle in opened}) < len(opened):
-        raise AuditError("two bundles are trained for the same SNR; audit them one at a time")
+    for one, two in pairwise(opened):
+        if one.snr_db == two.snr_db:
+            raise AuditError(f"{one.path} and {two.path} are both trained for {one.snr_db:g} dB; audit them one at a time")
     if len({(bundle.height, bundle.width) for bundle in opened}) > 1:
         raise AuditError("the bundles take images of different sizes; audit them one at a time")
+    if not settings.eve_snrs or not np.isfinite(settings.eve_snrs).all():
+        raise AuditError(f"Eve's SNRs must be finite numbers of dB, got {settings.eve_snrs}")
+    for bundle in opened:
+        for side in ("transmitter", "receiver"):
+            bundle.graph(side)  # raises for a damaged one before anything is written
     height, width = opened[0].height, opened[0].width
     images = open_pictures(data, "valid").take(settings.pictures, height, width)
     own = open_pictures(data, "test").take(settings.eve_pictures, height, width, seed=1)
@@ -352,7 +359,9 @@ def _claim(out: Path, identity: dict[str, Any]) -> None:
     text = json.dumps(identity, indent=1) + "\n"
     file = out / "audit.json"
     if file.exists() and file.read_text() != text:
-        raise AuditError(f"{out} holds an audit of other bundles, pictures, settings or versions; choose another --out")
+        found = json.loads(file.read_text())
+        differing = ", ".join(name for name in identity if found.get(name) != json.loads(text)[name])
+        raise AuditError(f"{out} holds another audit: {differing} differ; choose another --out")
     if out.is_file() or (out.is_dir() and not file.exists() and any(out.iterdir())):
         raise AuditError(f"{out} is neither empty nor an audit; choose another --out")
     (out / "cells").mkdir(parents=True, exist_ok=True)

@@ -91,13 +91,19 @@ class Bundle:
 
 
 def open_bundle(path: Path | str) -> Bundle:
-    """Read a bundle's manifest. Raises BundleError when it is no bundle of this format."""
-    path = Path(path)
+    """Read the manifest of a bundle: a folder, or ``photos-0db``, ``photos-10db``, ``photos-20db`` for a packaged one.
+
+    A folder of such a name comes first. Raises BundleError when it is no bundle of this format.
+    """
+    packaged = packaged_bundle(str(path))
+    by_name = not Path(path).exists() and Path(path).name == str(path) and packaged.is_dir()
+    path = packaged if by_name else Path(path)
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except OSError as error:
         raise BundleError(
-            f"{path} is not a bundle: {MANIFEST}: {error.strerror}; make one with: semseal export RUN --out {path}"
+            f"{path} is not a bundle: {MANIFEST}: {error.strerror}; make one with semseal export RUN --out {path}, or take a "
+            f"packaged one: {', '.join(sorted(folder.name for folder in packaged.parent.iterdir()))}"
         ) from None
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path / MANIFEST} is damaged: {error}") from None

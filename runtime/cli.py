@@ -12,8 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-out = Console()
-err = Console(stderr=True)
+out = Console(emoji=False)
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -29,7 +28,7 @@ def cli() -> None:
 @click.option("--data", required=True, metavar="SPEC", help="photos, celeba:FOLDER or folder:FOLDER")
 @click.option("--out", "run", required=True, type=FOLDER, metavar="RUN", help="run folder to write")
 @click.option("--resume", is_flag=True, help="continue an interrupted run; same --preset and options")
-@click.option("--init", type=FOLDER, metavar="RUN", help="start from the weights of this run")
+@click.option("--init", type=FOLDER, metavar="RUN", help="start from this run's weights; with another --c, those that fit")
 @click.option("--channel", type=click.Choice(["awgn", "rayleigh", "multipath"]), help="main channel  [default: awgn]")
 @click.option("--c", type=int, help="feature channels: bandwidth ratio c/96  [default: 16]")
 @click.option("--steps", type=int, help="updates")
@@ -50,7 +49,11 @@ def train(
     config = TrainConfig(**chosen)
     if c is not None:
         config = dataclasses.replace(config, model=ModelConfig(c=c))
-    fit(config, data, run, resume=resume, init=init, devices=devices)
+    try:
+        fit(config, data, run, resume=resume, init=init, devices=devices)
+    except KeyboardInterrupt:
+        click.echo(f"\ncontinue with --resume from the last checkpoint (one every {config.save_every} steps)", err=True)
+        raise
 
 
 @cli.command()
@@ -79,7 +82,7 @@ def export(run: Path, bundle: Path) -> None:
 @click.option("--data", required=True, metavar="SPEC", help="photos, celeba:FOLDER or folder:FOLDER")
 @click.option("--out", "folder", required=True, type=FOLDER, metavar="DIR", help="folder of the results")
 @click.option("--quick", is_flag=True, help="few pictures and steps: minutes on 2 cores, wide intervals")
-@click.option("--pictures", type=int, help="held-out pictures to measure on  [default: 200]")
+@click.option("--pictures", type=int, help="held-out pictures to measure on  [default: 200, with --quick 16]")
 @click.option("--defense", "defenses", multiple=True, help="measure only this defence; may be repeated  [default: all]")
 @click.option("--eve-snr", "eve_snrs", type=float, multiple=True, help="Eve's SNR in dB; may be repeated  [default: 0 10 20]")
 @click.option(
@@ -124,7 +127,11 @@ def audit(
         if pictures < 2:
             raise click.UsageError(f"--pictures must be at least 2, got {pictures}")
         settings = dataclasses.replace(settings, pictures=pictures, whitebox_pictures=min(pictures, settings.whitebox_pictures))
-    results = run_audit([_bundle_path(name) for name in bundles], data, folder, settings)
+    try:
+        results = run_audit([Path(name) for name in bundles], data, folder, settings)
+    except KeyboardInterrupt:
+        click.echo("\nthe same command continues where this one stopped", err=True)
+        raise
     _print_results(results, folder)
 
 
@@ -141,14 +148,6 @@ def demo(folder: Path) -> None:
         "paper's defence."
     )
     _print_results(run_audit([packaged_bundle("photos-10db")], "photos", folder, DEMO), folder)
-
-
-def _bundle_path(name: str) -> Path:
-    """A bundle folder, or the packaged bundle of that name where no such folder exists."""
-    from semseal.runtime.bundle import packaged_bundle
-
-    packaged = packaged_bundle(name)
-    return packaged if not Path(name).exists() and "/" not in name and packaged.is_dir() else Path(name)
 
 
 def _print_results(results: dict[str, Any], folder: Path) -> None:
@@ -196,12 +195,12 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        err.print("interrupted; nothing is half written, and --resume or the same command continues")
+        click.echo("interrupted; nothing is half written", err=True)
         sys.exit(130)
     except ModuleNotFoundError as error:
-        err.print(f"error: this command needs the package {error.name}")
-        err.print("hint: pip install 'semseal[cpu,train,audit]'", markup=False)
+        click.echo(f"error: this command needs the package {error.name}", err=True)
+        click.echo("hint: in the source folder, pip install '.[cpu,train,audit]'", err=True)
         sys.exit(1)
     except (ValueError, RuntimeError, OSError) as error:
-        err.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        click.echo(f"error: {error}", err=True)
         sys.exit(1)

@@ -24,6 +24,8 @@ def open_engine(name: str, graph: bytes, threads: int | None = None) -> Engine:
     """
     if name not in ENGINES:
         raise EngineError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
+    if threads is not None and threads < 1:
+        raise EngineError(f"threads must be at least 1, got {threads}")
     try:
         import onnxruntime
     except ImportError:

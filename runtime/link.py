@@ -8,6 +8,7 @@ images in the order sent ── engine ── inverse scheme index ── header
 import os
 import struct
 import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,12 +145,15 @@ class Transmitter:
 
     def _check(self, images: NDArray[np.float32]) -> None:
         wanted = (3, self.bundle.height, self.bundle.width)
+        if not isinstance(images, np.ndarray):
+            raise ValueError(f"images must be a NumPy array, got {type(images).__name__}")
         if images.ndim != 4 or images.shape[1:] != wanted or len(images) == 0:
             raise ValueError(f"images must be [batch, {', '.join(map(str, wanted))}], got {list(images.shape)}")
         if images.dtype != np.float32:
-            raise ValueError(f"images must be float32, got {images.dtype}")
+            raise ValueError(f"images must be float32 in 0..1, got {images.dtype}; divide bytes by 255")
         if not (images.min() >= 0 and images.max() <= 1):  # also false for NaN
-            raise ValueError("images must be finite and in 0..1")
+            found = f"{images.min():g}..{images.max():g}"
+            raise ValueError(f"images must be finite and in 0..1, got {found}; divide bytes by 255")
 
 
 class Receiver:
@@ -177,8 +181,8 @@ class Receiver:
         """Heard and equalised frames, in any order, to images float32 [batch, 3, height, width], in the order sent.
 
         Both frames of a pair must be in the same call. A noise tensor yields no image. Where the other frame of a pair
-        is missing, the rows that it carried are zero in this image, and ``incomplete`` lists the image's place in the
-        result. Raises HeaderError for a header that is not authentic or, with a key, was seen before, and ValueError
+        is missing, the rows that it carried are zero in this image, a warning says so, and ``incomplete`` lists the
+        image's place in the result. Raises HeaderError for a header that is not authentic or, with a key, was seen before, and ValueError
         for symbols of another shape or absurd size; nothing is decoded then, and no counter is used up.
         """
         with self._lock:
@@ -207,6 +211,12 @@ class Receiver:
             tables.append(index.invert(permutation, swapped))
             own.append(i)
             other.append(partner)
+        if incomplete:
+            warnings.warn(
+                f"the other frame of the pair did not arrive for images {incomplete}: their swapped rows are missing; "
+                "hand over both frames of a pair in one call",
+                stacklevel=3,
+            )
         images = np.empty((len(tables), 3, self.bundle.height, self.bundle.width), np.float32)
         for part in (slice(i, i + BATCH) for i in range(0, len(tables), BATCH)):
             images[part] = self._decode(heard, np.stack(tables[part]), np.array(own[part]), np.array(other[part]))

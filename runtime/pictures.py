@@ -100,7 +100,7 @@ class Pictures:
                     out.append(random_crop(picture, height, width, rng))
         if len(out) < (1 if fewer else n):
             raise PictureError(
-                f"{self.spec}: {n} pictures wanted of split {self.split!r}, {len(out)} of {len(self.paths)} files usable"
+                f"{self.spec}: {1 if fewer else n} pictures wanted of split {self.split!r}, {len(out)} of {len(self.paths)} files usable"
                 + (f" ({len(self.skipped)} could not be decoded, first {next(iter(self.skipped))})" if self.skipped else "")
             )
         return to_float(out)
@@ -121,7 +121,9 @@ def open_pictures(spec: str, split: str) -> Pictures:
     else:
         raise PictureError(f"data spec must be photos, celeba:FOLDER or folder:FOLDER, got {spec!r}")
     if not paths:
-        raise PictureError(f"{spec}: no pictures for split {split!r}")
+        raise PictureError(
+            f"{spec}: no pictures for split {split!r}; folder:FOLDER needs at least 5, celeba:FOLDER one of each part"
+        )
     return Pictures(spec, split, paths, whole=kind == "celeba" or split != "train")
 
 

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from semseal.runtime import audit as audit_module
 from semseal.runtime import paper
 from semseal.runtime.attacks import whitebox
 from semseal.runtime.audit import AuditError, Cell, Measured, Settings, audit, orderings
+from semseal.runtime.bundle import BundleError
 from semseal.runtime.pictures import PictureError
 
 TINY = Settings(pictures=6, whitebox_pictures=4, eve_pictures=12, blackbox_steps=8,
@@ -64,11 +66,18 @@ def test_an_interrupted_audit_goes_on_and_ends_the_same(done, small_bundle, tmp_
 
 
 def test_a_folder_of_another_audit_is_refused(done, small_bundle, tmp_path):
-    with pytest.raises(AuditError, match="other bundles, pictures, settings or versions"):
+    with pytest.raises(AuditError, match="holds another audit: settings differ"):
         audit([small_bundle], "photos", done[0], dataclasses.replace(TINY, seed=1))
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(AuditError, match="neither empty nor an audit"):
         audit([small_bundle], "photos", tmp_path, TINY)
+    with pytest.raises(AuditError, match="finite"):
+        audit([small_bundle], "photos", tmp_path / "new", dataclasses.replace(TINY, eve_snrs=(float("nan"),)))
+    damaged = shutil.copytree(small_bundle, tmp_path / "damaged")
+    (damaged / "receiver.fp32.onnx").write_bytes(b"")
+    with pytest.raises(BundleError, match="does not match its digest"):
+        audit([damaged], "photos", tmp_path / "new", TINY)
+    assert not (tmp_path / "new").exists()
     with pytest.raises(AuditError, match="one at a time"):
         audit([small_bundle, small_bundle], "photos", tmp_path / "new", TINY)
 

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -61,10 +62,23 @@ def test_resume_continues_exactly(tmp_path, monkeypatch, channel):
 def test_resume_wants_the_same_settings(small_run, tmp_path):
     with pytest.raises(TrainingError, match="is complete"):
         train(TrainConfig.read(small_run), "photos", small_run, resume=True)
-    with pytest.raises(TrainingError, match="same settings"):
+    with pytest.raises(TrainingError, match=r"lr was 0.001, now 1.0"):
         train(dataclasses.replace(TrainConfig.read(small_run), lr=1.0), "photos", small_run, resume=True)
     with pytest.raises(TrainingError, match="no run to resume"):
         train(TINY, "photos", tmp_path / "none", resume=True)
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(TrainingError, match="neither an empty folder nor a run"):
+        train(TINY, "photos", tmp_path)
+
+
+def test_damaged_and_missing_weights_are_named(small_run, tmp_path):
+    damaged = shutil.copytree(small_run, tmp_path / "damaged")
+    (damaged / "weights.safetensors").write_bytes((damaged / "weights.safetensors").read_bytes()[:1000])
+    with pytest.raises(TrainingError, match=r"weights.safetensors is damaged"):
+        load_run(damaged)
+    with pytest.raises(FileNotFoundError, match="is not a run"):
+        train(TINY, "photos", tmp_path / "new", init=tmp_path / "none")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path, monkeypatch):

@@ -51,6 +51,18 @@ def test_damaged_key_file_is_refused_without_showing_it(tmp_path, text):
     assert SECRET[:8] not in str(caught.value)
 
 
+@pytest.mark.parametrize("secret", ["0123456789abcdef0123456789abcdef", "ab" * 32, SECRET])
+def test_a_key_given_as_text_is_not_repeated(secret):
+    with pytest.raises(KeyFileError, match="a raw key is 32 bytes") as caught:
+        load_key(secret)
+    assert secret[:8] not in str(caught.value)
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(KeyFileError, match="none does not exist; make it first"):
+        write_key(tmp_path / "none" / "k", bytes(32))
+
+
 def test_missing_key_file_names_the_fix(tmp_path):
     with pytest.raises(KeyFileError, match="semseal keygen"):
         read_key(tmp_path / "none")

@@ -22,7 +22,7 @@ class ModelConfig:
         if self.height < 4 or self.width < 4 or self.height % 4 or self.width % 4:
             raise ValueError(f"height and width must be positive multiples of 4, got {self.height} x {self.width}")
         if self.c < 2 or self.c % 2:
-            raise ValueError(f"c must be even, so that every row is whole I/Q pairs, got {self.c}")
+            raise ValueError(f"c must be even and at least 2, so that every row is whole I/Q pairs, got {self.c}")
 
     @property
     def h(self) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from semseal.runtime.files import write_atomically
 from semseal.runtime.pictures import open_pictures
@@ -62,8 +63,9 @@ def train(
     with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator only
         torch.manual_seed(config.seed)
         model = DeepJSCC(config.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fresh: list[str] = []
     if init is not None and not start:
-        _start_from(model, _weights_of(init))
+        fresh = _start_from(model, _weights_of(init))
     link, optimizer = fabric.setup(model, torch.optim.Adam(model.parameters(), lr=config.lr))
     if start:
         state = torch.load(checkpoint, map_location=fabric.device, weights_only=True)
@@ -78,6 +80,12 @@ def train(
         Progress(*columns, disable=fabric.global_rank > 0, speed_estimate_period=120) as progress,
         open(out / "log.jsonl", "a" if fabric.global_rank == 0 else "r") as log,
     ):
+        if start:
+            progress.console.print(f"resuming at step {start}")
+        elif resume:
+            progress.console.print(f"no checkpoint yet (the first is at step {config.save_every}): starting again")
+        if fresh:
+            progress.console.print(f"starting afresh, because c differs from {init}: {', '.join(fresh)}")
         bar = progress.add_task("train", total=config.steps, completed=start, shown="")
         for step, (x, bad) in enumerate(step_loader(batches, start, config.steps, workers=1), start + 1):
             for name in bad.keys() - skipped.keys():
@@ -170,15 +178,17 @@ def _open_run(config: TrainConfig, out: Path, checkpoint: Path, resume: bool, in
         if not resume:
             raise TrainingError(f"{out} holds a run already: continue it with --resume, or choose another --out")
         found, wanted = dataclasses.asdict(TrainConfig.read(out)), dataclasses.asdict(config)
-        differing = [name for name in wanted if found[name] != wanted[name]]
+        differing = [f"{name} was {found[name]}, now {wanted[name]}" for name in wanted if found[name] != wanted[name]]
         if differing:
-            raise TrainingError(f"{out}/config.json differs in {', '.join(differing)}; --resume wants the same settings")
+            raise TrainingError(f"{out}: --resume wants the same settings: {'; '.join(differing)}")
         if not checkpoint.exists() and (out / "weights.safetensors").exists():
             raise TrainingError(f"{out} is complete: nothing to resume")
         if checkpoint.exists():
             start = int(torch.load(checkpoint, map_location="cpu", weights_only=True)["step"])
     elif resume:
         raise TrainingError(f"{out} holds no run to resume")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise TrainingError(f"{out} is neither an empty folder nor a run; choose another --out")
     if init is not None and not start:
         _weights_of(init)  # raises before anything is written
     fabric.barrier()
@@ -219,13 +229,19 @@ def load_run(run: Path) -> DeepJSCC:
 
 
 def _weights_of(run: Path) -> dict[str, Tensor]:
+    TrainConfig.read(run)  # raises when it is no run
     path = run / "weights.safetensors"
     if not path.is_file():
         raise TrainingError(f"{path} not found: the run has reached no checkpoint yet")
-    return load_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise TrainingError(f"{path} is damaged ({error}); train again or restore it") from None
 
 
-def _start_from(model: DeepJSCC, weights: dict[str, Tensor]) -> None:
-    """Take another run's weights; where c differs, the channel encoder and decoder start afresh and the rest is kept."""
+def _start_from(model: DeepJSCC, weights: dict[str, Tensor]) -> list[str]:
+    """Take another run's weights; where c differs, those of the channel encoder and decoder start afresh: their names."""
     own = model.state_dict()
-    model.load_state_dict({name: weights[name] if weights[name].shape == own[name].shape else own[name] for name in own})
+    fresh = [name for name in own if weights[name].shape != own[name].shape]
+    model.load_state_dict({**weights, **{name: own[name] for name in fresh}})
+    return fresh

@@ -32,6 +32,8 @@ def generate_key() -> bytes:
 
 def write_key(path: Path, key: bytes) -> None:
     """Write a new key file that only its owner can read (mode 0600). Raises KeyFileError if the file exists."""
+    if not path.absolute().parent.is_dir():
+        raise KeyFileError(f"cannot write {path}: the folder {path.absolute().parent} does not exist; make it first")
     text = f"{_FORMAT}\n{base64.b64encode(_checked(key)).decode()}\n"
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
     try:
@@ -67,7 +69,14 @@ def read_key(path: Path) -> bytes:
 
 def load_key(key: bytes | str | Path) -> bytes:
     """A key given as its 32 bytes or as the path of a key file."""
-    return _checked(key) if isinstance(key, bytes) else read_key(Path(key))
+    if isinstance(key, bytes):
+        return _checked(key)
+    if isinstance(key, str) and len(key) >= KEY_SIZE and not Path(key).exists():
+        # perhaps the key itself as text, so it is not shown
+        raise KeyFileError("a key given as str is the path of a key file, and there is no such file; a raw key is 32 bytes")
+    if not isinstance(key, (str, Path)):
+        raise KeyFileError(f"key must be 32 bytes or the path of a key file, got {type(key).__name__}")
+    return read_key(Path(key))
 
 
 def derive(key: bytes, label: bytes, salt: bytes = b"") -> bytes:
