@@ -121,9 +121,7 @@ def open_pictures(spec: str, split: str) -> Pictures:
     else:
         raise PictureError(f"data spec must be photos, celeba:FOLDER or folder:FOLDER, got {spec!r}")
     if not paths:
-        raise PictureError(
-            f"{spec}: no pictures for split {split!r}; folder:FOLDER needs at least 5, celeba:FOLDER one of each part"
-        )
+        raise PictureError(f"{spec}: no pictures for split {split!r}; folder: needs at least 5, celeba: some of each part")
     return Pictures(spec, split, paths, whole=kind == "celeba" or split != "train")
 
 
