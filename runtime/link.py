@@ -182,8 +182,9 @@ class Receiver:
 
         Both frames of a pair must be in the same call. A noise tensor yields no image. Where the other frame of a pair
         is missing, the rows that it carried are zero in this image, a warning says so, and ``incomplete`` lists the
-        image's place in the result. Raises HeaderError for a header that is not authentic or, with a key, was seen before, and ValueError
-        for symbols of another shape or absurd size; nothing is decoded then, and no counter is used up.
+        image's place in the result. Raises HeaderError for a header that is not authentic or, with a key, was seen
+        before, and ValueError for symbols of another shape or absurd size; nothing is decoded then, and no counter is
+        used up.
         """
         with self._lock:
             return self._receive(frames)

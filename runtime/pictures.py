@@ -99,10 +99,10 @@ class Pictures:
                 else:
                     out.append(random_crop(picture, height, width, rng))
         if len(out) < (1 if fewer else n):
-            raise PictureError(
-                f"{self.spec}: {1 if fewer else n} pictures wanted of split {self.split!r}, {len(out)} of {len(self.paths)} files usable"
-                + (f" ({len(self.skipped)} could not be decoded, first {next(iter(self.skipped))})" if self.skipped else "")
-            )
+            wanted = 1 if fewer else n
+            usable = f"{len(out)} of {len(self.paths)} files usable"
+            bad = f" ({len(self.skipped)} could not be decoded, first {next(iter(self.skipped))})" if self.skipped else ""
+            raise PictureError(f"{self.spec}: {wanted} pictures wanted of split {self.split!r}, {usable}{bad}")
         return to_float(out)
 
 
