@@ -103,7 +103,7 @@ def verdict(results: dict[str, Any]) -> str:
     floor = max(row["psnr"] for row in rows if row["attack"] == "mean picture")
     parts = [f"{NAMES[defense]} {best(defense):.1f} dB" for defense in results["settings"]["defenses"]]
     return (
-        f"Bob receives {bob:.1f} dB. The better of the paper's attacks gets: {', '.join(parts)}. "
+        f"Bob receives up to {bob:.1f} dB. The better of the paper's attacks gets: {', '.join(parts)}. "
         f"Answering with the mean picture scores {floor:.1f} dB."
     )
 
