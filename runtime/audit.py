@@ -115,8 +115,10 @@ def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL) 
         for side in ("transmitter", "receiver"):
             bundle.graph(side)  # raises for a damaged one before anything is written
     height, width = opened[0].height, opened[0].width
-    images = open_pictures(data, "valid").take(settings.pictures, height, width)
-    own = open_pictures(data, "test").take(settings.eve_pictures, height, width, seed=1)
+    sent, eves = open_pictures(data, "valid"), open_pictures(data, "test")
+    images = sent.take(settings.pictures, height, width)
+    own = eves.take(settings.eve_pictures, height, width, seed=1)
+    skipped = {str(path): reason for path, reason in (sent.skipped | eves.skipped).items()}
     _claim(
         out,
         {
@@ -145,7 +147,7 @@ def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL) 
                 else:
                     progress.advance(bar, cost)
                 cells[cell] = found
-    results = summarise(cells, opened, data, settings)
+    results = {**summarise(cells, opened, data, settings), "skipped": skipped}
     write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     write_atomically(out / "tables.md", markdown_tables(results).encode())
     write_first_look(out / "first-look.png", results, cells, images)

@@ -162,6 +162,8 @@ def _print_results(results: dict[str, Any], folder: Path) -> None:
         orderings.add_row(*map(str, line))
     out.print(orderings)
     settings = results["settings"]
+    for name, reason in results["skipped"].items():
+        out.print(f"skipped {name}: {reason}", markup=False, soft_wrap=True)
     out.print(
         f"{settings['pictures']} {results['pictures']}; white-box on {settings['whitebox_pictures']}; "
         f"SSIM: {results['ssim']}; seed {settings['seed']}",

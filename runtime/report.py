@@ -41,7 +41,12 @@ def write_report(path: Path, results: dict[str, Any], cells: dict[Any, Any], ima
             }
         )
     page = template.render(
-        results=results, sections=sections, mains=_mains(results), tally=tally(results["orderings"]), verdict=verdict(results)
+        results=results,
+        sections=sections,
+        mains=_mains(results),
+        tally=tally(results["orderings"]),
+        verdict=verdict(results),
+        measured=measured,
     )
     write_atomically(path, page.encode())
 
@@ -62,7 +67,7 @@ def table_lines(results: dict[str, Any], defense: str) -> list[tuple[str, list[d
 
 
 def terminal_table(results: dict[str, Any], defense: str) -> Table:
-    """The same table for a terminal: PSNR ± interval / SSIM, the paper's figures in parentheses."""
+    """The same table for a terminal: PSNR / SSIM ± intervals, the paper's figures in parentheses."""
     numeral, _ = paper.PLACES[defense]
     table = Table(title=f"{NAMES[defense]} (Table {numeral} of the paper, its figures in parentheses)")
     table.add_column("PSNR in dB / SSIM")
@@ -74,7 +79,7 @@ def terminal_table(results: dict[str, Any], defense: str) -> Table:
 
 
 def markdown_tables(results: dict[str, Any]) -> str:
-    """All tables, and how often each ordering holds, in Markdown: PSNR ± interval / SSIM (the paper's figures)."""
+    """All tables, and how often each ordering holds, in Markdown: PSNR / SSIM ± intervals (the paper's figures)."""
     lines = []
     for defense in results["settings"]["defenses"]:
         numeral, _ = paper.PLACES[defense]
@@ -160,12 +165,19 @@ def _mains(results: dict[str, Any]) -> list[float]:
     return [bundle["main_snr"] for bundle in results["bundles"]]
 
 
+def measured(row: dict[str, Any]) -> str:
+    """PSNR in dB and SSIM of a row, each ± half of its 95 % interval where it has one."""
+    psnr, ssim = f"{row['psnr']:.2f}", f"{row['ssim']:.2f}"
+    if row["psnr_95"] is not None:
+        psnr, ssim = f"{psnr} ± {row['psnr_95']:.2f}", f"{row['ssim']:.3f} ± {row['ssim_95']:.3f}"
+    return f"{psnr} / {ssim}"
+
+
 def _text(row: dict[str, Any] | None) -> str:
     if row is None:
         return "not measured"
-    interval = "" if row["psnr_95"] is None else f" ± {row['psnr_95']:.2f}"
     published = "" if row["paper_psnr"] is None else f"  ({row['paper_psnr']:.2f} / {row['paper_ssim']:.2f})"
-    return f"{row['psnr']:.2f}{interval} / {row['ssim']:.2f}{published}"
+    return measured(row) + published
 
 
 def _image(picture: NDArray[np.float32]) -> Image.Image:

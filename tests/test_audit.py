@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from semseal.runtime import audit as audit_module
 from semseal.runtime import paper
 from semseal.runtime.attacks import whitebox
@@ -83,12 +84,21 @@ def test_a_folder_of_another_audit_is_refused(done, small_bundle, tmp_path):
 
 
 def test_too_few_pictures_are_an_error(small_bundle, tmp_path):
-    from PIL import Image
-
     for i in range(10):
         Image.new("RGB", (30, 30), (20 * i, 0, 0)).save(tmp_path / f"{i}.png")
     with pytest.raises(PictureError, match="6 pictures wanted of split 'valid', 2 of 2 files usable"):
         audit([small_bundle], f"folder:{tmp_path}", tmp_path / "out", TINY)
+
+
+def test_pictures_that_cannot_be_decoded_are_named_in_the_results(small_bundle, tmp_path):
+    for i in range(30):
+        (tmp_path / f"{i:02}.png").write_bytes(b"no picture")
+        if i not in (3, 9):
+            Image.new("RGB", (30, 30), (8 * i, 0, 0)).save(tmp_path / f"{i:02}.png")
+    settings = dataclasses.replace(TINY, pictures=4, eve_pictures=5, eve_snrs=(10.0,), defenses=("none",))
+    results = audit([small_bundle], f"folder:{tmp_path}", tmp_path / "out", settings)
+    assert list(results["skipped"]) == [str(tmp_path / "03.png"), str(tmp_path / "09.png")]  # one measured on, one Eve's
+    assert "03.png" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_report_is_one_page_without_anything_from_elsewhere(done):
