@@ -1,27 +1,49 @@
 """The bundle: the folder that is deployed.
 
-    manifest.json             format, model, files with sha256 and size, parity, how it was made
-    transmitter.fp32.onnx     image [batch, 3, height, width], index [batch*h] -> symbols [batch, N, 2]
-    receiver.fp32.onnx        symbols [batch, N, 2], index [batch*h] -> image [batch, 3, height, width]
+    manifest.json                             format, model, files with sha256 and size, parity, how it was made
+    signature                                 of manifest.json by the owner: Ed25519, 64 bytes
+    transmitter.fp32.onnx                     image [batch, 3, height, width], index [batch, h] -> symbols [batch, N, 2]
+    receiver.fp32.onnx                        symbols [frames, N, 2], index [batch, h] -> image [batch, 3, height, width]
+    engines/receiver.fp16.NAME.engine         a TensorRT plan: executable code for one kind of device
+    engines/receiver.fp16.NAME.engine.json    its layers
 
-A graph is read once, checked against its digest, and only those very bytes are parsed. That finds damage and mix-ups. It is
-no protection from someone who can write the folder, manifest included: bundles are not signed yet.
+The manifest is verified with the pinned public key before it is parsed. A file is read once into memory, checked against its
+digest in the manifest, and only those very bytes are parsed. No link is followed, and a file that the manifest does not list is
+not looked at. So whoever can write the folder can break a bundle, or put an older one of the same owner in its place, but not
+change what runs. Bundles that ship inside the package carry no signature: they are trusted as the package's own code is.
 """
 
+import errno
 import hashlib
 import json
 import math
 import os
+import re
+import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from semseal.runtime import signing
 from semseal.runtime.files import write_atomically
+from semseal.runtime.onnxfile import OnnxFileError, check_onnx
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
+SIGNATURE = "signature"
+ENGINES = "engines"
+FP32 = ("transmitter.fp32.onnx", "receiver.fp32.onnx")  # every bundle has them; their digests name the model
+MODELS = Path(__file__).parent / "models"
 LARGEST = 2**20  # of any size in a manifest; refuses nonsense before anything is allocated by it
+LARGEST_MANIFEST = 2**20  # bytes
+LARGEST_FILE = 2**30  # bytes
+
+_GRAPH = re.compile(r"(transmitter|receiver)\.[a-z0-9]+\.onnx")
+_PLAN = re.compile(r"engines/(transmitter|receiver)\.[a-z0-9]+\.[a-z0-9][a-z0-9_-]*\.engine(\.json)?")
 
 
 class BundleError(ValueError):
@@ -73,38 +95,163 @@ class Bundle:
         return bytes.fromhex(self.manifest["model"]["digest"])
 
     def graph(self, side: str, precision: str = "fp32") -> bytes:
-        """The bytes of ``transmitter`` or ``receiver``, checked. Raises BundleError."""
+        """The ONNX bytes of ``transmitter`` or ``receiver``, checked. Raises BundleError."""
         name = f"{side}.{precision}.onnx"
-        entry = self.manifest["files"].get(name)
-        if entry is None:
+        if name not in self.manifest["files"]:
             raise BundleError(
                 f"{self.path} has no precision {precision!r}; it has {', '.join(map(str, self.manifest['precisions']))}"
             )
+        data = self.read(name)
+        _check_graph(self.path / name, data)
+        return data
+
+    def program(self, side: str, precision: str, engine: str) -> bytes:
+        """What ``engine`` loads, checked: its plan if its name begins with ``tensorrt``, else the graph. Raises BundleError."""
+        if not engine.startswith("tensorrt"):
+            return self.graph(side, precision)
+        name = f"{ENGINES}/{side}.{precision}.{engine}.engine"
+        if name not in self.manifest["files"]:
+            there = ", ".join(file for file in self.manifest["files"] if file.endswith(".engine"))
+            raise BundleError(
+                f"{self.path} holds no {engine} engine for {side} {precision}; it has {there or 'none'}; build it with "
+                f"semseal export RUN --out {self.path} --engine {engine}"
+            )
+        return self.read(name)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file that the manifest lists, checked against their digest. Raises BundleError."""
+        entry = self.manifest["files"].get(name)
+        if entry is None:
+            raise BundleError(f"{self.path} has no file {name!r}")
         try:
-            with open(self.path / name, "rb") as file:
-                data = file.read(entry["size"] + 1)
+            with _folder(self.path) as folder:
+                data = _read(folder, name, entry["size"])
         except OSError as error:
-            raise BundleError(f"{self.path / name}: {error.strerror}") from None
+            raise BundleError(f"{self.path / name}: {_reason(error)}") from None
         if len(data) != entry["size"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise BundleError(f"{self.path / name} does not match its digest in {MANIFEST}: changed or damaged, refused")
         return data
 
 
-def open_bundle(path: Path | str) -> Bundle:
-    """Read the manifest of a bundle: a folder, or ``photos-0db``, ``photos-10db``, ``photos-20db`` for a packaged one.
+def open_bundle(path: Path | str, owner: str | Path | None = None) -> Bundle:
+    """Verify and read the manifest of a bundle: a folder, or ``photos-0db``, ``photos-10db``, ``photos-20db``, packaged.
 
-    A folder of such a name comes first. Raises BundleError when it is no bundle of this format.
+    A folder of such a name comes first. ``owner`` is the public key to verify with, the line ``semseal-owner-v1:...`` or a
+    file that holds it; without it SEMSEAL_OWNER or owner.pub of the config folder is used. Raises BundleError when there is
+    no such key, when the signature is missing or not the owner's, and when it is no bundle of this format.
     """
-    packaged = packaged_bundle(str(path))
-    by_name = not Path(path).exists() and Path(path).name == str(path) and packaged.is_dir()
-    path = packaged if by_name else Path(path)
+    by_name = not Path(path).exists() and Path(path).name == str(path) and packaged_bundle(str(path)).is_dir()
+    path = packaged_bundle(str(path)) if by_name else Path(path)
+    return _parse(path, _verified_manifest(path, owner))
+
+
+def model_digest(transmitter_sha256: str, receiver_sha256: str) -> bytes:
+    """The 32 bytes that name a model: SHA-256 over the SHA-256 digests of its fp32 graphs."""
+    return hashlib.sha256(bytes.fromhex(transmitter_sha256) + bytes.fromhex(receiver_sha256)).digest()
+
+
+def write_bundle(
+    path: Path, files: dict[str, bytes], manifest: dict[str, Any], signing_key: Ed25519PrivateKey | None
+) -> Bundle:
+    """Write files by name and the signed manifest with their digests, all or nothing; an older bundle is replaced.
+
+    Names are ``SIDE.PRECISION.onnx``, ``engines/SIDE.PRECISION.ENGINE.engine`` and ``.engine.json``. The model's digest is
+    filled in. ``signing_key`` is None for a packaged bundle and for no other. Raises BundleError when ``path`` is anything
+    but an empty folder or a bundle, and for what would be refused when it is read.
+    """
+    if (signing_key is None) != is_packaged(path):
+        raise BundleError(f"{path}: a bundle is signed, except one in {MODELS}, which is not")
+    if path.exists() and not path.is_dir():
+        raise BundleError(f"{path} is not a folder")
+    held = [entry.name for entry in path.iterdir()] if path.exists() else []
+    others = [name for name in held if name not in (MANIFEST, SIGNATURE, ENGINES) and not _GRAPH.fullmatch(name)]
+    if missing := [name for name in FP32 if name not in files]:
+        raise BundleError(f"a bundle needs {' and '.join(missing)}")
+    if others or (held and not (path / MANIFEST).is_file()):
+        raise BundleError(f"{path} is neither empty nor a bundle; choose another --out")
+    for name, data in files.items():
+        if name.endswith(".onnx"):
+            _check_graph(path / name, data)
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    entries = {name: {"sha256": digests[name], "size": len(data)} for name, data in files.items()}
+    digest = model_digest(*(digests[name] for name in FP32))
+    own = {"format": FORMAT, "model": {**manifest["model"], "digest": digest.hex()}, "files": entries}
+    text = (json.dumps({**own, **manifest, **own}, indent=2) + "\n").encode()
+    if len(text) > LARGEST_MANIFEST:
+        raise BundleError(f"{path / MANIFEST} would be {len(text)} bytes, more than the {LARGEST_MANIFEST} it may have")
+    bundle = _parse(path, text)
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=f".{path.name}.") as partial:
+        new, old = Path(partial) / "new", Path(partial) / "old"
+        new.mkdir()
+        for name, data in files.items():
+            (new / name).parent.mkdir(exist_ok=True)
+            write_atomically(new / name, data)
+        write_atomically(new / MANIFEST, text)
+        if signing_key is not None:
+            write_atomically(new / SIGNATURE, signing.sign(signing_key, text))
+        try:
+            if path.exists():
+                os.replace(path, old)
+            os.replace(new, path)
+        except BaseException:
+            if old.exists() and not path.exists():
+                os.replace(old, path)
+            raise
+    return bundle
+
+
+def packaged_bundle(name: str) -> Path:
+    """The folder of a bundle that ships inside the package: ``photos-0db``, ``photos-10db`` or ``photos-20db``."""
+    return MODELS / name
+
+
+def is_packaged(path: Path) -> bool:
+    """Whether ``path`` is spelt as a folder right inside the package's models; ``..`` and links to there do not count."""
+    return path.absolute().parent == MODELS and path.name != ".."
+
+
+def _verified_manifest(path: Path, owner: str | Path | None) -> bytes:
+    """The manifest's bytes, signed by the pinned owner or packaged."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        with _folder(path) as folder:
+            manifest = _read(folder, MANIFEST, LARGEST_MANIFEST)
+            if len(manifest) > LARGEST_MANIFEST:
+                raise OSError(errno.EFBIG, f"larger than {LARGEST_MANIFEST} bytes")
+            signature = None if is_packaged(path) else _read_signature(path, folder)
     except OSError as error:
         raise BundleError(
-            f"{path} is not a bundle: {MANIFEST}: {error.strerror}; make one with semseal export RUN --out {path}, or take a "
-            f"packaged one: {', '.join(sorted(folder.name for folder in packaged.parent.iterdir()))}"
+            f"{path} is not a bundle: {MANIFEST}: {_reason(error)}; make one with semseal export RUN --out {path}, or take a "
+            f"packaged one: {', '.join(sorted(folder.name for folder in MODELS.iterdir()))}"
         ) from None
+    if signature is not None:
+        try:
+            pinned = signing.pinned_owner(owner)
+        except signing.SigningError as error:
+            raise BundleError(f"{path} cannot be verified: {error}") from None
+        try:
+            signing.verify(pinned, manifest, signature)
+        except signing.SigningError as error:
+            raise BundleError(
+                f"{path} is refused: {error}; export it again on that owner's machine, or, if you trust who made it, pin "
+                f"their line: export {signing.VARIABLE}={signing.PUBLIC}... or owner="
+            ) from None
+    return manifest
+
+
+def _read_signature(path: Path, folder: int) -> bytes:
+    try:
+        return _read(folder, SIGNATURE, signing.SIGNATURE_SIZE)
+    except OSError as error:
+        raise BundleError(
+            f"{path} is not signed: {SIGNATURE}: {_reason(error)}; export it again with semseal export on the owner's machine"
+        ) from None
+
+
+def _parse(path: Path, text: bytes) -> Bundle:
+    """Everything that a manifest says and that is not about a file's content, checked."""
+    try:
+        manifest = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path / MANIFEST} is damaged: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -114,48 +261,57 @@ def open_bundle(path: Path | str) -> Bundle:
         sizes = (bundle.height, bundle.width, bundle.h, bundle.row_width)
         if not all(1 <= size <= LARGEST for size in sizes) or not math.isfinite(bundle.snr_db):
             raise ValueError("a size or the SNR is out of range")
-        for entry in manifest["files"].values():
-            if not isinstance(entry["size"], int) or len(bytes.fromhex(entry["sha256"])) != 32:
-                raise ValueError("a file without a size or sha256")
-        graphs = [manifest["files"][f"{side}.fp32.onnx"]["sha256"] for side in ("transmitter", "receiver")]
-        if bundle.digest != model_digest(*graphs) or "fp32" not in manifest["precisions"]:
+        for name, entry in manifest["files"].items():
+            if not _GRAPH.fullmatch(name) and not _PLAN.fullmatch(name):
+                raise ValueError(f"{name!r} is not SIDE.PRECISION.onnx or engines/SIDE.PRECISION.ENGINE.engine")
+            if type(entry["size"]) is not int or not 0 <= entry["size"] <= LARGEST_FILE:
+                raise ValueError(f"the size of {name} is not a number of bytes up to {LARGEST_FILE}")
+            if len(bytes.fromhex(entry["sha256"])) != 32:
+                raise ValueError(f"the sha256 of {name} is not one")
+        digest = model_digest(*(manifest["files"][name]["sha256"] for name in FP32))
+        if bundle.digest != digest or "fp32" not in manifest["precisions"]:
             raise ValueError("the model's digest is not that of its graphs")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BundleError(f"{path / MANIFEST} is damaged: {type(error).__name__}: {error}") from None
     return bundle
 
 
-def model_digest(transmitter_sha256: str, receiver_sha256: str) -> bytes:
-    """The 32 bytes that name a model: SHA-256 over the SHA-256 digests of its fp32 graphs."""
-    return hashlib.sha256(bytes.fromhex(transmitter_sha256) + bytes.fromhex(receiver_sha256)).digest()
+def _check_graph(path: Path, data: bytes) -> None:
+    try:
+        check_onnx(data)
+    except OnnxFileError as error:
+        raise BundleError(f"{path}: {error}") from None
 
 
-def write_bundle(path: Path, graphs: dict[str, bytes], manifest: dict[str, Any]) -> Bundle:
-    """Write graphs by file name and the manifest with their digests, all or nothing; an older bundle is replaced.
+@contextmanager
+def _folder(path: Path | str, parent: int | None = None) -> Iterator[int]:
+    """A folder's handle: what lies in it is opened relative to the handle, so it cannot be exchanged meanwhile.
 
-    The model's digest is filled in. Raises BundleError when ``path`` is anything but an empty folder or a bundle.
+    ``path`` itself may be a link, its last part not when it is inside ``parent``.
     """
-    if path.exists() and not path.is_dir():
-        raise BundleError(f"{path} is not a folder")
-    if path.exists() and any(path.iterdir()) and not (path / MANIFEST).is_file():
-        raise BundleError(f"{path} is neither empty nor a bundle; choose another --out")
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in graphs.items()}
-    files = {name: {"sha256": digests[name], "size": len(data)} for name, data in graphs.items()}
-    digest = model_digest(digests["transmitter.fp32.onnx"], digests["receiver.fp32.onnx"])
-    manifest = {"format": FORMAT, **manifest, "model": {**manifest["model"], "digest": digest.hex()}, "files": files}
-    path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=f".{path.name}.") as partial:
-        new = Path(partial) / "new"
-        new.mkdir()
-        for name, data in graphs.items():
-            write_atomically(new / name, data)
-        write_atomically(new / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
-        if path.exists():
-            os.replace(path, Path(partial) / "old")
-        os.replace(new, path)
-    return open_bundle(path)
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | (0 if parent is None else os.O_NOFOLLOW), dir_fd=parent)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
 
 
-def packaged_bundle(name: str) -> Path:
-    """The folder of a bundle that ships inside the package: ``photos-0db``, ``photos-10db`` or ``photos-20db``."""
-    return Path(__file__).parent / "models" / name
+def _read(folder: int, name: str, limit: int) -> bytes:
+    """At most limit + 1 bytes of a regular file, at most one folder down. Raises OSError, for a link too."""
+    if "/" in name:
+        inner, name = name.split("/")
+        with _folder(inner, folder) as handle:
+            return _read(handle, name, limit)
+    # without O_NONBLOCK, opening a FIFO would wait for somebody to write to it
+    handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        with open(handle, "rb", closefd=False) as file:
+            return file.read(limit + 1)
+    finally:
+        os.close(handle)
+
+
+def _reason(error: OSError) -> str:
+    return "a link, and links are not followed" if error.errno == errno.ELOOP else str(error.strerror)

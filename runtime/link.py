@@ -74,18 +74,21 @@ class Transmitter:
         engine: str = "onnxruntime-cpu",
         precision: str = "fp32",
         threads: int | None = None,
+        owner: str | Path | None = None,
     ) -> None:
-        """Raises BundleError, EngineError, KeyFileError, or ValueError for an unknown defense or one without a key."""
+        """``owner`` is the public key that signed the bundle, or its file (``open_bundle`` says where else it is looked up).
+
+        Raises BundleError, EngineError, KeyFileError, or ValueError for an unknown defense or one without a key."""
         if defense not in MODES:
             raise ValueError(f"defense must be one of {', '.join(MODES)}, got {defense!r}")
         if key is None and defense != "none":
             raise ValueError(f"defense {defense!r} needs a key: pass key=, 32 bytes or a key file")
-        self.bundle = open_bundle(bundle)
+        self.bundle = open_bundle(bundle, owner)
         self.defense = defense
         secret = None if key is None else load_key(key)
         self._sealer = HeaderSealer(secret, self.bundle.digest)
         self._sets = None if secret is None else scheme_sets(secret, self.bundle.h)
-        self._engine = open_engine(engine, self.bundle.graph("transmitter", precision), threads)
+        self._engine = open_engine(engine, self.bundle.program("transmitter", precision, engine), threads)
         self._lock = threading.Lock()
         self._process, self._session, self._counter = os.getpid(), new_session(), 0
 
@@ -166,13 +169,14 @@ class Receiver:
         engine: str = "onnxruntime-cpu",
         precision: str = "fp32",
         threads: int | None = None,
+        owner: str | Path | None = None,
     ) -> None:
-        """Raises BundleError, EngineError or KeyFileError."""
-        self.bundle = open_bundle(bundle)
+        """Arguments as those of Transmitter. Raises BundleError, EngineError or KeyFileError."""
+        self.bundle = open_bundle(bundle, owner)
         secret = None if key is None else load_key(key)
         self._sealer = HeaderSealer(secret, self.bundle.digest)
         self._sets = None if secret is None else scheme_sets(secret, self.bundle.h)
-        self._engine = open_engine(engine, self.bundle.graph("receiver", precision), threads)
+        self._engine = open_engine(engine, self.bundle.program("receiver", precision, engine), threads)
         self._window = None if secret is None else ReplayWindow()  # without a key anyone could fill it
         self._lock = threading.Lock()
         self.incomplete: list[int] = []

@@ -1,16 +1,28 @@
 """A small real link, trained and exported once: images 3 x 32 x 24, features 8 x 6 x 4."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from semseal.export.bundle import export_run
+from semseal.runtime.signing import owner_key
 from semseal.train.config import ModelConfig, TrainConfig
 from semseal.train.fit import train
 
 SMALL = TrainConfig(
     model=ModelConfig(height=32, width=24, c=4), batch=8, steps=200, warmup=10, save_every=50, precision="32-true"
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def config_folder(tmp_path_factory) -> Iterator[Path]:
+    """No test sees, or makes, the keys of whoever runs the tests."""
+    folder = tmp_path_factory.mktemp("config")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(folder))
+        patch.delenv("SEMSEAL_OWNER", raising=False)
+        yield folder / "semseal"
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +35,7 @@ def small_run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_bundle(small_run, tmp_path_factory) -> Path:
     bundle = tmp_path_factory.mktemp("bundles") / "small"
-    export_run(small_run, bundle)
+    export_run(small_run, bundle, signing_key=owner_key())
     return bundle
 
 

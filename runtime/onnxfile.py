@@ -1,0 +1,95 @@
+"""What an ONNX file may not hold, found before any engine parses it and without the ``onnx`` package.
+
+An engine opens further files that a graph names, ONNX Runtime even relative to the working folder when it is given bytes.
+This walks the protobuf wire format (varint, 64-bit, length-delimited, 32-bit) down to every tensor and refuses what reaches
+outside the bytes at hand. Field numbers are those of onnx.proto (onnx/onnx, IR version 14); a field that is not in the tables
+is passed over.
+
+    model ─┬─ graph ────┬─ node ─── attribute ─┬─ tensor
+           ├─ function ─┘                      ├─ graph
+           └─ training ── graph                └─ sparse tensor
+"""
+
+LARGEST_DEPTH = 60  # messages within messages; protobuf itself stops at 100
+
+_SPARSE, _OPERATOR, _EXTERNAL, _LOCATION = "sparse tensor", "operator", "external data", "data location"
+
+_FIELDS: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: _SPARSE},
+    "node": {4: _OPERATOR, 5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: _SPARSE, 23: _SPARSE},
+    "tensor": {13: _EXTERNAL, 14: _LOCATION},
+}
+
+
+class OnnxFileError(ValueError):
+    """Bytes that must not reach an engine; the message says what they hold and where."""
+
+
+def check_onnx(data: bytes) -> None:
+    """Raises OnnxFileError unless ``data`` is a well-formed ONNX model that stands for itself.
+
+    Refused: external data, sparse tensors, compiled engines within (EPContext nodes name further files), ONNX Runtime's
+    own format, damaged or truncated bytes, and messages deeper than LARGEST_DEPTH. Whether the operators make sense is for
+    the engine to say.
+    """
+    if data[4:8] == b"ORTM":  # ONNX Runtime goes by this mark, whatever else the bytes are
+        raise OnnxFileError("the file is in ONNX Runtime's own format; save it as ONNX")
+    _walk(data, 0, len(data), "model", 0)
+
+
+def _walk(data: bytes, at: int, end: int, message: str, depth: int) -> None:
+    if depth > LARGEST_DEPTH:
+        raise OnnxFileError(f"the graph nests deeper than {LARGEST_DEPTH} messages at byte {at}")
+    fields = _FIELDS[message]
+    while at < end:
+        start = at
+        tag, at = _varint(data, at, end)
+        wire = tag & 7
+        value = 0
+        if wire == 0:
+            value, at = _varint(data, at, end)
+        elif wire == 1:
+            at += 8
+        elif wire == 2:
+            value, at = _varint(data, at, end)
+            at += value
+        elif wire == 5:
+            at += 4
+        else:
+            raise OnnxFileError(f"the graph is damaged: wire type {wire} at byte {start}")
+        # a longer tag is cut to 32 bits by some parsers and then names another field
+        if at > end or not 8 <= tag < 2**32:
+            raise OnnxFileError(f"the graph is damaged: the field at byte {start} runs past its end or has no valid number")
+        inner = fields.get(tag >> 3)
+        if inner is None:
+            continue
+        if wire != (0 if inner == _LOCATION else 2):
+            raise OnnxFileError(f"the graph is damaged: {inner} of wire type {wire} at byte {start}")
+        if inner in _FIELDS:
+            _walk(data, at - value, at, inner, depth + 1)
+        elif inner == _OPERATOR:
+            if data[at - value : at] == b"EPContext":
+                raise OnnxFileError(f"the graph holds a compiled engine (EPContext) at byte {start}; export plain operators")
+        elif inner == _SPARSE:
+            raise OnnxFileError(f"the graph holds a sparse tensor at byte {start}; store it as a dense one")
+        elif inner == _EXTERNAL or value:
+            raise OnnxFileError(
+                f"the graph keeps a tensor in another file (external data, byte {start}); save the model as one file, with "
+                "external_data=False"
+            )
+
+
+def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
+    """The value, 0..2^70-1, and where the next field begins."""
+    value = shift = 0
+    for place in range(at, min(end, at + 10)):
+        byte = data[place]
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, place + 1
+        shift += 7
+    raise OnnxFileError(f"the graph is damaged: the number at byte {at} does not end")

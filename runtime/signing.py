@@ -1,0 +1,191 @@
+"""Who made a bundle: Ed25519 (RFC 8032) over its manifest, which holds the digest of every other file.
+
+    owner.key     the owner's private key; semseal export signs with it; it stays on the exporting machine
+    owner.pub     the public key that this machine trusts, one line: semseal-owner-v1:<base64url of 32 bytes>
+
+Both lie in ``$XDG_CONFIG_HOME/semseal`` (``~/.config/semseal``). The first export makes the pair. A machine that only runs
+bundles needs the public line and nothing else: in SEMSEAL_OWNER, in its own owner.pub, or passed as ``owner=``.
+
+A signature says that the owner made these bytes. It does not say that they are the newest: an older bundle of the same owner
+passes too. It hides nothing, and it is worth as much as the owner's private key is kept, and the public line was brought here
+unchanged.
+"""
+
+import base64
+import binascii
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+SIGNATURE_SIZE = 64
+LABEL = b"semseal/v1/bundle\0"
+PUBLIC = "semseal-owner-v1:"
+VARIABLE = "SEMSEAL_OWNER"
+_FORMAT = "semseal-owner-key-v1"
+_KEY_SIZE = 32
+_LONGEST = 200  # bytes of a key file that are read
+
+
+class SigningError(ValueError):
+    """A key that cannot be used or a signature that does not hold; the message never holds private bytes."""
+
+
+def generate_owner() -> Ed25519PrivateKey:
+    """A new private key from the operating system's cryptographic generator."""
+    return Ed25519PrivateKey.generate()
+
+
+def write_private(path: Path, private: Ed25519PrivateKey) -> None:
+    """Write a new key file that only its owner can read (mode 0600). Raises SigningError if the file exists."""
+    _write_new(path, f"{_FORMAT}\n{base64.b64encode(private.private_bytes_raw()).decode()}\n", 0o600)
+
+
+def read_private(path: Path) -> Ed25519PrivateKey:
+    """The private key of a key file. Raises SigningError for a damaged file or one that other users can read."""
+    lines = _read_lines(path, stat.S_IRWXG | stat.S_IRWXO, f"can be read by other users; mend it with: chmod 600 {path}")
+    if len(lines) != 2 or lines[0] != _FORMAT:
+        raise SigningError(f"{path} is not an owner's private key")
+    try:
+        return Ed25519PrivateKey.from_private_bytes(base64.b64decode(lines[1], validate=True))
+    except (binascii.Error, ValueError):
+        # without the cause, which might show a part of it
+        raise SigningError(f"{path} is damaged: its second line is not the base64 of {_KEY_SIZE} bytes") from None
+
+
+def public_text(private: Ed25519PrivateKey) -> str:
+    """The public key as the one line that others pin: ``semseal-owner-v1:`` and 43 characters."""
+    return PUBLIC + base64.urlsafe_b64encode(private.public_key().public_bytes_raw()).decode().rstrip("=")
+
+
+def sign(private: Ed25519PrivateKey, manifest: bytes) -> bytes:
+    """The signature of a manifest's bytes, 64 bytes; the same every time."""
+    return private.sign(LABEL + manifest)
+
+
+def verify(public: str, manifest: bytes, signature: bytes) -> None:
+    """Raises SigningError unless ``signature`` is that of ``manifest`` by the owner of ``public``, the one line."""
+    key = _public_key(public, "the owner's public key")
+    try:
+        key.verify(signature, LABEL + manifest)
+    except InvalidSignature:
+        raise SigningError(f"the signature is not that of {public}: the bundle was changed, or another owner made it") from None
+
+
+def config_folder() -> Path:
+    """Where the owner's keys lie. Raises SigningError where the user has no home folder."""
+    base = os.environ.get("XDG_CONFIG_HOME", "")
+    if Path(base).is_absolute():  # its specification: any other value is to be ignored
+        return Path(base) / "semseal"
+    try:
+        return Path.home() / ".config" / "semseal"
+    except RuntimeError:
+        raise SigningError(f"this user has no home folder; set XDG_CONFIG_HOME or {VARIABLE}") from None
+
+
+def owner_key(path: Path | None = None) -> Ed25519PrivateKey:
+    """The private key to sign with: that of a key file, or this machine's own, which is made with its owner.pub at first use.
+
+    Raises SigningError for a key file that cannot be used, and where owner.pub pins somebody else than this machine's own
+    key: what is signed here could not be opened here.
+    """
+    if path is not None:
+        return read_private(path)
+    private, public = config_folder() / "owner.key", config_folder() / "owner.pub"
+    if not private.exists():
+        if public.exists():
+            raise SigningError(
+                f"{public} pins an owner whose private key is not on this machine; export where it is, or remove {public} to "
+                "become an owner yourself"
+            )
+        private.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_private(private, generate_owner())
+    key = read_private(private)
+    if not public.exists():
+        _write_new(public, public_text(key) + "\n", 0o644)
+    if _read_public(public) != public_text(key):
+        raise SigningError(f"{public} pins another owner than {private}; remove the one that is not wanted")
+    return key
+
+
+def pinned_owner(owner: str | Path | None = None) -> str:
+    """The public line that bundles are verified with: ``owner``, else SEMSEAL_OWNER, else owner.pub of the config folder.
+
+    The first two are the line itself or the name of a file that holds it. Raises SigningError when none is there or the
+    first that is there cannot be used; the next is not tried then.
+    """
+    if owner is not None:
+        return _given(owner, "owner=")
+    if VARIABLE in os.environ:
+        return _given(os.environ[VARIABLE], VARIABLE)
+    public = config_folder() / "owner.pub"
+    if not os.path.exists(public):
+        raise SigningError(
+            f"no owner is pinned on this machine: get the line {PUBLIC}... from the bundle's owner (owner.pub there), then "
+            f"export {VARIABLE}=..., pass owner=, or save it as {public}"
+        )
+    return _read_public(public)
+
+
+def _given(owner: str | Path, what: str) -> str:
+    if isinstance(owner, str) and owner.startswith(PUBLIC):
+        _public_key(owner, what)
+        return owner
+    if isinstance(owner, str) and (not owner or (len(owner) >= _KEY_SIZE and not os.path.exists(owner))):
+        # perhaps a secret in the wrong place, so it is not shown
+        raise SigningError(f"{what} is neither an owner's public key ({PUBLIC}...) nor the name of a file that holds one")
+    return _read_public(Path(owner))
+
+
+def _read_public(path: Path) -> str:
+    lines = _read_lines(path, stat.S_IWGRP | stat.S_IWOTH, f"can be changed by other users; mend it with: chmod go-w {path}")
+    if len(lines) != 1:
+        raise SigningError(f"{path} does not hold an owner's public key: one line, {PUBLIC}...")
+    _public_key(lines[0], str(path))
+    return lines[0]
+
+
+def _public_key(public: str, what: str) -> Ed25519PublicKey:
+    """``public`` itself is not shown: it might be anything."""
+    try:
+        raw = base64.b64decode(public.removeprefix(PUBLIC) + "=", altchars=b"-_", validate=True)
+        if public != PUBLIC + base64.urlsafe_b64encode(raw).decode().rstrip("="):
+            raise ValueError("not the one way to write it")
+        return Ed25519PublicKey.from_public_bytes(raw)
+    except ValueError:
+        raise SigningError(f"{what} is not an owner's public key: {PUBLIC} and the base64url of {_KEY_SIZE} bytes") from None
+
+
+def _read_lines(path: Path, unwanted: int, complaint: str) -> list[str]:
+    """The first lines of a small text file whose mode has none of the ``unwanted`` bits; none for text that is not ASCII."""
+    try:
+        with open(path, encoding="ascii") as file:
+            if os.fstat(file.fileno()).st_mode & unwanted:
+                raise SigningError(f"{path} {complaint}")
+            return file.read(_LONGEST).splitlines()
+    except OSError as error:
+        raise SigningError(f"cannot read the key file {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        return []
+
+
+def _write_new(path: Path, text: str, mode: int) -> None:
+    """Write a file whole or not at all; a file that is there already stays."""
+    try:
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
+    except FileNotFoundError:
+        raise SigningError(f"cannot write {path}: the folder {path.parent} does not exist; make it first") from None
+    try:
+        with os.fdopen(handle, "w") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(partial, path)  # unlike a rename, this fails where the name is taken
+    except FileExistsError:
+        raise SigningError(f"{path} exists already, and a key is never overwritten; choose another name") from None
+    finally:
+        os.unlink(partial)
