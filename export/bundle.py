@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,72 +11,103 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from semseal.export.onnx import OPSET, export_graphs
+from semseal.export.parity import Side, measure_parity
+from semseal.export.quantize import to_fp16, to_int8
+from semseal.export.rewrite import rewrite
+from semseal.export.tensorrt import build_plan, layer_report
 from semseal.runtime import channel
 from semseal.runtime.bundle import Bundle, write_bundle
-from semseal.runtime.defense import index
 from semseal.runtime.engine import open_engine
-from semseal.runtime.metrics import psnr
 from semseal.runtime.pictures import open_pictures
 from semseal.train.config import TrainConfig
 from semseal.train.fit import load_run
-from semseal.train.model import DeepJSCC
 
-PARITY_PICTURES = 6
-PARITY_SNRS = (0.0, 10.0, 20.0)
+PRECISIONS = ("fp32", "fp16", "int8")
+PARITY_PICTURES = 12
+CALIBRATION_PICTURES = 32
 
 
-def export_run(run: Path, out: Path) -> Bundle:
-    """Write the bundle of a finished run. Raises FileNotFoundError or ValueError for a bad run, BundleError for ``out``."""
+def export_run(
+    run: Path, out: Path, precisions: Sequence[str] = PRECISIONS, engines: Sequence[str] = (), **signing: Any
+) -> Bundle:
+    """Write the bundle of a finished run; ``deploy`` says how. Raises FileNotFoundError or ValueError for a bad run."""
     model = load_run(run)
     config = TrainConfig.read(run)
-    transmitter, receiver = export_graphs(model)
-    images = open_pictures("photos", "valid").take(PARITY_PICTURES, config.model.height, config.model.width)
-    manifest: dict[str, Any] = {
-        "model": {
-            "height": config.model.height,
-            "width": config.model.width,
-            "h": config.model.h,
-            "w": config.model.w,
-            "c": config.model.c,
+    transmitter, receiver = map(rewrite, export_graphs(model))
+
+    @torch.no_grad()
+    def encode(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        return model.encode(torch.from_numpy(images)).numpy()
+
+    @torch.no_grad()
+    def decode(symbols: NDArray[np.float32]) -> NDArray[np.float32]:
+        return model.decode(torch.from_numpy(symbols)).numpy()
+
+    sizes = {name: getattr(config.model, name) for name in ("height", "width", "h", "w", "c")}
+    training = {**dataclasses.asdict(config), "last": json.loads((run / "log.jsonl").read_text().splitlines()[-1])}
+    manifest = {"model": sizes, "snr_db": float(config.snr_db), "training": training}
+    return deploy(out, transmitter, receiver, encode, decode, manifest, precisions, engines, **signing)
+
+
+def deploy(
+    out: Path,
+    transmitter: bytes,
+    receiver: bytes,
+    encode: Side,
+    decode: Side,
+    manifest: dict[str, Any],
+    precisions: Sequence[str],
+    engines: Sequence[str],
+    **signing: Any,
+) -> Bundle:
+    """Make every precision and plan of two fp32 graphs, measure parity with the reference, and write the bundle.
+
+    ``encode`` maps images to symbols [batch, N, 2], ``decode`` maps them back; ``manifest`` brings "model" (height, width,
+    h, w, c) and "snr_db". fp32 is always made; ``engines`` names those of ``tensorrt``, ``tensorrt-rtx`` whose plans are
+    built. Raises BundleError for ``out``, ValueError for a precision that is none, EngineError where a plan cannot be built.
+    """
+    unknown = [precision for precision in precisions if precision not in PRECISIONS]
+    if unknown:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {unknown[0]!r}")
+    made = [precision for precision in PRECISIONS if precision == "fp32" or precision in precisions]
+    model = manifest["model"]
+    graphs = {("transmitter", "fp32"): transmitter, ("receiver", "fp32"): receiver}
+    if "fp16" in made:
+        graphs |= {(side, "fp16"): to_fp16(graphs[side, "fp32"]) for side in ("transmitter", "receiver")}
+    if "int8" in made:
+        feeds = _calibration(transmitter, model, manifest["snr_db"])
+        graphs |= {(side, "int8"): to_int8(graphs[side, "fp32"], feeds[side]) for side in ("transmitter", "receiver")}
+    images = open_pictures("photos", "valid").take(PARITY_PICTURES, model["height"], model["width"])
+    files = {f"{side}.{precision}.onnx": graph for (side, precision), graph in graphs.items()}
+    for engine in engines:
+        for (side, precision), graph in graphs.items():
+            plan = build_plan(engine, graph)
+            name = f"engines/{side}.{precision}.{engine}.engine"
+            files[name], files[f"{name}.json"] = plan, json.dumps(layer_report(engine, plan), indent=1).encode()
+    return write_bundle(
+        out,
+        files,
+        {
+            **manifest,
+            "precisions": made,
+            "engines": list(engines),
+            "opset": OPSET,
+            "tools": {package: version(package) for package in ("semseal", "torch", "onnx", "onnxruntime", "numpy")},
+            "parity": {"data": "photos", **measure_parity(encode, decode, graphs, images, model["h"])},
         },
-        "snr_db": float(config.snr_db),
-        "precisions": ["fp32"],
-        "opset": OPSET,
-        "tools": {package: version(package) for package in ("semseal", "torch", "onnx", "onnxruntime", "numpy")},
-        "training": {**dataclasses.asdict(config), "last": json.loads((run / "log.jsonl").read_text().splitlines()[-1])},
-        "parity": measure_parity(model, transmitter, receiver, images),
-    }
-    return write_bundle(out, {"transmitter.fp32.onnx": transmitter, "receiver.fp32.onnx": receiver}, manifest)
+        **signing,
+    )
 
 
-@torch.no_grad()
-def measure_parity(model: DeepJSCC, transmitter: bytes, receiver: bytes, images: NDArray[np.float32]) -> dict[str, Any]:
-    """Torch against ONNX Runtime for the same images and the same noise: PSNR in dB at each SNR, largest differences."""
-    h, n = model.config.h, model.config.n_symbols
-    places = np.arange(len(images))
-    identity = index.spread(np.tile(index.identity(h), (len(images), 1)), places, places)
-    expected = model.encode(torch.from_numpy(images)).numpy()
-    symbols = open_engine("onnxruntime-cpu", transmitter)(images, identity)
-    decode = open_engine("onnxruntime-cpu", receiver)
-    rows, worst = [], 0.0
-    for snr in PARITY_SNRS:
-        noise = channel.draw_noise(len(images), n, np.random.default_rng(0))
-        heard = channel.awgn(symbols.view(np.complex64)[..., 0], noise, snr)[..., None].view(np.float32)
-        heard_torch = channel.awgn(expected.view(np.complex64)[..., 0], noise, snr)[..., None].view(np.float32)
-        by_torch, by_engine = model.decode(torch.from_numpy(heard_torch)).numpy(), decode(heard, identity)
-        worst = max(worst, float(np.abs(by_torch - by_engine).max()))
-        rows.append(
-            {
-                "snr_db": snr,
-                "torch_psnr": float(psnr(images, by_torch).mean()),
-                "onnxruntime-cpu_psnr": float(psnr(images, by_engine).mean()),
-            }
-        )
+def _calibration(transmitter: bytes, model: dict[str, int], snr_db: float) -> dict[str, list[dict[str, NDArray[Any]]]]:
+    """What each side sees of photographs that are not measured on: pictures, and their symbols over the channel."""
+    images = open_pictures("photos", "train").take(CALIBRATION_PICTURES, model["height"], model["width"])
+    identity = np.arange(model["h"], dtype=np.int32)[None]
+    run = open_engine("onnxruntime-cpu", transmitter)
+    symbols = np.concatenate([run(image[None], identity) for image in images]).view(np.complex64)[..., 0]
+    noise = channel.draw_noise(*symbols.shape, np.random.default_rng(1))
+    heard = channel.awgn(symbols, noise, snr_db)[..., None].view(np.float32)
     return {
-        "pictures": len(images),
-        "data": "photos",
-        "psnr": rows,
-        "max_image_error": worst,
-        "max_symbol_error": float(np.abs(expected - symbols).max()),
-        "power_per_symbol": [float(p) for p in 2 * np.square(symbols.astype(np.float64)).mean(axis=(1, 2))],
+        "transmitter": [{"image": image[None], "index": identity} for image in images],
+        "receiver": [{"symbols": row[None], "index": identity} for row in heard],
     }

@@ -44,7 +44,10 @@ class ReceiverGraph(nn.Module):
 
 
 def export_graphs(model: DeepJSCC) -> tuple[bytes, bytes]:
-    """The transmitter's and the receiver's ONNX graph, float32, checked by the ONNX checker."""
+    """The transmitter's and the receiver's ONNX graph, float32, node for node as torch writes them.
+
+    Nodes are named ``network/``, ``power/`` (the normalisation, which stays float32 in every precision) and ``index/``.
+    """
     config = model.config
     index = torch.arange(2 * config.h, dtype=torch.int32).reshape(2, config.h)
     image = torch.rand(2, 3, config.height, config.width)
@@ -73,8 +76,12 @@ def _export(module: nn.Module, args: tuple[Tensor, ...], axes: dict[str, dict[in
         )
     assert program is not None
     graph = program.model_proto
-    # names that say what a tensor is, no traces of the exporting machine's source files
-    for node in graph.graph.node:
+    # names that say what a node is for, no traces of the exporting machine's source files
+    convolutions = [i for i, node in enumerate(graph.graph.node) if node.op_type in ("Conv", "ConvTranspose")]
+    for i, node in enumerate(graph.graph.node):
+        after = output == "symbols" and i > convolutions[-1]
+        part = "index" if node.op_type == "Gather" else "power" if after else "network"
+        node.name = f"{part}/{node.op_type}_{i}"
         del node.metadata_props[:]
     del graph.metadata_props[:]
     del graph.graph.metadata_props[:]

@@ -6,15 +6,19 @@ A verb imports what it needs when it runs, so that ``semseal keygen`` works wher
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+if TYPE_CHECKING:
+    from semseal.runtime.bundle import Bundle
+
 out = Console(emoji=False)
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -56,25 +60,105 @@ def train(
         raise
 
 
-@cli.command()
-@click.argument("run", type=FOLDER)
-@click.option("--out", "bundle", required=True, type=FOLDER, metavar="BUNDLE", help="bundle folder to write")
-def export(run: Path, bundle: Path) -> None:
-    """Turn a run into a bundle and print how exactly the graphs match."""
-    from semseal.export.bundle import export_run
+class Listed(click.Command):
+    """Lets an option that may be repeated take several values in a row: ``--precision fp32 fp16``."""
 
-    made = export_run(run, bundle)
-    parity = made.manifest["parity"]
-    table = Table(title=f"{bundle}: parity on {parity['pictures']} pictures, bandwidth ratio {made.bandwidth_ratio:.4f}")
-    for column in ("SNR", "torch", "onnxruntime-cpu fp32", "difference"):
-        table.add_column(column, justify="right")
-    for row in parity["psnr"]:
-        torch_psnr, engine_psnr = row["torch_psnr"], row["onnxruntime-cpu_psnr"]
-        table.add_row(
-            f"{row['snr_db']:.0f} dB", f"{torch_psnr:.3f} dB", f"{engine_psnr:.3f} dB", f"{engine_psnr - torch_psnr:+.5f} dB"
-        )
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        repeated = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
+        spelled: list[str] = []
+        option, taken = "", 0
+        for arg in args:
+            if arg.startswith("-"):
+                option, taken = arg, 0
+            elif option in repeated:
+                spelled += [option] * (taken > 0)
+                taken += 1
+            spelled.append(arg)
+        return super().parse_args(ctx, spelled)
+
+
+def _deployed(command: Any) -> Any:
+    """The options of what is written into a bundle."""
+    for option in (
+        click.option("--out", "bundle", required=True, type=FOLDER, metavar="BUNDLE", help="bundle folder to write"),
+        click.option(
+            "--precision",
+            "precisions",
+            multiple=True,
+            type=click.Choice(["fp32", "fp16", "int8"]),
+            help="one or more; fp32 is always made  [default: all]",
+        ),
+        click.option(
+            "--engine",
+            "engines",
+            multiple=True,
+            type=click.Choice(["tensorrt", "tensorrt-rtx"]),
+            help="also build the plans of these engines; an ONNX graph serves the others",
+        ),
+        click.option("--sign", type=FILE, metavar="KEY", help="owner's signing key  [default: yours, made at first use]"),
+    ):
+        command = option(command)
+    return command
+
+
+@cli.command(cls=Listed)
+@click.argument("run", type=FOLDER)
+@_deployed
+def export(run: Path, bundle: Path, precisions: tuple[str, ...], engines: tuple[str, ...], sign: Path | None) -> None:
+    """Turn a run into a signed bundle and print what each precision costs in dB."""
+    from semseal.export.bundle import PRECISIONS, export_run
+    from semseal.runtime.signing import owner_key
+
+    _print_parity(export_run(run, bundle, precisions or PRECISIONS, engines, signing_key=owner_key(sign)))
+
+
+@cli.command(cls=Listed)
+@click.option("--transmitter", required=True, type=FILE, metavar="T.onnx", help="image [batch, 3, H, W] in 0..1 to features")
+@click.option("--receiver", required=True, type=FILE, metavar="R.onnx", help="features back to the image")
+@click.option("--snr", type=float, default=10.0, show_default=True, help="main channel's SNR in dB that it is meant for")
+@_deployed
+def pack(
+    transmitter: Path,
+    receiver: Path,
+    snr: float,
+    bundle: Path,
+    precisions: tuple[str, ...],
+    engines: tuple[str, ...],
+    sign: Path | None,
+) -> None:
+    """Bring your own model: any pair of ONNX files becomes a bundle, with power normalisation and the scheme index."""
+    from semseal.export.bundle import PRECISIONS
+    from semseal.export.pack import pack as make
+    from semseal.runtime.signing import owner_key
+
+    _print_parity(make(transmitter, receiver, bundle, snr, precisions or PRECISIONS, engines, signing_key=owner_key(sign)))
+
+
+def _print_parity(bundle: "Bundle") -> None:
+    parity = bundle.manifest["parity"]
+    reference, *rows = parity["rows"]
+    pictures = f"{parity['pictures']} pictures of {parity['data']}"
+    table = Table(title=f"{bundle.path}: PSNR on {pictures}, bandwidth ratio {bundle.bandwidth_ratio:.4f}")
+    for column in ("engine", "transmitter", "receiver"):
+        table.add_column(column)
+    for snr in reference["psnr"]:
+        table.add_column(f"{snr} dB", justify="right")
+    names = [reference[column] for column in ("engine", "transmitter", "receiver")]
+    table.add_row(*names, *(f"{psnr:.2f} dB" for psnr in reference["psnr"].values()))
+    for row in rows:
+        names = [row[column] for column in ("engine", "transmitter", "receiver")]
+        table.add_row(*names, *(f"{psnr - reference['psnr'][snr]:+.4f} dB" for snr, psnr in row["psnr"].items()))
     out.print(table)
-    out.print(f"largest difference: symbols {parity['max_symbol_error']:.2e}, pictures {parity['max_image_error']:.2e}")
+    for name, difference in parity["differences"].items():
+        low, high = difference["power_per_symbol"]
+        out.print(
+            f"{name}: largest difference of a symbol {difference['max_symbol_error']:.2e}, of a picture "
+            f"{difference['max_image_error']:.2e}; power per symbol {low:.6f} to {high:.6f}",
+            soft_wrap=True,
+        )
+    for graph, providers in parity["providers"].items():
+        counts = ", ".join(f"{sum(operators.values())} nodes on {name}" for name, operators in providers.items())
+        out.print(f"{graph}.onnx in ONNX Runtime: {counts}", soft_wrap=True)
 
 
 @cli.command()

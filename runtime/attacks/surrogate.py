@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
@@ -34,17 +35,13 @@ class Surrogate(nn.Module):
         self._output = model.graph.output[0].name
         # shapes and axes are read as lists while running; only what enters arithmetic is a tensor
         self._lists = {name: array.reshape(-1).tolist() for name, array in constants.items() if array.dtype == np.int64}
+        tensors = {name: _tensor(array) for name, array in constants.items() if array.dtype != np.int64}
+        for node, attributes in list(self._nodes):
+            if all(name in tensors for name in node.input):  # quantised weights
+                tensors[node.output[0]] = _OPERATORS[node.op_type](attributes, *(tensors[name] for name in node.input))
+                self._nodes.remove((node, attributes))
         self._tensors = nn.ParameterDict(
-            {
-                _key(name): nn.Parameter(
-                    torch.from_numpy(array.copy()).contiguous(memory_format=torch.channels_last)
-                    if array.ndim == 4
-                    else torch.from_numpy(array.copy()),
-                    requires_grad=False,
-                )
-                for name, array in constants.items()
-                if array.dtype != np.int64
-            }
+            {_key(name): nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()}
         )
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -54,6 +51,12 @@ class Surrogate(nn.Module):
             values[node.output[0]] = _OPERATORS[node.op_type](attributes, *args)
         result: Tensor = values[self._output]
         return result
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """A weight as torch likes it; half precision becomes float32."""
+    tensor = torch.from_numpy(array.astype(np.float32) if array.dtype == np.float16 else array.copy())
+    return tensor.contiguous(memory_format=torch.channels_last) if array.ndim == 4 else tensor
 
 
 def _key(name: str) -> str:
@@ -103,17 +106,52 @@ def _reshape(attributes: dict[str, Any], x: Tensor, shape: list[int]) -> Tensor:
     return x.reshape([x.shape[i] if size == 0 and not attributes.get("allowzero") else size for i, size in enumerate(shape)])
 
 
+def _cast(attributes: dict[str, Any], x: Tensor) -> Tensor:
+    """Half precision is computed in float32 here: its rounding is far below the noise, and its gradient the same."""
+    kind = onnx.TensorProto.DataType.Name(attributes["to"])
+    if kind not in ("FLOAT", "FLOAT16"):
+        raise UnsupportedGraphError(f"Cast to {kind} is not supported")
+    return x
+
+
+def _quantize(attributes: dict[str, Any], x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    """8-bit levels, as floats; the gradient passes straight through the rounding, as in quantisation-aware training."""
+    if scale.numel() != 1 or zero is None or zero.dtype != torch.int8 or zero.any():
+        raise UnsupportedGraphError("QuantizeLinear must be to int8, symmetric, one scale per tensor")
+    level = x / scale
+    return (level + (level.round() - level).detach()).clamp(-128, 127)
+
+
+def _dequantize(attributes: dict[str, Any], x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    if scale.numel() > 1:
+        scale = scale.reshape(-1, *[1] * (x.ndim - 1 - attributes.get("axis", 1) % x.ndim))
+    if zero is not None and zero.any():
+        raise UnsupportedGraphError("DequantizeLinear with a zero point other than 0 is not supported")
+    return x.float() * scale
+
+
+def _depth_to_space(attributes: dict[str, Any], x: Tensor) -> Tensor:
+    if attributes.get("mode", b"DCR") != b"CRD":
+        raise UnsupportedGraphError("DepthToSpace is supported in mode CRD only")
+    return F.pixel_shuffle(x, attributes["blocksize"])
+
+
 _OPERATORS: dict[str, Callable[..., Any]] = {
     "Add": lambda _, a, b: a + b,
+    "Cast": _cast,
     "Clip": lambda _, x, low=None, high=None: torch.clamp(x, low, high),
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
+    "DepthToSpace": _depth_to_space,
+    "DequantizeLinear": _dequantize,
     "Div": lambda _, a, b: a / b,
     "Gather": lambda a, x, index: x.index_select(a.get("axis", 0), index.flatten()).unflatten(a.get("axis", 0), index.shape),
     "LeakyRelu": lambda a, x: F.leaky_relu(x, a.get("alpha", 0.01)),
+    "Max": lambda _, a, b: torch.maximum(a, b),
     "Mul": lambda _, a, b: a * b,
     "PRelu": lambda _, x, slope: F.prelu(x, slope.flatten()),
     "Pow": lambda _, x, power: x.square() if power.numel() == 1 and power == 2 else x.pow(power),
+    "QuantizeLinear": _quantize,
     "Reciprocal": lambda _, x: x.reciprocal(),
     "ReduceMean": lambda a, x, axes: x.mean(axes, keepdim=bool(a.get("keepdims", 1))),
     "Relu": lambda _, x: F.relu(x),

@@ -1,0 +1,122 @@
+"""FP16 and INT8 forms of a deployed graph: the precision lives in the graph, as strongly typed TensorRT wants it.
+
+FP16   casts at the ends; power normalisation and the scheme index stay in float32, so on-air power is exact
+INT8   Q/DQ in front of every convolution and matrix product, none behind: activations run on the accumulator, and an
+       engine fuses convolution, activation and the next quantiser into one kernel. Symmetric, weights per channel,
+       biases in float: TensorRT takes nothing else. The layer that reads the picture itself stays in float, because
+       symmetric Q/DQ would halve the picture's 256 levels
+"""
+
+import contextlib
+import io
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
+from semseal.export.rewrite import equalize
+from semseal.runtime.engine import open_engine
+
+LAYERS = ("Conv", "Gemm", "MatMul")
+PERCENTILE = 99.999  # of the magnitudes; the few beyond it saturate
+EQUALIZATIONS = [(strength, quantile) for strength in (0.5, 0.7, 0.85, 1.0) for quantile in (0.9999, 1.0)]
+
+
+def to_fp16(graph: bytes) -> bytes:
+    """The graph in half precision with float32 inputs and outputs.
+
+    At the transmitter, power normalisation and all that follows stay in float32.
+    """
+    model = onnx.load_model_from_string(graph)
+    names = [node.name for node in model.graph.node]
+    power = [i for i, name in enumerate(names) if name.startswith("power/")]
+    converted = OnnxModel(
+        convert_float_to_float16(
+            model,
+            keep_io_types=True,
+            op_block_list=[op for op in DEFAULT_OP_BLOCK_LIST if op not in ("Max", "Min")],
+            node_block_list=names[power[0] :] if power else [],
+        )
+    )
+    # the converter wraps every float32 node in casts of its own: down to half precision and up again
+    converted.remove_cascaded_cast_nodes()
+    converted.remove_useless_cast_nodes()
+    converted.topological_sort()
+    onnx.checker.check_model(converted.model, full_check=True)
+    data: bytes = converted.model.SerializeToString(deterministic=True)
+    return data
+
+
+def to_int8(graph: bytes, feeds: Sequence[dict[str, NDArray[Any]]]) -> bytes:
+    """The graph in 8 bits, calibrated on ``feeds``: inputs of the graph by name, one picture each.
+
+    Of several equalizations of the channels, the one whose output is nearest to the float graph's on ``feeds`` is taken.
+    Raises ValueError for a graph without a layer to quantise.
+    """
+    expected = _outputs(graph, feeds)
+    best, least = b"", np.inf
+    for strength, quantile in EQUALIZATIONS:
+        quantized = _quantize(equalize(graph, feeds, strength, quantile), feeds)
+        error = float(np.square(_outputs(quantized, feeds) - expected).mean())
+        if error < least:
+            best, least = quantized, error
+    return best
+
+
+def _outputs(graph: bytes, feeds: Sequence[dict[str, NDArray[Any]]]) -> NDArray[np.float32]:
+    run = open_engine("onnxruntime-cpu", graph)
+    return np.concatenate([run(*feed.values()) for feed in feeds])
+
+
+def _quantize(graph: bytes, feeds: Sequence[dict[str, NDArray[Any]]]) -> bytes:
+    model = onnx.load_model_from_string(graph)
+    layers = [node for node in model.graph.node if node.op_type in LAYERS]
+    reads_picture = [node.name for node in layers if node.input[0] == "image"]
+    if len(layers) == len(reads_picture):
+        raise ValueError(f"nothing to quantise: the graph has no {', '.join(LAYERS)} beyond its input; leave out int8")
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        before, after = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        onnx.save(model, before)
+        logging.disable(logging.WARNING)  # it asks for a pre-processing that the graph has had
+        try:
+            quantize_static(
+                before,
+                after,
+                _Feeds(feeds),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(LAYERS),
+                per_channel=True,
+                activation_type=QuantType.QInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=reads_picture,
+                calibrate_method=CalibrationMethod.Percentile,
+                extra_options={
+                    "ActivationSymmetric": True,
+                    "WeightSymmetric": True,
+                    "QuantizeBias": False,
+                    "MatMulConstBOnly": True,
+                    "OpTypesToExcludeOutputQuantization": list(LAYERS),
+                    "CalibPercentile": PERCENTILE,
+                },
+            )
+        finally:
+            logging.disable(logging.NOTSET)
+        quantized = onnx.load(after)
+    onnx.checker.check_model(quantized, full_check=True)
+    data: bytes = quantized.SerializeToString(deterministic=True)
+    return data
+
+
+class _Feeds(CalibrationDataReader):  # the quantiser asks for one
+    def __init__(self, feeds: Sequence[dict[str, NDArray[Any]]]) -> None:
+        self.left = iter(feeds)
+
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        return next(self.left, None)
