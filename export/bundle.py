@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 from semseal.export.onnx import OPSET, export_graphs
 from semseal.export.parity import Side, measure_parity
 from semseal.export.quantize import to_fp16, to_int8
 from semseal.export.rewrite import rewrite
-from semseal.export.tensorrt import build_plan, layer_report
+from semseal.export.tensorrt import plan_files
 from semseal.runtime import channel
 from semseal.runtime.bundle import Bundle, write_bundle
 from semseal.runtime.engine import open_engine
@@ -27,10 +28,11 @@ PARITY_PICTURES = 12
 CALIBRATION_PICTURES = 32
 
 
-def export_run(
-    run: Path, out: Path, precisions: Sequence[str] = PRECISIONS, engines: Sequence[str] = (), **signing: Any
-) -> Bundle:
-    """Write the bundle of a finished run; ``deploy`` says how. Raises FileNotFoundError or ValueError for a bad run."""
+def export_run(run: Path, out: Path, **deployed: Any) -> Bundle:
+    """Write the bundle of a finished run; ``deploy`` says how, and takes the other arguments.
+
+    Raises FileNotFoundError or ValueError for a bad run, and what ``deploy`` raises.
+    """
     model = load_run(run)
     config = TrainConfig.read(run)
     transmitter, receiver = map(rewrite, export_graphs(model))
@@ -46,7 +48,7 @@ def export_run(
     sizes = {name: getattr(config.model, name) for name in ("height", "width", "h", "w", "c")}
     training = {**dataclasses.asdict(config), "last": json.loads((run / "log.jsonl").read_text().splitlines()[-1])}
     manifest = {"model": sizes, "snr_db": float(config.snr_db), "training": training}
-    return deploy(out, transmitter, receiver, encode, decode, manifest, precisions, engines, **signing)
+    return deploy(out, transmitter, receiver, encode, decode, manifest, **deployed)
 
 
 def deploy(
@@ -56,15 +58,19 @@ def deploy(
     encode: Side,
     decode: Side,
     manifest: dict[str, Any],
-    precisions: Sequence[str],
-    engines: Sequence[str],
-    **signing: Any,
+    precisions: Sequence[str] = PRECISIONS,
+    engines: Sequence[str] = (),
+    capabilities: Sequence[int] = (),
+    *,
+    signing_key: Ed25519PrivateKey | None,
 ) -> Bundle:
     """Make every precision and plan of two fp32 graphs, measure parity with the reference, and write the bundle.
 
     ``encode`` maps images to symbols [batch, N, 2], ``decode`` maps them back; ``manifest`` brings "model" (height, width,
     h, w, c) and "snr_db". fp32 is always made; ``engines`` names those of ``tensorrt``, ``tensorrt-rtx`` whose plans are
-    built. Raises BundleError for ``out``, ValueError for a precision that is none, EngineError where a plan cannot be built.
+    built, the latter for ``capabilities`` (86 for 8.6; empty: this machine's GPU). ``signing_key`` is the owner's, None for a
+    packaged bundle. Raises BundleError for ``out``, ValueError for a precision that is none, EngineError where a plan cannot
+    be built.
     """
     unknown = [precision for precision in precisions if precision not in PRECISIONS]
     if unknown:
@@ -80,10 +86,7 @@ def deploy(
     images = open_pictures("photos", "valid").take(PARITY_PICTURES, model["height"], model["width"])
     files = {f"{side}.{precision}.onnx": graph for (side, precision), graph in graphs.items()}
     for engine in engines:
-        for (side, precision), graph in graphs.items():
-            plan = build_plan(engine, graph)
-            name = f"engines/{side}.{precision}.{engine}.engine"
-            files[name], files[f"{name}.json"] = plan, json.dumps(layer_report(engine, plan), indent=1).encode()
+        files |= plan_files(engine, graphs, capabilities=(capabilities or None) if engine == "tensorrt-rtx" else None)
     return write_bundle(
         out,
         files,
@@ -95,7 +98,7 @@ def deploy(
             "tools": {package: version(package) for package in ("semseal", "torch", "onnx", "onnxruntime", "numpy")},
             "parity": {"data": "photos", **measure_parity(encode, decode, graphs, images, model["h"])},
         },
-        **signing,
+        signing_key,
     )
 
 

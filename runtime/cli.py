@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from semseal.runtime.bundle import Bundle
 
 out = Console(emoji=False)
@@ -95,6 +96,13 @@ def _deployed(command: Any) -> Any:
             type=click.Choice(["tensorrt", "tensorrt-rtx"]),
             help="also build the plans of these engines; an ONNX graph serves the others",
         ),
+        click.option(
+            "--capability",
+            "capabilities",
+            multiple=True,
+            type=int,
+            help="GPUs that tensorrt-rtx builds for, such as 86 89 120  [default: the one here]",
+        ),
         click.option("--sign", type=FILE, metavar="KEY", help="owner's signing key  [default: yours, made at first use]"),
     ):
         command = option(command)
@@ -104,12 +112,13 @@ def _deployed(command: Any) -> Any:
 @cli.command(cls=Listed)
 @click.argument("run", type=FOLDER)
 @_deployed
-def export(run: Path, bundle: Path, precisions: tuple[str, ...], engines: tuple[str, ...], sign: Path | None) -> None:
+def export(run: Path, bundle: Path, sign: Path | None, **deployed: Any) -> None:
     """Turn a run into a signed bundle and print what each precision costs in dB."""
-    from semseal.export.bundle import PRECISIONS, export_run
+    from semseal.export.bundle import export_run
     from semseal.runtime.signing import owner_key
 
-    _print_parity(export_run(run, bundle, precisions or PRECISIONS, engines, signing_key=owner_key(sign)))
+    key = owner_key(sign)
+    _print_made(export_run(run, bundle, **_chosen(deployed), signing_key=key), key)
 
 
 @cli.command(cls=Listed)
@@ -117,37 +126,53 @@ def export(run: Path, bundle: Path, precisions: tuple[str, ...], engines: tuple[
 @click.option("--receiver", required=True, type=FILE, metavar="R.onnx", help="features back to the image")
 @click.option("--snr", type=float, default=10.0, show_default=True, help="main channel's SNR in dB that it is meant for")
 @_deployed
-def pack(
-    transmitter: Path,
-    receiver: Path,
-    snr: float,
-    bundle: Path,
-    precisions: tuple[str, ...],
-    engines: tuple[str, ...],
-    sign: Path | None,
-) -> None:
+def pack(transmitter: Path, receiver: Path, snr: float, bundle: Path, sign: Path | None, **deployed: Any) -> None:
     """Bring your own model: any pair of ONNX files becomes a bundle, with power normalisation and the scheme index."""
-    from semseal.export.bundle import PRECISIONS
     from semseal.export.pack import pack as make
     from semseal.runtime.signing import owner_key
 
-    _print_parity(make(transmitter, receiver, bundle, snr, precisions or PRECISIONS, engines, signing_key=owner_key(sign)))
+    key = owner_key(sign)
+    made = make(transmitter, receiver, bundle, snr, **_chosen(deployed), signing_key=key)
+    for note in made.manifest["packed"]["notes"]:
+        out.print(note, markup=False, soft_wrap=True)
+    _print_made(made, key)
+
+
+def _chosen(deployed: dict[str, Any]) -> dict[str, Any]:
+    from semseal.export.bundle import PRECISIONS
+
+    if deployed["capabilities"] and "tensorrt-rtx" not in deployed["engines"]:
+        raise click.UsageError("--capability is for --engine tensorrt-rtx")
+    return {**deployed, "precisions": deployed["precisions"] or PRECISIONS}
+
+
+def _print_made(bundle: "Bundle", key: "Ed25519PrivateKey") -> None:
+    from semseal.runtime.signing import VARIABLE, public_text
+
+    _print_parity(bundle)
+    plans = [name for name in bundle.manifest["files"] if name.endswith(".engine")]
+    for name in plans:
+        out.print(f"{name}: {bundle.manifest['files'][name]['size'] / 1e6:.2f} MB")
+    out.print(f"signed; on another machine first: export {VARIABLE}={public_text(key)}", markup=False, soft_wrap=True)
 
 
 def _print_parity(bundle: "Bundle") -> None:
     parity = bundle.manifest["parity"]
     reference, *rows = parity["rows"]
     pictures = f"{parity['pictures']} pictures of {parity['data']}"
-    table = Table(title=f"{bundle.path}: PSNR on {pictures}, bandwidth ratio {bundle.bandwidth_ratio:.4f}")
+    table = Table(
+        title=f"{bundle.path}: PSNR in dB on {pictures}, difference from the reference; "
+        f"bandwidth ratio {bundle.bandwidth_ratio:.4f}"
+    )
     for column in ("engine", "transmitter", "receiver"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     for snr in reference["psnr"]:
         table.add_column(f"{snr} dB", justify="right")
     names = [reference[column] for column in ("engine", "transmitter", "receiver")]
-    table.add_row(*names, *(f"{psnr:.2f} dB" for psnr in reference["psnr"].values()))
+    table.add_row(*names, *(f"{psnr:.2f}" for psnr in reference["psnr"].values()))
     for row in rows:
         names = [row[column] for column in ("engine", "transmitter", "receiver")]
-        table.add_row(*names, *(f"{psnr - reference['psnr'][snr]:+.4f} dB" for snr, psnr in row["psnr"].items()))
+        table.add_row(*names, *(f"{psnr - reference['psnr'][snr]:+.4f}" for snr, psnr in row["psnr"].items()))
     out.print(table)
     for name, difference in parity["differences"].items():
         low, high = difference["power_per_symbol"]
@@ -259,6 +284,17 @@ def _print_results(results: dict[str, Any], folder: Path) -> None:
         soft_wrap=True,
     )
     out.print(f"pictures and tables: {folder / 'report.html'}    figures: {folder / 'results.json'}", soft_wrap=True)
+
+
+@cli.command()
+def doctor() -> None:
+    """Tell which engines and devices work on this machine, and what mends the others."""
+    from semseal.runtime.doctor import examine, show, works
+
+    findings = examine()
+    show(findings, out)
+    if not works(findings):
+        sys.exit(1)
 
 
 @cli.command()

@@ -1,0 +1,329 @@
+r"""The scheme index as a CUDA kernel, fused with power normalisation and with the order of the symbols.
+
+    transmit   features [batch, c, h, w] ── unit power per image ── rows, channel fastest ── scattered ──> symbols [batch, N, 2]
+    receive    symbols [frames, N, 2] ── rows gathered ── channel slowest ──> features [batch, c, h, w]
+
+One launch each; every feature is read once and every symbol written once. An image is shared by ``parts`` blocks of
+``rows`` rows, which turn their rows in shared memory:
+
+    a channel of the block's rows is one run of the features   ─┐                  ┌─ a row of the symbols is one run
+    (warps read 32 neighbours)                                  ├─ tile[c][pitch] ─┤  (threads write 16 bytes)
+
+A block that sends must know the power of the whole image before it writes. It leaves the sum of its squares in device memory
+and waits for those of its image's other blocks. Blocks take their work by a ticket and not by blockIdx, so the blocks that a
+waiting block needs have begun or are next; the host makes sure that the GPU holds as many as one image has.
+
+Sums are added in one fixed order, by IEEE operations that the compiler may not contract, so ``reference_transmit`` gives the
+same bits. Sizes are constants of the compilation.
+
+Not yet run on a GPU: the tests compile this source for six GPU generations and run it on the CPU; benchmarks/on_gpu.py does
+the rest.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from semseal.runtime.defense import index as scheme
+
+if TYPE_CHECKING:
+    from cuda.core import Buffer, Device, ObjectCode, Stream
+    from cuda.core.graph import GraphBuilder
+
+THREADS = 256
+WARPS = THREADS // 32
+TILE = 16 * 2**10  # bytes of rows that a block aims for: six blocks fit every multiprocessor; 16 x 45 x 45 makes nine blocks
+LARGEST_TILE = 46 * 2**10  # static shared memory is 48 KiB on every GPU; the sums and the ticket need a little over 1 KiB
+
+SOURCE = r"""
+constexpr int ROW = W * C;      // floats of a row: one run of the symbols
+constexpr int PLANE = H * W;    // one channel of an image: one run of the features
+constexpr int WARPS = THREADS / 32;
+constexpr unsigned TURN = 0x80000000u;
+static_assert(PARTS <= THREADS, "a thread fetches one part's sum");
+
+#if HALF
+typedef unsigned short feature;  // the bits of a half; its header is not part of NVRTC
+#ifdef __CUDA_ARCH__
+static __device__ float widen(feature bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+static __device__ feature narrow(float value) {
+    feature bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+#endif
+#else
+typedef float feature;
+static __device__ float widen(feature value) { return value; }
+static __device__ feature narrow(float value) { return value; }
+#endif
+
+struct alignas(4 * VECTOR) vector { float at[VECTOR]; };
+
+// place[batch * H]: where each row goes; sums[batch * PARTS]; state[1 + batch], zero before the first launch only
+extern "C" __global__ void __launch_bounds__(THREADS) transmit(
+    const feature* __restrict__ features, const int* __restrict__ place, float* __restrict__ symbols, float* sums,
+    unsigned* state)
+{
+    __shared__ float tile[C * PITCH];
+    __shared__ float lanes[THREADS];
+    __shared__ unsigned ticket;
+    const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+
+    if (thread == 0) ticket = atomicInc(&state[0], gridDim.x - 1);  // the last one sets it back for the next launch
+    __syncthreads();
+    const size_t image = ticket / PARTS;
+    const int part = ticket % PARTS, first = part * ROWS;
+    const int rows = H - first < ROWS ? H - first : ROWS;
+
+    // read C * rows * W features (4 or 2 bytes each). Runs of an odd width start anywhere, so a lane loads one feature: a
+    // warp's 32 are neighbours, and neither side of the tile has bank conflicts
+    const feature* source = features + image * C * PLANE + first * W;
+    float sum = 0;
+    for (int k = warp; k < C; k += WARPS) {
+        #pragma unroll 8
+        for (int j = lane; j < rows * W; j += 32) {
+            const float x = widen(source[k * PLANE + j]);
+            tile[k * PITCH + j] = x;
+            sum = __fadd_rn(sum, __fmul_rn(x, x));
+        }
+    }
+    lanes[thread] = sum;
+    __syncthreads();
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        if (thread < half) lanes[thread] = __fadd_rn(lanes[thread], lanes[thread + half]);
+        __syncthreads();
+    }
+
+    // meet the image's other blocks: their arrivals add up to TURN, which flips the top bit, whatever it was, and leaves the
+    // other bits zero for the next launch
+    if (thread == 0) {
+        sums[image * PARTS + part] = lanes[0];
+        __threadfence();
+        const unsigned before = atomicAdd(&state[1 + image], part == 0 ? TURN - (PARTS - 1) : 1u);
+        while (((before ^ *(volatile unsigned*)&state[1 + image]) & TURN) == 0) __nanosleep(32);
+        __threadfence();
+    }
+    __syncthreads();
+    if (thread < PARTS) lanes[thread] = *(volatile float*)&sums[image * PARTS + thread];
+    __syncthreads();
+    float total = 0;
+    for (int p = 0; p < PARTS; p++) total = __fadd_rn(total, lanes[p]);
+    const float power = __fdiv_rn(2 * total, C * PLANE);
+    const float scale = __fdiv_rn(1, __fsqrt_rn(power < 1e-20f ? 1e-20f : power));  // an all-zero image stays zero
+
+    // write rows * ROW floats, 4 * VECTOR bytes at a time
+    for (int v = thread; v < rows * (ROW / VECTOR); v += THREADS) {
+        vector out;
+        for (int i = 0; i < VECTOR; i++) {
+            const int e = v * VECTOR + i;
+            out.at[i] = __fmul_rn(tile[e % C * PITCH + e / C], scale);
+        }
+        const int row = v / (ROW / VECTOR);
+        const size_t to = place[image * H + first + row];
+        *(vector*)(symbols + to * ROW + (v * VECTOR - row * ROW)) = out;
+    }
+}
+
+// index[batch * H]: which row of the frames' each row of the features is
+extern "C" __global__ void __launch_bounds__(THREADS) receive(
+    const float* __restrict__ symbols, const int* __restrict__ index, feature* __restrict__ features)
+{
+    __shared__ float tile[C * PITCH];
+    const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+    const size_t image = blockIdx.x / PARTS;
+    const int part = blockIdx.x % PARTS, first = part * ROWS;
+    const int rows = H - first < ROWS ? H - first : ROWS;
+
+    // read rows * ROW floats, 4 * VECTOR bytes at a time
+    for (int v = thread; v < rows * (ROW / VECTOR); v += THREADS) {
+        const int row = v / (ROW / VECTOR);
+        const size_t from = index[image * H + first + row];
+        const vector in = *(const vector*)(symbols + from * ROW + (v * VECTOR - row * ROW));
+        for (int i = 0; i < VECTOR; i++) {
+            const int e = v * VECTOR + i;
+            tile[e % C * PITCH + e / C] = in.at[i];
+        }
+    }
+    __syncthreads();
+
+    // write C * rows * W features (4 or 2 bytes each), a warp 32 neighbours
+    feature* out = features + image * C * PLANE + first * W;
+    for (int k = warp; k < C; k += WARPS) {
+        #pragma unroll 8
+        for (int j = lane; j < rows * W; j += 32) out[k * PLANE + j] = narrow(tile[k * PITCH + j]);
+    }
+}
+"""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How blocks share an image of features [c, h, w]: ``parts`` blocks of up to ``rows`` rows, tile [c, pitch] floats."""
+
+    c: int
+    h: int
+    w: int
+    rows: int
+    parts: int
+    pitch: int
+    vector: int
+
+    @property
+    def n_symbols(self) -> int:
+        """N, complex symbols of an image."""
+        return self.c * self.h * self.w // 2
+
+    def macros(self, dtype: np.dtype[Any]) -> list[tuple[str, str]]:
+        """The constants that the source is compiled with."""
+        sizes = {"C": self.c, "H": self.h, "W": self.w, "ROWS": self.rows, "PARTS": self.parts, "PITCH": self.pitch}
+        sizes |= {"VECTOR": self.vector, "THREADS": THREADS, "HALF": int(dtype == np.float16)}
+        return [(name, str(value)) for name, value in sizes.items()]
+
+
+def layout(c: int, h: int, w: int) -> Layout:
+    """The layout for a feature shape. Raises ValueError for one that has no whole symbols or no room in shared memory."""
+    if min(c, h, w) < 1 or c * h * w % 2:
+        raise ValueError(f"features must be [c, h, w] with an even number of values, got [{c}, {h}, {w}]")
+    parts = -(-h // max(1, min(h, TILE // (4 * c * w))))
+    rows = -(-h // parts)
+    parts = -(-h // rows)
+    vector = next(size for size in (4, 2, 1) if w * c % size == 0)
+    pitch = min(range(rows * w, rows * w + 32), key=lambda pitch: _conflicts(c, pitch, vector))
+    if 4 * c * pitch > LARGEST_TILE or parts > THREADS:
+        raise ValueError(
+            f"features [{c}, {h}, {w}] are too large for the kernel: it holds rows of up to {LARGEST_TILE // 4} values and "
+            f"{THREADS} parts; keep the index in the graph"
+        )
+    return Layout(c, h, w, rows, parts, pitch, vector)
+
+
+def _conflicts(c: int, pitch: int, vector: int) -> int:
+    """How many lanes of a warp meet in the busiest bank when each takes value ``vector * lane`` of the rows."""
+    value = vector * np.arange(32)
+    return int(np.bincount((value % c * pitch + value // c) % 32).max())
+
+
+def compile_kernels(shape: Layout, dtype: np.dtype[Any], arch: str, logs: Any = None) -> "ObjectCode":
+    """The cubin for ``arch``, such as sm_86; needs NVRTC and no GPU. ``dtype`` of the features is float32 or float16."""
+    from cuda.core import Program, ProgramOptions
+
+    options = ProgramOptions(name="scheme_index", arch=arch, std="c++17", define_macro=shape.macros(dtype))
+    return Program(SOURCE, "c++", options).compile("cubin", logs=logs)
+
+
+class SchemeKernel:
+    """Both kernels for one feature shape, on one device. Buffers are the caller's, and so is checking an index."""
+
+    def __init__(self, device: "Device", shape: Layout, dtype: np.dtype[Any]) -> None:
+        """Raises ValueError when the GPU cannot hold all blocks of an image at once."""
+        code = compile_kernels(shape, dtype, f"sm_{device.arch}")
+        self.layout = shape
+        self._transmit, self._receive = code.get_kernel("transmit"), code.get_kernel("receive")
+        held = self._transmit.occupancy.max_active_blocks_per_multiprocessor(THREADS, 0)
+        held *= device.properties.multiprocessor_count
+        if held < shape.parts:
+            raise ValueError(
+                f"the GPU holds {held} blocks at once, an image of [{shape.c}, {shape.h}, {shape.w}] needs {shape.parts}; "
+                "keep the index in the graph"
+            )
+
+    def workspace(self, device: "Device", batch: int, stream: "Stream") -> "Buffer":
+        """What ``transmit`` needs for up to ``batch`` images, zeroed; used by one launch at a time."""
+        work = device.allocate(4 * (1 + batch + batch * self.layout.parts), stream=stream)
+        work.fill(0, stream=stream)
+        return work
+
+    def transmit(
+        self,
+        stream: "Stream | GraphBuilder",
+        features: "Buffer",
+        place: "Buffer",
+        symbols: "Buffer",
+        work: "Buffer",
+        batch: int,
+    ) -> None:
+        """Features [batch, c, h, w] to symbols float32 [batch, N, 2]; ``place`` is int32 [batch, h] from ``places``."""
+        from cuda.core import LaunchConfig, launch
+
+        config = LaunchConfig(grid=batch * self.layout.parts, block=THREADS)
+        sums = int(work.handle) + 4 * (1 + batch)
+        launch(stream, config, self._transmit, features, place, symbols, sums, work)
+
+    def receive(
+        self, stream: "Stream | GraphBuilder", symbols: "Buffer", index: "Buffer", features: "Buffer", batch: int
+    ) -> None:
+        """Symbols float32 [frames, N, 2] to features [batch, c, h, w]; ``index`` is int32 [batch, h], checked."""
+        from cuda.core import LaunchConfig, launch
+
+        config = LaunchConfig(grid=batch * self.layout.parts, block=THREADS)
+        launch(stream, config, self._receive, symbols, index, features)
+
+
+def check_index(index: NDArray[np.int32], frames: int) -> None:
+    """Raises ValueError for an index that is not int32 [batch, h] of rows of the frames, naming the first bad value."""
+    if index.dtype != np.int32 or index.ndim != 2:
+        raise ValueError(f"the scheme index must be int32 [batch, h], got {index.dtype} {list(index.shape)}")
+    rows = frames * index.shape[1]
+    bad = np.argwhere((index < 0) | (index >= rows))
+    if len(bad):
+        i, j = bad[0]
+        raise ValueError(f"scheme index out of range: index[{i}, {j}] is {index[i, j]}, there are rows 0..{rows - 1}")
+
+
+def places(index: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Where each row goes, int32 [batch, h], for a transmitter's index [batch, h]: its inverse.
+
+    Raises ValueError when the index does not take every row exactly once, naming the first that it takes again.
+    """
+    check_index(index, len(index))
+    flat = index.ravel()
+    out = np.empty(flat.size, np.int32)
+    out[flat] = np.arange(flat.size, dtype=np.int32)
+    again = np.flatnonzero(out[flat] != np.arange(flat.size))
+    if len(again):
+        i, j = divmod(int(again[0]), index.shape[1])
+        raise ValueError(f"scheme index takes row {index[i, j]} more than once, at index[{i}, {j}] too: not a permutation")
+    return out.reshape(index.shape)
+
+
+def reference_transmit(features: NDArray[np.floating], index: NDArray[np.int32]) -> NDArray[np.float32]:
+    """What ``transmit`` gives, to the bit: features [batch, c, h, w] and index [batch, h] to symbols [batch, N, 2].
+
+    The sum of squares: thread t = 32a + l of a block adds channels a, a + WARPS, ... and in each of them every 32nd value from
+    l on; then halves are added to halves; then the blocks' sums from the first on.
+    """
+    batch, c, h, w = features.shape
+    shape = layout(c, h, w)
+    x = features.astype(np.float32)
+    squares = np.zeros((batch, shape.parts, -(-c // WARPS) * WARPS, -(-shape.rows * w // 32) * 32), np.float32)
+    for part in range(shape.parts):
+        run = np.square(x[:, :, part * shape.rows : (part + 1) * shape.rows]).reshape(batch, c, -1)
+        squares[:, part, :c, : run.shape[2]] = run  # zeros beyond it change no sum
+    threads = np.zeros((batch, shape.parts, WARPS, 32), np.float32)
+    for k in range(0, squares.shape[2], WARPS):
+        for j in range(0, squares.shape[3], 32):
+            threads += squares[:, :, k : k + WARPS, j : j + 32]
+    lanes = threads.reshape(batch, shape.parts, THREADS)
+    while lanes.shape[2] > 1:
+        half = lanes.shape[2] // 2
+        lanes = lanes[:, :, :half] + lanes[:, :, half:]
+    total = np.zeros(batch, np.float32)
+    for part in range(shape.parts):
+        total += lanes[:, part, 0]
+    power = np.float32(2) * total / np.float32(c * h * w)
+    scale = np.float32(1) / np.sqrt(np.maximum(power, np.float32(1e-20)))
+    rows = (x * scale[:, None, None, None]).transpose(0, 2, 3, 1).reshape(batch * h, w * c)
+    return scheme.gather(rows, index).reshape(batch, -1, 2)
+
+
+def reference_receive(symbols: NDArray[np.float32], index: NDArray[np.int32], c: int, w: int) -> NDArray[np.float32]:
+    """What ``receive`` gives: symbols [frames, N, 2] and index [batch, h] to features [batch, c, h, w], float32."""
+    batch, h = index.shape
+    rows = scheme.gather(symbols.reshape(-1, w * c), index)
+    return np.ascontiguousarray(rows.reshape(batch, h, w, c).transpose(0, 3, 1, 2))

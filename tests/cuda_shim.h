@@ -1,0 +1,137 @@
+// Runs a CUDA kernel's own source on the CPU. A block is an operating system thread and its CUDA threads are fibers on it:
+// each runs alone until it meets a barrier, in an order that the test chooses, so a missing barrier shows as a wrong result.
+// `resident` blocks run at a time and begin in any order, as on a GPU. Arithmetic is IEEE: compile with -ffp-contract=off.
+#include <ucontext.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <numeric>
+#include <thread>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __launch_bounds__(threads)
+#define __shared__ static thread_local
+
+struct Index { unsigned x; };
+static thread_local Index threadIdx, blockIdx;
+static Index gridDim;
+
+struct Block {
+    ucontext_t scheduler;
+    std::vector<ucontext_t> fibers;
+    std::vector<std::vector<char>> stacks;
+    std::vector<bool> done;
+    unsigned running;
+    void (*kernel)(void*);
+    void* arguments;
+};
+static thread_local Block* block;
+static std::atomic<bool> diverged;
+
+static void __syncthreads() { swapcontext(&block->fibers[block->running], &block->scheduler); }
+
+static void fiber_main() {
+    block->kernel(block->arguments);
+    block->done[block->running] = true;
+    swapcontext(&block->fibers[block->running], &block->scheduler);
+}
+
+static void shuffle(std::vector<unsigned>& of, unsigned& random) {
+    for (size_t i = of.size(); i > 1; i--) {
+        random = random * 1664525u + 1013904223u;
+        std::swap(of[i - 1], of[(random >> 8) % i]);
+    }
+}
+
+// order: 0 ascending, 1 descending, from 2 on shuffled anew between any two barriers
+static void run_block(unsigned id, unsigned threads, unsigned order) {
+    blockIdx.x = id;
+    block->fibers.assign(threads, {});
+    block->done.assign(threads, false);
+    for (unsigned t = 0; t < threads; t++) {
+        getcontext(&block->fibers[t]);
+        block->fibers[t].uc_stack.ss_sp = block->stacks[t].data();
+        block->fibers[t].uc_stack.ss_size = block->stacks[t].size();
+        makecontext(&block->fibers[t], fiber_main, 0);
+    }
+    std::vector<unsigned> turn(threads);
+    std::iota(turn.begin(), turn.end(), 0);
+    if (order == 1) std::reverse(turn.begin(), turn.end());
+    unsigned random = order * 7919 + id;
+    for (unsigned left = threads; left;) {
+        if (order > 1) shuffle(turn, random);
+        for (unsigned t : turn) {
+            block->running = threadIdx.x = t;
+            swapcontext(&block->scheduler, &block->fibers[t]);
+        }
+        left = std::count(block->done.begin(), block->done.end(), false);
+        if (left && left != threads) { diverged = true; return; }  // some wait at a barrier that others never reach
+    }
+}
+
+// Returns false when a block's threads met different barriers.
+template <class Kernel>
+static bool launch(unsigned grid, unsigned threads, unsigned resident, unsigned order, Kernel kernel) {
+    gridDim.x = grid;
+    diverged = false;
+    std::vector<unsigned> ids(grid);
+    std::iota(ids.begin(), ids.end(), 0);
+    unsigned random = order;
+    shuffle(ids, random);
+    std::atomic<unsigned> next(0);
+    std::vector<std::thread> multiprocessors;
+    for (unsigned m = 0; m < std::min(resident, grid); m++)
+        multiprocessors.emplace_back([&] {
+            Block mine;
+            mine.kernel = [](void* arguments) { (*(Kernel*)arguments)(); };
+            mine.arguments = &kernel;
+            mine.stacks.assign(threads, std::vector<char>(1 << 15));
+            block = &mine;
+            for (unsigned i; (i = next++) < grid;) run_block(ids[i], threads, order);
+        });
+    for (auto& multiprocessor : multiprocessors) multiprocessor.join();
+    return !diverged;
+}
+
+static unsigned atomicAdd(unsigned* at, unsigned value) { return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST); }
+static unsigned atomicInc(unsigned* at, unsigned last) {
+    unsigned old = __atomic_load_n(at, __ATOMIC_SEQ_CST);
+    while (!__atomic_compare_exchange_n(at, &old, old >= last ? 0 : old + 1, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {}
+    return old;
+}
+static void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+static void __nanosleep(unsigned) { std::this_thread::yield(); }
+
+static float __fadd_rn(float a, float b) { return a + b; }
+static float __fmul_rn(float a, float b) { return a * b; }
+static float __fdiv_rn(float a, float b) { return a / b; }
+static float __fsqrt_rn(float a) { return std::sqrt(a); }
+
+#if HALF
+static float widen(unsigned short bits) {
+    const unsigned sign = (bits & 0x8000u) << 16, rest = bits & 0x7fffu;
+    float value;
+    const unsigned shifted = rest << 13;
+    std::memcpy(&value, &shifted, 4);
+    value *= 0x1p112f;  // the exponent's other bias; also right for subnormal halves
+    unsigned out;
+    std::memcpy(&out, &value, 4);
+    out = sign | (rest < 0x7c00u ? out : 0x7f800000u | shifted);
+    std::memcpy(&value, &out, 4);
+    return value;
+}
+static unsigned short narrow(float value) {
+    unsigned bits;
+    std::memcpy(&bits, &value, 4);
+    const unsigned sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return sign | 0x7fffu;
+    if (magnitude >= 0x477ff000u) return sign | 0x7c00u;  // 65520 and above
+    if (magnitude < 0x38800000u) return sign | (unsigned)std::nearbyint(std::ldexp(std::fabs(value), 24));  // subnormal
+    return sign | (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1)) >> 13;
+}
+#endif

@@ -1,0 +1,231 @@
+"""Each case is a process of its own, with real packages, folders of packages beside them, and a library path."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from semseal.runtime.bundle import open_bundle
+from semseal.runtime.doctor import MODULES, Finding, jetson, show, works
+from semseal.runtime.engine import ENGINES
+
+EXAMINE = """
+import dataclasses, json, sys
+from semseal.runtime.doctor import examine
+findings = examine()
+assert "torch" not in sys.modules
+print(json.dumps([dataclasses.asdict(finding) for finding in findings]))
+"""
+no_gpu = pytest.mark.skipif(Path("/proc/driver/nvidia/version").exists(), reason="this machine has an NVIDIA driver")
+
+
+def examine(packages="", libraries=""):
+    """What a new process finds, by group and name; ``packages`` and ``libraries`` are folders that are looked in first."""
+    paths = {"PYTHONPATH": str(packages), "LD_LIBRARY_PATH": str(libraries)}
+    done = subprocess.run(
+        [sys.executable, "-c", EXAMINE], capture_output=True, text=True, timeout=300, env={**os.environ, **paths}
+    )
+    assert done.returncode == 0, done.stderr
+    findings = [Finding(**finding) for finding in json.loads(done.stdout.splitlines()[-1])]
+    return {(finding.group, finding.name): finding for finding in findings}
+
+
+def install(folder, name, version="1.0", files=()):
+    """A package's metadata, as pip leaves it, and its files."""
+    information = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    for path, text in dict(files).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+
+
+@pytest.fixture(scope="module")
+def here():
+    return examine()
+
+
+@no_gpu
+def test_a_machine_without_a_gpu(here):
+    assert [name for group, name in here if group == "engine"] == list(ENGINES)
+    assert set(MODULES) == set(ENGINES)
+    assert here["engine", "onnxruntime-cpu"].state == "ok"
+    assert "ran the transmitter" in here["engine", "onnxruntime-cpu"].found
+    assert here["device", "nvidia driver"].state == "absent"
+    for name in ("onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx"):
+        assert here["engine", name].state == "absent"
+        assert "no NVIDIA GPU" in here["engine", name].found
+        assert not here["engine", name].mend  # nothing that one could install would help
+    assert "is the build for CPUs" in here["engine", "onnxruntime-cuda"].found
+    assert ("device", "jetson") not in here
+    assert works(list(here.values()))
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
+def test_openvino_runs(here):
+    assert here["engine", "openvino"].state == "ok"
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
+def test_tensorrt_rtx_builds_where_no_gpu_is(here):
+    builder = here["builder", "tensorrt-rtx"]
+    assert (builder.state, builder.found) == ("ok", "builds ahead of time, no GPU needed")
+
+
+def test_both_flavours_of_onnxruntime(tmp_path):
+    install(tmp_path, "onnxruntime")
+    install(tmp_path, "onnxruntime-gpu")
+    both = examine(tmp_path)["software", "onnxruntime"]
+    assert both.state == "broken"
+    assert "overwrite each other" in both.found
+    assert both.mend.startswith("pip uninstall -y onnxruntime onnxruntime-gpu")
+    shutil.rmtree(tmp_path / "onnxruntime_gpu-1.0.dist-info")
+    assert ("software", "onnxruntime") not in examine(tmp_path)
+
+
+@pytest.fixture
+def onnxruntime_gpu(tmp_path):
+    """The folder of an ONNX Runtime for CUDA 99, with a provider that is linked with TensorRT 10."""
+    folder = tmp_path / "packages"
+    files = {
+        "onnxruntime/__init__.py": "raise ImportError('torn apart')",
+        "onnxruntime/capi/build_and_package_info.py": "package_name = 'onnxruntime-gpu'\ncuda_version = '99.0'\n",
+        "onnxruntime/capi/libonnxruntime_providers_cuda.so": "",
+        "onnxruntime/capi/libonnxruntime_providers_tensorrt.so": "\x7fELF\0libnvinfer.so.10\0libnvinfer_plugin.so.7\0",
+    }
+    install(folder, "onnxruntime-gpu", "1.31.1", files)
+    return folder
+
+
+@no_gpu
+def test_libnvinfer_11_where_10_is_wanted(onnxruntime_gpu, tmp_path):
+    libraries = tmp_path / "libraries"
+    libraries.mkdir()
+    for name in ("libnvinfer.so.11", "libcudart.so.99.1.2", "libcublasLt.so.99", "libnvinfer_plugin.so.10"):
+        (libraries / name).touch()
+    found = examine(onnxruntime_gpu, libraries)
+    wanted = f"onnxruntime-gpu 1.31.1 wants libnvinfer.so.10, and here is {libraries / 'libnvinfer.so.11'}"
+    assert found["engine", "onnxruntime-tensorrt"].found.endswith(wanted)
+    assert "wants" not in found["engine", "onnxruntime-cuda"].found
+    (libraries / "libnvinfer.so.10").touch()
+    assert "wants" not in examine(onnxruntime_gpu, libraries)["engine", "onnxruntime-tensorrt"].found
+    (libraries / "libcublasLt.so.99").rename(libraries / "libcublasLt.so.98")
+    for name in ("onnxruntime-cuda", "onnxruntime-tensorrt"):
+        missing = examine(onnxruntime_gpu, libraries)["engine", name].found
+        assert missing.endswith(f"wants libcublasLt.so.99, and here is {libraries / 'libcublasLt.so.98'}")
+
+
+def test_engines_that_fail_or_crash_are_broken_and_take_nothing_with_them(onnxruntime_gpu):
+    (onnxruntime_gpu / "openvino").mkdir()
+    (onnxruntime_gpu / "openvino" / "__init__.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    found = examine(onnxruntime_gpu)
+    assert found["engine", "onnxruntime-cpu"].state == "broken"
+    assert "onnxruntime-cpu" in found["engine", "onnxruntime-cpu"].found
+    assert (found["engine", "openvino"].state, found["engine", "openvino"].found) == ("broken", "crashed with signal 11")
+    assert works(list(found.values())) is any(engine.state == "ok" for (group, _), engine in found.items() if group == "engine")
+
+
+LIBCUDA = """
+#include <stddef.h>
+#include <string.h>
+int cuInit(unsigned flags) { return FAILS; }
+int cuGetErrorString(int code, const char **text) { *text = "forward compatibility was attempted"; return 0; }
+int cuDriverGetVersion(int *version) { *version = 12040; return 0; }
+int cuDeviceGetCount(int *count) { *count = 1; return 0; }
+int cuDeviceGet(int *device, int i) { *device = i + 7; return 0; }
+int cuDeviceGetName(char *name, int size, int device) { strncpy(name, device == 7 ? "Test GPU" : "?", size); return 0; }
+int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = 3ull << 29; return 0; }
+int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attribute == 75 ? 8 : 7; return 0; }
+"""
+
+
+@pytest.fixture
+def libcuda(tmp_path):
+    """Builds a libcuda.so.1 that knows one GPU of compute capability 8.7 and CUDA 12.4; ``fails`` is what cuInit returns."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler here")
+
+    def make(fails):
+        folder = tmp_path / f"driver{fails}"
+        folder.mkdir()
+        (folder / "cuda.c").write_text(LIBCUDA)
+        command = ["cc", "-shared", "-fPIC", f"-DFAILS={fails}", "-o", folder / "libcuda.so.1", folder / "cuda.c"]
+        subprocess.run(command, check=True, timeout=60)
+        return folder
+
+    return make
+
+
+@no_gpu
+def test_a_driver_too_old_for_the_cuda_of_a_package(libcuda, tmp_path):
+    packages = tmp_path / "packages"
+    install(packages, "tensorrt-cu13", "11.4.0", {"tensorrt/__init__.py": "import tensorrt_bindings"})
+    found = examine(packages, libcuda(0))
+    assert found["device", "nvidia driver"].found == "driver, CUDA up to 12.4"
+    assert found["device", "gpu 0"].found == "Test GPU, compute capability 8.7, 1.5 GiB"
+    engine = found["engine", "tensorrt"]
+    assert engine.state == "broken"
+    assert "it wants CUDA 13, the driver runs CUDA up to 12.4" in engine.found
+    assert "install driver 580.65.06 or later" in engine.mend
+    assert "is a stub without its library libnvinfer" in engine.found
+    assert "pip install tensorrt --extra-index-url https://pypi.nvidia.com" in engine.mend
+    assert found["engine", "onnxruntime-cuda"].state == "broken"
+    assert "onnxruntime-gpu[cuda,cudnn]" in found["engine", "onnxruntime-cuda"].mend
+
+
+@no_gpu
+def test_a_driver_that_does_not_start(libcuda):
+    driver = examine(libraries=libcuda(803))["device", "nvidia driver"]
+    assert driver.state == "broken"
+    assert driver.found == "driver: cuInit says forward compatibility was attempted (803)"
+
+
+def test_the_table_and_its_hints_show_commands_as_they_are_typed():
+    screen = StringIO()
+    findings = [
+        Finding("engine", "onnxruntime-cuda", "broken", "no [cuda] here", "pip install 'onnxruntime-gpu[cuda,cudnn]'"),
+        Finding("engine", "openvino", "absent", "not installed"),
+    ]
+    show(findings, Console(file=screen, width=40))
+    assert "hint: onnxruntime-cuda: pip install 'onnxruntime-gpu[cuda,cudnn]'\n" in screen.getvalue()
+    assert "[cuda]" in screen.getvalue()
+    assert "error: no engine works here" in screen.getvalue()
+    assert not works(findings)
+    assert works([*findings, Finding("engine", "onnxruntime-cpu", "ok", "")])
+    assert not works([Finding("builder", "tensorrt-rtx", "ok", "")])
+
+
+ON_JETSON = Path(__file__).parent.parent / "benchmarks" / "on_jetson.py"
+
+
+@pytest.mark.skipif(jetson() is not None, reason="this is a Jetson")
+def test_the_jetson_script_says_that_this_is_none_and_writes_nothing(tmp_path):
+    command = [sys.executable, ON_JETSON, "--out", tmp_path / "jetson.json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "this is no Jetson: nothing was measured, nothing was written\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_jetson_script_measures_stages_that_work(monkeypatch):
+    spec = importlib.util.spec_from_file_location("on_jetson", ON_JETSON)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(script, "WARM_UP", 1)
+    monkeypatch.setattr(script, "FOR_P99", 3)
+    stages = script.stages(open_bundle("photos-10db"), "onnxruntime-cpu", None)
+    assert {f"{side} {precision}" for side in ("transmitter", "receiver") for precision in ("fp32", "fp16", "int8")} < set(
+        stages
+    )
+    for samples in (2, 3):
+        rows = script.measure(stages, samples)
+        assert [row["stage"] for row in rows] == list(stages)
+        assert all(0 < row["p50_ms"] <= row["p90_ms"] for row in rows)
+        assert all((row["p99_ms"] is None) == ("p99_reason" in row) == (samples == 2) for row in rows)
+    assert script.environment("a board")["power_mode"].keys() <= {"value", "reason"}

@@ -1,0 +1,263 @@
+"""Real builds by TensorRT-RTX, which needs no GPU to build."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from semseal.export.tensorrt import add_plans, build_plan, layer_report, profile, without_index
+from semseal.runtime.bundle import open_bundle, packaged_bundle
+from semseal.runtime.defense import index
+from semseal.runtime.engine import EngineError, open_engine
+from semseal.runtime.signing import owner_key
+
+DRIVER = Path("/proc/driver/nvidia/version")
+SIDES = ("transmitter", "receiver")
+PRECISIONS = ("fp32", "fp16", "int8")
+INPUTS = {
+    "transmitter": [("image", "float32", ["batch", 3, 32, 24]), ("index", "int32", ["batch", 8])],
+    "receiver": [("symbols", "float32", ["frames", 96, 2]), ("index", "int32", ["batch", 8])],
+}
+# ONNX Runtime computes half precision on a CPU in float32, and rounds to it only where a tensor leaves the graph
+CLOSE = {"fp32": 2e-5, "fp16": 2e-3, "int8": 2e-5}
+OUTPUT = {"transmitter": ("symbols", "float32", [-1, 96, 2]), "receiver": ("image", "float32", [-1, 3, 32, 24])}
+
+builds = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed: pip install tensorrt-rtx")
+
+
+@pytest.fixture(params=SIDES)
+def side(request):
+    return request.param
+
+
+@pytest.fixture(params=PRECISIONS)
+def precision(request):
+    return request.param
+
+
+@pytest.fixture
+def graph(small_bundle, side, precision):
+    return open_bundle(small_bundle).graph(side, precision)
+
+
+def described(tensors):
+    return [(tensor["name"], tensor["dtype"], tensor["shape"]) for tensor in tensors]
+
+
+@builds
+@pytest.mark.parametrize("capability", [86, 89, 120])
+def test_every_graph_builds_for_every_generation_and_the_index_stays_an_input(graph, side, capability):
+    plan = build_plan("tensorrt-rtx", graph, capabilities=[capability])
+    report = layer_report("tensorrt-rtx", plan, graph)
+    assert described(report["inputs"]) == INPUTS[side]
+    assert described(report["outputs"]) == [OUTPUT[side]]
+    weights = sum(len(tensor.raw_data) for tensor in onnx.load_model_from_string(graph).graph.initializer)
+    assert weights < report["bytes"] == len(plan) < 10_000_000
+    for name in ("image", "symbols", "index"):
+        assert name.encode() in plan  # the names by which a loaded plan is addressed
+
+
+@builds
+@pytest.mark.parametrize("name", ["photos-0db", "photos-10db", "photos-20db"])
+def test_packaged_graphs_build(name, side):
+    bundle = open_bundle(packaged_bundle(name))
+    for precision in bundle.manifest["precisions"]:
+        graph = bundle.graph(side, precision)
+        report = layer_report("tensorrt-rtx", build_plan("tensorrt-rtx", graph, capabilities=[86, 89, 120]), graph)
+        first = ("image", "float32", ["batch", 3, 180, 180]), ("symbols", "float32", ["frames", 16200, 2])
+        assert described(report["inputs"]) == [first[side == "receiver"], ("index", "int32", ["batch", 45])]
+
+
+@builds
+def test_layers_have_the_precision_of_the_graph(graph, side, precision):
+    layers = layer_report("tensorrt-rtx", b"", graph)["layers"]
+    convolutions = [layer for layer in layers if layer["type"] == "convolution"]
+    assert len(convolutions) == 5
+    assert {layer["precision"] for layer in convolutions} == {"float16" if precision == "fp16" else "float32"}
+    quantized = [layer for layer in layers if layer["type"] == "quantize"]
+    # the layer that reads the picture stays in float
+    assert len(quantized) == (0 if precision != "int8" else 4 if side == "transmitter" else 5)
+    assert all(layer["precision"] == "int8" for layer in quantized)
+    if side == "transmitter":
+        powers = [layer for layer in layers if layer["type"] in ("reduce", "gather")]
+        assert len(powers) == 2
+        assert {layer["precision"] for layer in powers} == {"float32"}
+
+
+@builds
+def test_the_inspector_ran_or_says_why_not(small_bundle):
+    graph = open_bundle(small_bundle).graph("transmitter")
+    report = layer_report("tensorrt-rtx", build_plan("tensorrt-rtx", graph, capabilities=[86]), graph)
+    if report["inspector"] is None:
+        assert "the inspector needs a GPU" in report["inspector_reason"]
+    else:
+        assert report["inspector"]["Layers"]
+        assert report["inspector_reason"] is None
+
+
+@builds
+def test_plans_are_added_to_a_copy_that_is_signed(small_bundle, tmp_path):
+    before = open_bundle(small_bundle)
+    after = add_plans(before, tmp_path / "copy", "tensorrt-rtx", owner_key(), (1, 1, 4), [86, 89, 120])
+    assert open_bundle(tmp_path / "copy").manifest == after.manifest
+    assert after.manifest["engines"] == ["tensorrt-rtx"]
+    assert after.digest == before.digest  # headers and keys stay valid
+    for side in SIDES:
+        for precision in PRECISIONS:
+            plan = after.program(side, precision, "tensorrt-rtx")
+            report = json.loads(after.read(f"engines/{side}.{precision}.tensorrt-rtx.engine.json"))
+            assert report["bytes"] == len(plan)
+            assert described(report["inputs"]) == INPUTS[side]
+            assert after.graph(side, precision) == before.graph(side, precision)
+
+
+@builds
+def test_profile_spans_the_batch_and_twice_as_many_frames(small_bundle):
+    import tensorrt_rtx
+
+    logger = tensorrt_rtx.Logger(tensorrt_rtx.Logger.ERROR)
+    builder = tensorrt_rtx.Builder(logger)
+    network = builder.create_network(1 << int(tensorrt_rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = tensorrt_rtx.OnnxParser(network, logger)
+    assert parser.parse(open_bundle(small_bundle).graph("receiver"))
+    made = profile(builder, network, (2, 3, 5))
+    assert [tuple(shape) for shape in made.get_shape("symbols")] == [(2, 96, 2), (3, 96, 2), (10, 96, 2)]
+    assert [tuple(shape) for shape in made.get_shape("index")] == [(2, 8), (3, 8), (5, 8)]
+
+
+@builds
+def test_one_plan_for_several_generations(small_bundle):
+    graph = open_bundle(small_bundle).graph("receiver")
+    plans = [build_plan("tensorrt-rtx", graph, (1, 2, 8), capabilities) for capabilities in ([75], [86, 89, 120])]
+    assert plans[0] != plans[1]
+    with pytest.raises(EngineError, match=r"compute capabilities 75, .*120.*got 90"):
+        build_plan("tensorrt-rtx", graph, capabilities=[86, 90])
+    with pytest.raises(EngineError, match="got none"):
+        build_plan("tensorrt-rtx", graph, capabilities=[])
+
+
+X = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4, 8, 8])
+Y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4, 8, 8])
+CONSTANTS = {
+    "kernel": np.ones((4, 4, 1, 1), np.float32),
+    "bias": np.arange(4, dtype=np.int32),
+    "scale": np.full(4, 0.1, np.float32),
+    "zero": np.zeros(4, np.int32),
+    "step": np.float32(0.1),
+    "middle": np.uint8(128),
+}
+
+
+def model(*nodes, given=X):
+    used = {name for node in nodes for name in node.input}
+    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in CONSTANTS.items() if name in used]
+    graph = helper.make_graph(list(nodes), "g", [given], [Y], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+
+
+REFUSED = {
+    # what ONNX Runtime's quantiser does to a bias unless it is told otherwise
+    r"node dequantize_bias \(DequantizeLinear\): .*Int32": model(
+        helper.make_node("DequantizeLinear", ["bias", "scale", "zero"], ["b"], "dequantize_bias", axis=0),
+        helper.make_node("Conv", ["x", "kernel", "b"], ["y"], "convolve"),
+    ),
+    r"node quantize \(QuantizeLinear\): .*zero point": model(
+        helper.make_node("QuantizeLinear", ["x", "step", "middle"], ["q"], "quantize"),
+        helper.make_node("DequantizeLinear", ["q", "step", "middle"], ["y"], "dequantize"),
+    ),
+    r"node product \(Mul\): .*same input types.*Half and Float": model(
+        helper.make_node("Cast", ["x"], ["half"], "halve", to=TensorProto.FLOAT16),
+        helper.make_node("Mul", ["half", "x"], ["y"], "product"),
+    ),
+    r"node determinant \(Det\): TensorRT has no such operator": model(helper.make_node("Det", ["x"], ["y"], "determinant")),
+    "input x has the dynamic axis 'time'": model(
+        helper.make_node("Relu", ["x"], ["y"], "relu"),
+        given=helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4, 8, "time"]),
+    ),
+    "Failed to parse the ONNX model": b"no graph",
+}
+
+
+@builds
+@pytest.mark.parametrize("reason", REFUSED)
+def test_a_graph_that_tensorrt_cannot_take_fails_with_its_node(reason):
+    with pytest.raises(EngineError, match=reason):
+        build_plan("tensorrt-rtx", REFUSED[reason], capabilities=[86])
+    assert build_plan("tensorrt-rtx", model(helper.make_node("Relu", ["x"], ["y"], "relu")), capabilities=[86])
+
+
+@builds
+@pytest.mark.skipif(DRIVER.exists(), reason="this machine has an NVIDIA driver")
+def test_without_a_gpu_the_message_asks_for_capabilities(small_bundle):
+    with pytest.raises(EngineError, match="cannot build the graph here: pass capabilities"):
+        build_plan("tensorrt-rtx", open_bundle(small_bundle).graph("transmitter"))
+
+
+@pytest.mark.parametrize(
+    ("reason", "engine", "options"),
+    [
+        ("1 <= smallest <= optimal <= largest", "tensorrt-rtx", {"batch": (2, 1, 4)}),
+        ("1 <= smallest", "tensorrt", {"batch": (0, 1, 4)}),
+        ("name the GPUs in capabilities", "tensorrt-rtx", {"version_compatible": True}),
+        ("name the GPUs in capabilities", "tensorrt-rtx", {"hardware_compatible": True}),
+        ("leave capabilities out", "tensorrt", {"capabilities": [86]}),
+        ("plans are built by tensorrt or tensorrt-rtx", "openvino", {}),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(reason, engine, options):
+    with pytest.raises(EngineError, match=reason):
+        build_plan(engine, b"", **options)
+
+
+@pytest.mark.skipif(find_spec("tensorrt") is not None, reason="tensorrt is installed here")
+def test_a_missing_package_comes_with_the_command_that_installs_it():
+    with pytest.raises(EngineError, match=r"tensorrt is not installed.*pip install .*tensorrt.*pypi.nvidia.com"):
+        build_plan("tensorrt", b"")
+
+
+def test_bare_transmitter_and_numpy_index_are_the_whole(small_bundle, small_images, precision):
+    graph = open_bundle(small_bundle).graph("transmitter", precision)
+    bare = without_index(graph, "transmitter")
+    images, moved = small_images(3), np.random.default_rng(1).integers(0, 24, (3, 8), np.int32)
+    features = open_engine("onnxruntime-cpu", bare)(images)
+    assert (features.shape, features.dtype) == ((3, 4, 8, 6), np.float16 if precision == "fp16" else np.float32)
+    rows = features.astype(np.float32).transpose(0, 2, 3, 1).reshape(3, 8, 24)
+    rows = rows / np.sqrt(2 * np.square(rows, dtype=np.float64).mean(axis=(1, 2), keepdims=True))
+    whole = open_engine("onnxruntime-cpu", graph)(images, moved)
+    assert index.gather(rows.reshape(24, 24), moved).reshape(3, 96, 2) == pytest.approx(whole, abs=CLOSE[precision])
+
+
+def test_bare_receiver_and_numpy_index_are_the_whole(small_bundle, precision):
+    graph = open_bundle(small_bundle).graph("receiver", precision)
+    bare = without_index(graph, "receiver")
+    rng = np.random.default_rng(2)
+    symbols, moved = rng.normal(size=(5, 96, 2)).astype(np.float32), rng.integers(0, 40, (2, 8), np.int32)
+    rows = index.gather(symbols.reshape(40, 24), moved)
+    features = np.ascontiguousarray(rows.reshape(2, 8, 6, 4).transpose(0, 3, 1, 2))
+    whole = open_engine("onnxruntime-cpu", graph)(symbols, moved)
+    alone = open_engine("onnxruntime-cpu", bare)(features.astype(np.float16 if precision == "fp16" else np.float32))
+    assert alone == pytest.approx(whole, abs=CLOSE[precision])
+
+
+@builds
+def test_bare_graphs_build(graph, side, precision):
+    bare = without_index(graph, side)
+    report = layer_report("tensorrt-rtx", build_plan("tensorrt-rtx", bare, capabilities=[86, 89, 120]), bare)
+    image, features = (["batch", 3, 32, 24], ["batch", 4, 8, 6])
+    shapes = (image, [-1, *features[1:]]) if side == "transmitter" else (features, [-1, *image[1:]])
+    names = ("image", "features") if side == "transmitter" else ("features", "image")
+    dtypes = {"image": "float32", "features": "float16" if precision == "fp16" else "float32"}
+    assert described(report["inputs"]) == [(names[0], dtypes[names[0]], shapes[0])]
+    assert described(report["outputs"]) == [(names[1], dtypes[names[1]], shapes[1])]
+
+
+def test_a_graph_without_such_features_keeps_its_index(small_bundle):
+    bundle = open_bundle(small_bundle)
+    for side, other in (SIDES, SIDES[::-1]):
+        with pytest.raises(EngineError, match=f"the {side} does not gather rows of transposed features"):
+            without_index(bundle.graph(other), side)
+        with pytest.raises(EngineError, match="leave the index in"):
+            without_index(without_index(bundle.graph(side), side), side)
