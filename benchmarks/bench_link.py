@@ -1,4 +1,4 @@
-"""Latency of the shipped link, stage by stage: one image, one thread, ONNX Runtime on the CPU.
+"""Latency of the shipped link, stage by stage: one image, one thread, engines on the CPU.
 
 Each benchmark asserts what it computed, so that a fast wrong answer fails. Read the median, and compare only numbers of one
 run: absolute times depend on the machine.
@@ -32,14 +32,19 @@ def plain(image):
     return identity, open_engine("onnxruntime-cpu", open_bundle(BUNDLE).graph("transmitter"), threads=1)(image, identity)
 
 
-def test_transmitter(benchmark, image, plain):
-    engine = open_engine("onnxruntime-cpu", open_bundle(BUNDLE).graph("transmitter"), threads=1)
+FORMS = [("onnxruntime-cpu", "fp32"), ("openvino", "fp32"), ("openvino", "int8")]
+
+
+@pytest.mark.parametrize(("name", "precision"), FORMS)
+def test_transmitter(benchmark, image, plain, name, precision):
+    engine = open_engine(name, open_bundle(BUNDLE).graph("transmitter", precision), threads=1)
     symbols = benchmark(engine, image, plain[0])
     assert np.square(symbols).sum() / 16200 == pytest.approx(1, abs=1e-4)
 
 
-def test_receiver(benchmark, image, plain):
-    engine = open_engine("onnxruntime-cpu", open_bundle(BUNDLE).graph("receiver"), threads=1)
+@pytest.mark.parametrize(("name", "precision"), FORMS)
+def test_receiver(benchmark, image, plain, name, precision):
+    engine = open_engine(name, open_bundle(BUNDLE).graph("receiver", precision), threads=1)
     picture = benchmark(engine, plain[1], plain[0])
     assert psnr(image, picture)[0] > 25
 

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+from semseal.runtime.attacks import accumulate, ordering
+
+H = 13
+
+
+def smooth(pictures: int, h: int, r: int = 48, seed: int = 0) -> np.ndarray:
+    """Pictures whose rows change smoothly, of power near 0.5 a value, around a mean for each place that all pictures share."""
+    apart = np.subtract.outer(np.arange(h), np.arange(h))
+    root = np.linalg.cholesky(np.exp(-((apart / 2) ** 2) / 2) + 1e-6 * np.eye(h))
+    means = root @ np.random.default_rng(12345).standard_normal((h, r))
+    own = root @ np.random.default_rng(seed).standard_normal((pictures, h, r))
+    return (0.6 * own + 0.4 * means).astype(np.float32)
+
+
+def noisy(rows: np.ndarray, snr_db: float, seed: int = 1) -> np.ndarray:
+    noise = np.random.default_rng(seed).standard_normal(rows.shape, np.float32)
+    return rows + noise * np.float32((10 ** (-snr_db / 10) / 2) ** 0.5)
+
+
+def shares_right(packets: np.ndarray, orders: np.ndarray, snr_db: float, paths: int) -> float:
+    """Share of the rows at their places in all packets; ``orders`` [packets, n] says how each was shuffled."""
+    heard = noisy(np.array([x[o] for x, o in zip(packets, orders, strict=True)]), snr_db)
+    rows = accumulate.open_shared(ordering.fit(smooth(300, H), snr_db), heard, paths)
+    noise = noisy(np.zeros_like(heard), snr_db)
+    sent = [ordering.arrange(x[o] + z, _places(o, paths)) for x, o, z in zip(packets, orders, noise, strict=True)]
+    same = [(rows == np.array(sent)[:, turn]).all(axis=-1).mean() for turn in (slice(None), slice(None, None, -1))]
+    return float(max(same))
+
+
+def _places(order: np.ndarray, paths: int) -> np.ndarray:
+    return np.argsort(order).reshape(paths, H)
+
+
+@pytest.mark.parametrize("paths", [1, 2])
+def test_packets_under_one_scheme_are_opened_where_one_fails(paths):
+    shuffled = np.random.default_rng(0).permutation(paths * H)
+    packets = smooth(30 * paths, H, seed=4).reshape(30, paths * H, -1)
+    alone = np.mean([shares_right(one[None], shuffled[None], -6.0, paths) for one in packets[:6]])
+    together = shares_right(packets, np.tile(shuffled, (30, 1)), -6.0, paths)
+    assert alone < 0.6
+    assert together == 1
+
+
+def test_negative_control_packets_under_fresh_schemes():
+    rng = np.random.default_rng(1)
+    packets = smooth(30, H, seed=4)
+    assert shares_right(packets, np.array([rng.permutation(H) for _ in packets]), -6.0, 1) < 0.3  # chance 1 / H
+
+
+def test_one_packet_is_ordered_as_ordering_does():
+    likeness = ordering.fit(smooth(300, H), 10.0)
+    heard = noisy(smooth(1, H, seed=5), 10.0)[:, ::-1]
+    expected = ordering.arrange(heard[0], ordering.order(likeness, heard[0]))
+    assert np.array_equal(accumulate.open_shared(likeness, heard)[0], expected)
+
+
+def test_repeats_under_fresh_schemes_lose_their_noise():
+    snr_db, repeats = 10.0, 10
+    rng = np.random.default_rng(2)
+    sent = smooth(2, H, seed=6).reshape(2 * H, -1)
+    orders = [rng.permutation(2 * H) for _ in range(repeats)]
+    heard = noisy(np.array([sent[order] for order in orders]), snr_db)
+    mean = accumulate.average(ordering.fit(smooth(300, H), snr_db), heard)
+    left = np.square(mean - sent[orders[0]]).mean()
+    once = np.square(heard[0] - sent[orders[0]]).mean()
+    assert 10 * np.log10(once / left) == pytest.approx(accumulate.gained(repeats), abs=0.5)
+    better = ordering.fit(smooth(300, H), snr_db + accumulate.gained(repeats))
+    assert ordering.neighbours_right(ordering.order(better, mean, 2), orders[0]) == 1
+
+
+def test_negative_control_pictures_that_are_not_repeats_do_not_average():
+    sent = smooth(10, H, seed=7)
+    mean = accumulate.average(ordering.fit(smooth(300, H), 0.0), noisy(sent, 0.0))
+    assert np.square(mean - sent[0]).mean() > np.square(noisy(sent, 0.0)[0] - sent[0]).mean() / 2
+
+
+def test_averaging_one_packet_changes_nothing():
+    heard = smooth(1, H)
+    assert np.array_equal(accumulate.average(ordering.fit(smooth(50, H), 0.0), heard), heard[0])
+    assert accumulate.gained(1) == 0
+    assert accumulate.gained(10) == pytest.approx(10)
