@@ -57,10 +57,22 @@ def test_train_export_audit_from_the_shell(tmp_path):
     done = semseal("train", "--preset", "photos-10db", "--data", "photos", "--out", "run", "--steps", "3", "--batch", "2",
                    "--precision", "32-true", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    done = semseal("export", "run", "--out", "bundle", cwd=tmp_path)
+    done = semseal("export", "run", "--out", "bundle", "--precision", "fp32", "int8", "--engine", "tensorrt-rtx",
+                   "--capability", "86", "89", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "parity" in done.stdout
+    assert "difference from the reference" in done.stdout
+    assert "SEMSEAL_OWNER=semseal-owner-v1:" in done.stdout
+    written = {path.name for path in (tmp_path / "bundle").iterdir()}
+    sides = {f"{side}.{precision}.onnx" for side in ("transmitter", "receiver") for precision in ("fp32", "int8")}
+    assert written == {"manifest.json", "signature", "engines", *sides}
+    assert len(list((tmp_path / "bundle" / "engines").glob("*.engine"))) == 4
     assert "largest difference" in done.stdout
+    done = semseal("export", "run", "--out", "other", "--precision", "fp8", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "fp8" in done.stderr
+    done = semseal("export", "run", "--out", "other", "--capability", "86", cwd=tmp_path)
+    assert done.returncode == 2
+    assert not (tmp_path / "other").exists()
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     assert manifest["training"]["data"] == "photos"
     assert semseal("audit", "bundle", "--data", "elsewhere", "--out", "results", cwd=tmp_path).returncode == 1
