@@ -266,10 +266,10 @@ def _cut_before(rows: str, graph: Any) -> str | None:
         node = made_by.get(name)
         if node is not None and _turns(node, [0, 2, 3, 1]):
             found.add(node.input[0])
-        elif node is not None:
+        elif node is not None and (node.name.startswith("power/") or node.op_type == "Cast"):
             names += node.input
         elif name not in constants:
-            return None  # an input of the graph gets round the features
+            return None  # an input of the graph, or its network, gets round the features
     if len(found) != 1:
         return None
     features: str = found.pop()

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from semseal.runtime import channel, metrics, paper
 from semseal.runtime.attacks import blackbox, whitebox
-from semseal.runtime.attacks.surrogate import Surrogate
+from semseal.runtime.attacks.surrogate import Surrogate, UnsupportedGraphError
 from semseal.runtime.attacks.whitebox import FAST, WhiteBoxSettings
 from semseal.runtime.bundle import Bundle, open_bundle
 from semseal.runtime.defense.keys import generate_key
@@ -135,9 +135,15 @@ def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL) 
     with Progress(*columns, transient=True, speed_estimate_period=120) as progress:
         bar = progress.add_task("audit", total=sum(cost for _, cost in work))
         for bundle in opened:
-            scene = _Scene(bundle, images, own, settings, lambda done: progress.advance(bar, done))
+            surrogate, reason = _surrogate(bundle)
+            if reason:
+                skipped[f"white-box on {bundle.path}"] = reason
+            scene = _Scene(bundle, surrogate, images, own, settings, lambda done: progress.advance(bar, done))
             for cell, cost in work:
                 if cell.main_snr != bundle.snr_db:
+                    continue
+                if cell.attack == "white-box" and surrogate is None:
+                    progress.advance(bar, cost)
                     continue
                 progress.update(bar, description=f"{cell.attack}, {cell.defense}, {cell.main_snr:g} dB")
                 found = _read(out / "cells" / cell.file)
@@ -153,6 +159,14 @@ def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL) 
     write_first_look(out / "first-look.png", results, cells, images)
     write_report(out / "report.html", results, cells, images)
     return results
+
+
+def _surrogate(bundle: Bundle) -> tuple[Surrogate | None, str]:
+    """The transmitter for the white-box attack, or why there is none."""
+    try:
+        return Surrogate(bundle.graph("transmitter")), ""
+    except UnsupportedGraphError as error:
+        return None, str(error)
 
 
 def _work(bundles: list[Bundle], settings: Settings) -> list[tuple[Cell, int]]:
@@ -173,10 +187,18 @@ def _work(bundles: list[Bundle], settings: Settings) -> list[tuple[Cell, int]]:
 class _Scene:
     """Alice, Bob and Eve around one bundle, with the pictures that are sent and those that Eve owns."""
 
-    def __init__(self, bundle: Bundle, images: Images, own: Images, settings: Settings, advance: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        surrogate: Surrogate | None,
+        images: Images,
+        own: Images,
+        settings: Settings,
+        advance: Callable[[int], None],
+    ) -> None:
         self.bundle, self.images, self.own, self.settings, self.advance = bundle, images, own, settings, advance
         self.key = generate_key()
-        self.surrogate = Surrogate(bundle.graph("transmitter"))
+        self.surrogate = surrogate
 
     def measure(self, cell: Cell) -> Measured:
         images = self.images
@@ -186,6 +208,7 @@ class _Scene:
             answer = np.broadcast_to(self.own.mean(axis=0), images.shape)
         elif cell.attack == "white-box":
             images = images[: self.settings.whitebox_pictures]
+            assert self.surrogate is not None  # such a cell is left out
             answer = whitebox.invert(
                 self.surrogate,
                 self._heard(images, cell, 1),

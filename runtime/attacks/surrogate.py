@@ -4,6 +4,7 @@ The weights are read from the deployed file itself, so the white-box attack need
 training checkpoint, and works on any graph of the operators below.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -136,29 +137,59 @@ def _depth_to_space(attributes: dict[str, Any], x: Tensor) -> Tensor:
     return F.pixel_shuffle(x, attributes["blocksize"])
 
 
+def _gemm(attributes: dict[str, Any], a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
+    a, b = (x.T if attributes.get(name) else x for x, name in ((a, "transA"), (b, "transB")))
+    product = attributes.get("alpha", 1.0) * (a @ b)
+    return product if c is None else product + attributes.get("beta", 1.0) * c
+
+
+def _layer_normalization(attributes: dict[str, Any], x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    axis = attributes.get("axis", -1)
+    return F.layer_norm(x, x.shape[axis:], scale, bias, attributes.get("epsilon", 1e-5))
+
+
+def _unsqueeze(_: dict[str, Any], x: Tensor, axes: list[int]) -> Tensor:
+    for axis in sorted(axis % (x.ndim + len(axes)) for axis in axes):
+        x = x.unsqueeze(axis)
+    return x
+
+
 _OPERATORS: dict[str, Callable[..., Any]] = {
     "Add": lambda _, a, b: a + b,
     "Cast": _cast,
     "Clip": lambda _, x, low=None, high=None: torch.clamp(x, low, high),
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
+    "Concat": lambda a, *parts: torch.cat(parts, a["axis"]),
     "DepthToSpace": _depth_to_space,
     "DequantizeLinear": _dequantize,
     "Div": lambda _, a, b: a / b,
+    "Erf": lambda _, x: torch.erf(x),
+    "Exp": lambda _, x: x.exp(),
+    "Flatten": lambda a, x: x.reshape(math.prod(x.shape[: a.get("axis", 1)]), -1),
     "Gather": lambda a, x, index: x.index_select(a.get("axis", 0), index.flatten()).unflatten(a.get("axis", 0), index.shape),
+    "Gelu": lambda a, x: F.gelu(x, approximate=a.get("approximate", b"none").decode()),
+    "Gemm": _gemm,
+    "LayerNormalization": _layer_normalization,
     "LeakyRelu": lambda a, x: F.leaky_relu(x, a.get("alpha", 0.01)),
+    "MatMul": lambda _, a, b: a @ b,
     "Max": lambda _, a, b: torch.maximum(a, b),
     "Mul": lambda _, a, b: a * b,
     "PRelu": lambda _, x, slope: F.prelu(x, slope.flatten()),
     "Pow": lambda _, x, power: x.square() if power.numel() == 1 and power == 2 else x.pow(power),
     "QuantizeLinear": _quantize,
     "Reciprocal": lambda _, x: x.reciprocal(),
+    "ReduceL2": lambda a, x, axes: torch.linalg.vector_norm(x, 2, axes, keepdim=bool(a.get("keepdims", 1))),
     "ReduceMean": lambda a, x, axes: x.mean(axes, keepdim=bool(a.get("keepdims", 1))),
+    "ReduceSum": lambda a, x, axes: x.sum(axes, keepdim=bool(a.get("keepdims", 1))),
     "Relu": lambda _, x: F.relu(x),
     "Reshape": _reshape,
     "Sigmoid": lambda _, x: torch.sigmoid(x),
+    "Softmax": lambda a, x: x.softmax(a.get("axis", -1)),
     "Sqrt": lambda _, x: x.sqrt(),
+    "Squeeze": lambda _, x, axes: x.squeeze(tuple(axes)),
     "Sub": lambda _, a, b: a - b,
     "Tanh": lambda _, x: torch.tanh(x),
     "Transpose": lambda a, x: x.permute(a["perm"]),
+    "Unsqueeze": _unsqueeze,
 }
