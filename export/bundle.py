@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
+from semseal.export.mixing import with_mix
 from semseal.export.onnx import OPSET, export_graphs
 from semseal.export.parity import Side, measure_parity
 from semseal.export.quantize import to_fp16, to_int8
@@ -84,9 +85,13 @@ def deploy(
         feeds = _calibration(transmitter, model, manifest["snr_db"])
         graphs |= {(side, "int8"): to_int8(graphs[side, "fp32"], feeds[side]) for side in ("transmitter", "receiver")}
     images = open_pictures("photos", "valid").take(PARITY_PICTURES, model["height"], model["width"])
-    files = {f"{side}.{precision}.onnx": graph for (side, precision), graph in graphs.items()}
+    mixing = {
+        (f"{side}-mix", precision): with_mix(graph, side, model["h"], model["w"] * model["c"])
+        for (side, precision), graph in graphs.items()
+    }
+    files = {f"{side}.{precision}.onnx": graph for (side, precision), graph in (graphs | mixing).items()}
     for engine in engines:
-        files |= plan_files(engine, graphs, capabilities=(capabilities or None) if engine == "tensorrt-rtx" else None)
+        files |= plan_files(engine, graphs | mixing, capabilities=(capabilities or None) if engine == "tensorrt-rtx" else None)
     return write_bundle(
         out,
         files,

@@ -4,6 +4,8 @@
     signature                                 of manifest.json by the owner: Ed25519, 64 bytes
     transmitter.fp32.onnx                     image [batch, 3, height, width], index [batch, h] -> symbols [batch, N, 2]
     receiver.fp32.onnx                        symbols [frames, N, 2], index [batch, h] -> image [batch, 3, height, width]
+    transmitter-mix.fp32.onnx                 the same for the defence mix: signs and a row order instead of the index
+    receiver-mix.fp32.onnx
     engines/receiver.fp16.NAME.engine         a TensorRT plan: executable code for one kind of device
     engines/receiver.fp16.NAME.engine.json    its layers
 
@@ -42,8 +44,8 @@ LARGEST = 2**20  # of any size in a manifest; refuses nonsense before anything i
 LARGEST_MANIFEST = 2**20  # bytes
 LARGEST_FILE = 2**30  # bytes
 
-_GRAPH = re.compile(r"(transmitter|receiver)\.[a-z0-9]+\.onnx")
-_PLAN = re.compile(r"engines/(transmitter|receiver)\.[a-z0-9]+\.[a-z0-9][a-z0-9_-]*\.engine(\.json)?")
+_GRAPH = re.compile(r"(transmitter|receiver)(-mix)?\.[a-z0-9]+\.onnx")
+_PLAN = re.compile(r"engines/(transmitter|receiver)(-mix)?\.[a-z0-9]+\.[a-z0-9][a-z0-9_-]*\.engine(\.json)?")
 
 
 class BundleError(ValueError):
@@ -95,7 +97,10 @@ class Bundle:
         return bytes.fromhex(self.manifest["model"]["digest"])
 
     def graph(self, side: str, precision: str = "fp32") -> bytes:
-        """The ONNX bytes of ``transmitter`` or ``receiver``, checked. Raises BundleError."""
+        """The ONNX bytes of a side (``transmitter``, ``receiver``, ``transmitter-mix``, ``receiver-mix``), checked.
+
+        Raises BundleError.
+        """
         name = f"{side}.{precision}.onnx"
         if name not in self.manifest["files"]:
             raise BundleError(

@@ -16,17 +16,24 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from semseal.runtime.bundle import open_bundle
-from semseal.runtime.defense import index
+from semseal.runtime.defense import index, mix
 from semseal.runtime.defense.header import MODES, Header, HeaderError, HeaderSealer, ReplayWindow, new_session
 from semseal.runtime.defense.keys import load_key
 from semseal.runtime.defense.schemes import SchemeSets, draw_choice, noise_rows, scheme_sets
 from semseal.runtime.engine import open_engine
 
+BROKEN = (
+    "defense {0!r} is the paper's, for reproduction: an Eve who orders rows by likeness undoes it; use 'mix' to keep a secret"
+)
 LOUDEST = 1e6  # symbols have mean power 1; far above that, float32 layers overflow into NaN
 BATCH = 64  # images in one run of the engine; even, so that no pair is split
 
 _FRAME = struct.Struct("<4sHI")
 _MAGIC = b"SSF1"
+
+
+class BrokenDefenseWarning(UserWarning):
+    """A defence was chosen that is known to fall."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +67,10 @@ class Frame:
 
 
 class Transmitter:
-    """Alice. ``key`` is 32 bytes or a key file; ``defense`` one of none, permute, substitute, permute+substitute.
+    """Alice. ``key`` is 32 bytes or a key file; ``defense`` one of none, permute, substitute, permute+substitute, mix.
+
+    The paper's modes (permute, substitute, permute+substitute) fall to an Eve who knows of them; they are for reproduction,
+    and a warning says so once.
 
     Power: the symbols of every image have mean power 1 before rows are swapped, so with substitution it is the pair of
     frames whose mean power is exactly 1.
@@ -85,10 +95,19 @@ class Transmitter:
             raise ValueError(f"defense {defense!r} needs a key: pass key=, 32 bytes or a key file")
         self.bundle = open_bundle(bundle, owner)
         self.defense = defense
+        if defense not in ("none", "mix"):
+            warnings.warn(
+                f"defense {defense!r} is for reproducing the paper: an Eve who orders rows by likeness undoes it, keyless; "
+                "use 'mix' to keep a picture from her",
+                BrokenDefenseWarning,
+                stacklevel=2,
+            )
         secret = None if key is None else load_key(key)
+        self._secret = secret
         self._sealer = HeaderSealer(secret, self.bundle.digest)
         self._sets = None if secret is None else scheme_sets(secret, self.bundle.h)
-        self._engine = open_engine(engine, self.bundle.program("transmitter", precision, engine), threads)
+        side = "transmitter-mix" if defense == "mix" else "transmitter"
+        self._engine = open_engine(engine, self.bundle.program(side, precision, engine), threads)
         self._lock = threading.Lock()
         self._process, self._session, self._counter = os.getpid(), new_session(), 0
 
@@ -108,6 +127,8 @@ class Transmitter:
         batch, h = len(images), self.bundle.h
         swap, permute = "substitute" in self.defense, "permute" in self.defense
         session, counter = self._take_counters()
+        if self.defense == "mix":
+            return self._send_mixed(images, session, range(counter, counter + batch))
         headers: list[Header] = []
         tables = np.tile(index.identity(h), (batch + batch % 2, 1))
         permutations = tables.copy()
@@ -132,6 +153,14 @@ class Transmitter:
             mixed = index.gather(pair, index.spread(tables[-2:], places[:2], places[:2] ^ 1))
             rows = np.concatenate([rows[:-1], mixed])
         on_air = rows.reshape(len(rows), -1).view(np.complex64)
+        return [Frame(row, self._sealer.seal(header)) for row, header in zip(on_air, headers, strict=True)]
+
+    def _send_mixed(self, images: NDArray[np.float32], session: bytes, counters: range) -> list[Frame]:
+        assert self._secret is not None  # __init__ refuses a defence without a key
+        reals = 2 * self.bundle.n_symbols
+        keys = mix.derive_keys(self._secret, session, counters, self.bundle.digest, reals)
+        on_air = self._engine(images, *_layers(keys), keys.index).reshape(len(images), -1).view(np.complex64)
+        headers = (Header("mix", session, counter) for counter in counters)
         return [Frame(row, self._sealer.seal(header)) for row, header in zip(on_air, headers, strict=True)]
 
     def _take_counters(self) -> tuple[bytes, int]:
@@ -174,9 +203,12 @@ class Receiver:
         """Arguments as those of Transmitter. Raises BundleError, EngineError or KeyFileError."""
         self.bundle = open_bundle(bundle, owner)
         secret = None if key is None else load_key(key)
+        self._secret = secret
         self._sealer = HeaderSealer(secret, self.bundle.digest)
         self._sets = None if secret is None else scheme_sets(secret, self.bundle.h)
         self._engine = open_engine(engine, self.bundle.program("receiver", precision, engine), threads)
+        mixing = None if secret is None else self.bundle.program("receiver-mix", precision, engine)
+        self._mix_engine = None if mixing is None else open_engine(engine, mixing, threads)
         self._window = None if secret is None else ReplayWindow()  # without a key anyone could fill it
         self._lock = threading.Lock()
         self.incomplete: list[int] = []
@@ -194,8 +226,27 @@ class Receiver:
             return self._receive(frames)
 
     def _receive(self, frames: Sequence[Frame]) -> NDArray[np.float32]:
-        self.incomplete = []
         opened = self._open(frames)
+        shown = [header for header, _ in opened if not header.noise]
+        mixed = np.array([header.mode == "mix" for header in shown], bool)
+        images = np.empty((len(shown), 3, self.bundle.height, self.bundle.width), np.float32)
+        images[mixed] = self._receive_mixed([item for item in opened if item[0].mode == "mix"])
+        images[~mixed], lost = self._receive_rows([item for item in opened if item[0].mode != "mix"])
+        incomplete = np.flatnonzero(~mixed)[lost].tolist()
+        if incomplete:
+            warnings.warn(
+                f"the other frame of the pair did not arrive for images {incomplete}: their swapped rows are missing; "
+                "hand over both frames of a pair in one call",
+                stacklevel=3,
+            )
+        for header, _ in opened:
+            if self._window is not None:
+                self._window.accept(header)
+        self.incomplete = incomplete
+        return images
+
+    def _receive_rows(self, opened: list[tuple[Header, NDArray[np.complex64]]]) -> tuple[NDArray[np.float32], list[int]]:
+        """Images of frames whose rows were moved, if at all, and the places of those that lack their partner's frame."""
         h, n = self.bundle.h, self.bundle.n_symbols
         # all that was heard, and zeros for what was not
         heard = np.concatenate(
@@ -216,19 +267,26 @@ class Receiver:
             tables.append(index.invert(permutation, swapped))
             own.append(i)
             other.append(partner)
-        if incomplete:
-            warnings.warn(
-                f"the other frame of the pair did not arrive for images {incomplete}: their swapped rows are missing; "
-                "hand over both frames of a pair in one call",
-                stacklevel=3,
-            )
         images = np.empty((len(tables), 3, self.bundle.height, self.bundle.width), np.float32)
         for part in (slice(i, i + BATCH) for i in range(0, len(tables), BATCH)):
             images[part] = self._decode(heard, np.stack(tables[part]), np.array(own[part]), np.array(other[part]))
-        for header, _ in opened:
-            if self._window is not None:
-                self._window.accept(header)
-        self.incomplete = incomplete
+        return images, incomplete
+
+    def _receive_mixed(self, opened: list[tuple[Header, NDArray[np.complex64]]]) -> NDArray[np.float32]:
+        images = np.empty((len(opened), 3, self.bundle.height, self.bundle.width), np.float32)
+        for start in range(0, len(opened), BATCH):
+            part = opened[start : start + BATCH]
+            assert self._secret is not None  # without a key the sealer lets no such header pass
+            assert self._mix_engine is not None
+            # one session at a time would be quicker to derive; frames of several are rare
+            each = [
+                mix.derive_keys(self._secret, header.session, [header.counter], self.bundle.digest, 2 * self.bundle.n_symbols)
+                for header, _ in part
+            ]
+            signs = np.concatenate([keys.signs for keys in each], axis=1)
+            keys = mix.MixKeys(signs, np.concatenate([keys.rows for keys in each]))
+            symbols = np.stack([symbols for _, symbols in part]).view(np.float32).reshape(len(part), -1, 2)
+            images[start : start + BATCH] = self._mix_engine(symbols, *_layers(keys), keys.inverse_index)
         return images
 
     def _open(self, frames: Sequence[Frame]) -> list[tuple[Header, NDArray[np.complex64]]]:
@@ -236,17 +294,19 @@ class Receiver:
         opened = []
         seen = set()
         for i, frame in enumerate(frames):
-            if frame.symbols.shape != (self.bundle.n_symbols,) or frame.symbols.dtype != np.complex64:
-                raise ValueError(
-                    f"frame {i}: symbols must be complex64 [{self.bundle.n_symbols}], got "
-                    f"{frame.symbols.dtype} {list(frame.symbols.shape)}"
-                )
-            if not (np.abs(frame.symbols) < LOUDEST).all():  # also false for NaN
-                raise ValueError(f"frame {i}: symbols must be finite and below {LOUDEST:g}; was it equalised?")
             try:
                 header = self._sealer.open(frame.header)
             except HeaderError as error:
                 raise HeaderError(f"frame {i}: {error}") from None
+            wanted = self.bundle.n_symbols
+            if header.mode == "mix":
+                wanted = mix.padded_size(2 * wanted) // 2
+            if frame.symbols.shape != (wanted,) or frame.symbols.dtype != np.complex64:
+                raise ValueError(
+                    f"frame {i}: symbols must be complex64 [{wanted}], got {frame.symbols.dtype} {list(frame.symbols.shape)}"
+                )
+            if not (np.abs(frame.symbols) < LOUDEST).all():  # also false for NaN
+                raise ValueError(f"frame {i}: symbols must be finite and below {LOUDEST:g}; was it equalised?")
             again = (header.session, header.counter) in seen
             if again or (self._window is not None and not self._window.fresh(header)):
                 raise HeaderError(f"frame {i}: this header was received before, or is too old to tell: replay refused")
@@ -262,6 +322,11 @@ class Receiver:
         needed, where = np.unique(np.concatenate([own, other]), return_inverse=True)
         symbols = heard[needed].view(np.float32).reshape(len(needed), -1, 2)
         return self._engine(symbols, index.spread(tables, where[: len(own)], where[len(own) :]))
+
+
+def _layers(keys: mix.MixKeys) -> list[NDArray[np.float32]]:
+    """The signs as the graphs take them: one contiguous [batch, padded n] after the other."""
+    return [np.ascontiguousarray(layer) for layer in keys.signs]
 
 
 def _scheme(header: Header, sets: SchemeSets | None, h: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:

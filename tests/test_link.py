@@ -13,7 +13,8 @@ from semseal.runtime.link import Frame, Receiver, Transmitter
 from semseal.runtime.metrics import psnr
 
 KEY = b"k" * 32
-DEFENDED = [mode for mode in MODES if mode != "none"]
+ROWS = [mode for mode in MODES if mode != "mix"]  # that one is in test_mixing.py
+DEFENDED = ROWS[1:]
 
 
 def radio(frames, seed=0, snr=10.0):
@@ -23,7 +24,7 @@ def radio(frames, seed=0, snr=10.0):
     return [Frame(symbols, frame.header) for symbols, frame in zip(heard, frames, strict=True)]
 
 
-@pytest.mark.parametrize("defense", MODES)
+@pytest.mark.parametrize("defense", ROWS)
 @pytest.mark.parametrize("batch", [1, 2, 3, 5, 64])
 def test_bob_with_the_key_loses_nothing_without_noise(small_bundle, small_images, defense, batch):
     images = small_images(batch)

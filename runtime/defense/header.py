@@ -20,7 +20,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from semseal.runtime.defense.keys import derive
 
-MODES = ("none", "permute", "substitute", "permute+substitute")
+MODES = ("none", "permute", "substitute", "permute+substitute", "mix")
 SESSION_SIZE = 16
 WINDOW = 1024  # counters this far behind the newest are still accepted, once
 
@@ -36,7 +36,10 @@ class HeaderError(ValueError):
 
 @dataclass(frozen=True)
 class Header:
-    """``p`` and ``s`` select from the scheme sets; ``noise`` marks the noise tensor that pairs a single image."""
+    """``p`` and ``s`` select from the scheme sets; ``noise`` marks the noise tensor that pairs a single image.
+
+    For ``mix`` both are 0: its keys follow from K, session and counter, and nothing secret is sent.
+    """
 
     mode: str
     session: bytes

@@ -1,0 +1,125 @@
+"""The defence ``mix`` inside the deployed graphs: matrices as constants, signs and row order as inputs.
+
+    transmitter-mix   image, signs0..signs4 [batch, padded n], order [batch, a*b] -> symbols [batch, padded N, 2]
+    receiver-mix      symbols [batch, padded N, 2], signs0..signs4, order (the inverse) [batch, a*b] -> image
+
+``order`` is absolute, as ``MixKeys.index`` and ``inverse_index`` give it: one Gather on axis 0 over the rows of all images. The
+reference is ``semseal.runtime.defense.mix``, whose arithmetic this repeats operator by operator, in float32 in every precision.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from semseal.runtime.defense.mix import LAYERS, factors, matrices
+
+
+def with_mix(graph: bytes, side: str, h: int, row_width: int) -> bytes:
+    """The deployed ``transmitter`` or ``receiver`` of h rows of ``row_width`` floats, mixing instead of gathering rows."""
+    model = onnx.load_model_from_string(graph)
+    nodes = list(model.graph.node)
+    place = next(i for i, node in enumerate(nodes) if node.op_type == "Gather" and node.input[1] == "index")
+    gather = nodes[place]
+    part = _Part(h * row_width)
+    stay = part.constant("stay", np.array([-1, h, row_width]))
+    nodes[place] = helper.make_node("Reshape", [gather.input[0], stay], list(gather.output), "index/none")
+    mixed = ["batch", math.prod(part.shape) // 2, 2]
+    symbols = helper.make_tensor_value_info("symbols", TensorProto.FLOAT, mixed)
+    keys = [
+        helper.make_tensor_value_info(f"signs{k}", TensorProto.FLOAT, ["batch", math.prod(part.shape)]) for k in range(LAYERS)
+    ]
+    keys.append(helper.make_tensor_value_info("order", TensorProto.INT32, ["batch", part.shape[0] * part.shape[1]]))
+    for node in nodes:
+        for names in (node.input, node.output):
+            names[:] = ["plain_symbols" if name == "symbols" else name for name in names]
+    if side == "transmitter":
+        nodes += part.mix("plain_symbols", "symbols")
+        inputs, outputs = [model.graph.input[0], *keys], [symbols]
+    else:
+        nodes = [*part.unmix("symbols", "plain_symbols"), *nodes]
+        inputs, outputs = [symbols, *keys], list(model.graph.output)
+    made = helper.make_model(
+        helper.make_graph(nodes, model.graph.name, inputs, outputs, [*model.graph.initializer, *part.constants]),
+        opset_imports=model.opset_import,
+        ir_version=model.ir_version,
+    )
+    onnx.checker.check_model(made, full_check=True)
+    data: bytes = made.SerializeToString(deterministic=True)
+    return data
+
+
+class _Part:
+    """The nodes of one mixing, as they are written down, for images of n reals."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.shape = n, factors(n)
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        a, b, c = self.shape
+        left_a, left_b, right = matrices(n)
+        for name, matrix in (("left_a", left_a), ("left_b", left_b), ("right", right)):
+            self.constant(name, matrix)
+            self.constant(f"{name}_back", matrix.T)
+        self.constant("blocks", np.array([-1, a, b * c]))
+        self.constant("cube", np.array([-1, a, b, c]))
+        self.constant("flat", np.array([-1, a * b * c]))
+        self.constant("rows", np.array([-1, c]))
+
+    def constant(self, name: str, values: NDArray[np.generic]) -> str:
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(values), f"mix_{name}"))
+        return f"mix_{name}"
+
+    def node(self, operator: str, inputs: Sequence[str], **attributes: int) -> str:
+        output = f"mix_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, list(inputs), [output], f"power/mix_{operator}_{output}", **attributes))
+        return output
+
+    def reshape(self, x: str, shape: str) -> str:
+        return self.node("Reshape", [x, f"mix_{shape}"])
+
+    def mix(self, taken: str, given: str) -> list[onnx.NodeProto]:
+        size = math.prod(self.shape)
+        x = self.node("Reshape", [taken, self.constant("reals", np.array([-1, self.n]))])
+        if size > self.n:
+            pads = self.constant("pads", np.array([0, 0, 0, size - self.n]))
+            louder = self.constant("louder", np.float32(math.sqrt(size / self.n)))
+            x = self.node("Mul", [self.node("Pad", [x, pads]), louder])
+        for turn in (0, 2):
+            x = self.reshape(self.node("Mul", [x, f"signs{turn}"]), "blocks")
+            x = self.reshape(self.node("MatMul", ["mix_left_a", x]), "cube")
+            x = self.reshape(self.node("MatMul", ["mix_left_b", x]), "flat")
+            x = self.reshape(self.node("Mul", [x, f"signs{turn + 1}"]), "rows")
+            x = self.node("MatMul", [x, "mix_right"])
+            x = self.reshape(self.node("Gather", [x, "order"], axis=0) if turn == 0 else x, "flat")
+        x = self.node("Mul", [x, "signs4"])
+        self.nodes.append(
+            helper.make_node("Reshape", [x, self.constant("pairs", np.array([-1, size // 2, 2]))], [given], "power/mix_symbols")
+        )
+        return self._used()
+
+    def unmix(self, taken: str, given: str) -> list[onnx.NodeProto]:
+        size = math.prod(self.shape)
+        x = self.node("Mul", [self.reshape(taken, "flat"), "signs4"])
+        for turn in (2, 0):
+            x = self.reshape(self.node("MatMul", [self.reshape(x, "rows"), "mix_right_back"]), "flat")
+            x = self.reshape(self.node("Mul", [x, f"signs{turn + 1}"]), "cube")
+            x = self.reshape(self.node("MatMul", ["mix_left_b_back", x]), "blocks")
+            x = self.reshape(self.node("MatMul", ["mix_left_a_back", x]), "flat")
+            x = self.node("Mul", [x, f"signs{turn}"])
+            if turn == 2:
+                x = self.reshape(self.node("Gather", [self.reshape(x, "rows"), "order"], axis=0), "flat")
+        if size > self.n:
+            ends = [self.constant(name, np.array([value])) for name, value in (("from", 0), ("to", self.n), ("axis", 1))]
+            softer = self.constant("softer", np.float32(math.sqrt(self.n / size)))
+            x = self.node("Mul", [self.node("Slice", [x, *ends]), softer])
+        pairs = self.constant("pairs", np.array([-1, self.n // 2, 2]))
+        self.nodes.append(helper.make_node("Reshape", [x, pairs], [given], "power/mix_plain"))
+        return self._used()
+
+    def _used(self) -> list[onnx.NodeProto]:
+        names = {name for node in self.nodes for name in node.input} | {"mix_stay"}
+        self.constants = [tensor for tensor in self.constants if tensor.name in names]
+        return self.nodes
