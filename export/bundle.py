@@ -113,7 +113,7 @@ def _calibration(transmitter: bytes, model: dict[str, int], snr_db: float) -> di
     identity = np.arange(model["h"], dtype=np.int32)[None]
     run = open_engine("onnxruntime-cpu", transmitter)
     symbols = np.concatenate([run(image[None], identity) for image in images]).view(np.complex64)[..., 0]
-    noise = channel.draw_noise(*symbols.shape, np.random.default_rng(1))
+    noise = channel.draw_noise(len(symbols), symbols.shape[1], np.random.default_rng(1))
     heard = channel.awgn(symbols, noise, snr_db)[..., None].view(np.float32)
     return {
         "transmitter": [{"image": image[None], "index": identity} for image in images],

@@ -128,7 +128,7 @@ def _convolution(node: onnx.NodeProto, weights: Weights) -> list[onnx.NodeProto]
         inputs.append(f"{node.input[2]}_conv")
         weights[inputs[2]] = np.repeat(weights[node.input[2]], s * s)
     deep = node.output[0] if s == 1 else f"{node.output[0]}_phases"
-    shape = {"kernel_shape": [2 * reach + 1] * 2, "pads": [reach] * 4, "strides": [1, 1]}
+    shape: dict[str, Any] = {"kernel_shape": [2 * reach + 1] * 2, "pads": [reach] * 4, "strides": [1, 1]}
     nodes = [helper.make_node("Conv", inputs, [deep], node.name, **shape)]
     if s > 1:
         nodes.append(helper.make_node("DepthToSpace", [deep], list(node.output), f"{node.name}_grid", blocksize=s, mode="CRD"))

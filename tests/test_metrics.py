@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from semseal.runtime.metrics import mean, psnr, ssim
+from scipy.stats import binom, mannwhitneyu, norm
+from semseal.runtime.metrics import auc, mean, proportion, psnr, ssim, true_positive_rate
 
 
 def test_psnr_known_answers():
@@ -34,3 +35,80 @@ def test_interval_covers_the_truth_95_times_in_100():
     rng = np.random.default_rng(0)
     inside = sum(abs(m.value) <= m.half_width for m in (mean(rng.standard_normal(8)) for _ in range(2000)))
     assert 0.935 < inside / 2000 < 0.965
+
+
+def test_bounds_of_none_and_all_are_those_of_the_formula():
+    none, every = proportion(0, 200), proportion(200, 200)
+    assert (none.value, none.low) == (0, 0)
+    assert none.high == pytest.approx(1 - 0.025 ** (1 / 200))
+    assert (every.low, every.high) == (pytest.approx(0.025 ** (1 / 200)), 1)
+    assert proportion(0, 200, level=0.9).high == pytest.approx(1 - 0.05 ** (1 / 200))
+
+
+@pytest.mark.parametrize(("hits", "n"), [(1, 7), (5, 1000), (999, 1000)])
+def test_bounds_leave_two_and_a_half_percent_on_either_side(hits, n):
+    found = proportion(hits, n)
+    assert binom.cdf(hits, n, found.high) == pytest.approx(0.025)
+    assert binom.sf(hits - 1, n, found.low) == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize("rate", [0.005, 0.1, 0.5])
+def test_exact_bounds_cover_at_least_95_percent(rate):
+    inside = [found.low <= rate <= found.high for found in (proportion(hits, 100) for hits in range(101))]
+    assert binom.pmf(np.arange(101), 100, rate) @ inside >= 0.95
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 0), (-1, 5), (6, 5)])
+def test_impossible_counts_are_refused(hits, n):
+    with pytest.raises(ValueError, match="hits must be in"):
+        proportion(hits, n)
+
+
+def test_true_positive_rate_counts_what_exceeds_the_threshold():
+    others = np.random.default_rng(0).permutation(1000).astype(float)
+    found = true_positive_rate(np.array([980.0, 985.0, 995.0, 2000.0]), others)
+    assert (found.hits, found.n) == (2, 4)
+    assert true_positive_rate(others, others).value <= 0.01
+    assert true_positive_rate(np.ones(5), np.ones(500)).hits == 0  # a tie is no detection
+
+
+def test_auc_known_answers():
+    assert auc(np.array([3.0, 1.0]), np.array([2.0, 0.0])).value == 0.75
+    assert auc(np.ones(4), np.ones(3)).value == 0.5
+    assert auc(np.arange(5.0), np.arange(5.0) - 9).value == 1
+    there, back = auc(np.array([3.0, 1.0, 7.0]), np.array([2.0, 0.0])), auc(np.array([2.0, 0.0]), np.array([3.0, 1.0, 7.0]))
+    assert (there.value, there.low, there.high) == pytest.approx((1 - back.value, 1 - back.high, 1 - back.low))
+    assert (there.positives, there.negatives) == (3, 2)
+
+
+@pytest.mark.parametrize("n", [3, 50])
+def test_the_interval_of_separated_classes_has_a_width(n):
+    found = auc(np.arange(n) + 1.0, -np.arange(n) - 1.0)
+    assert found.high == 1
+    low = found.low
+    q1, q2 = low / (2 - low), 2 * low**2 / (1 + low)  # the variance as Hanley and McNeil write it, for n against n
+    variance = (low * (1 - low) + (n - 1) * (q1 - low**2) + (n - 1) * (q2 - low**2)) / n**2
+    assert 1 - low == pytest.approx(norm.ppf(0.975) * variance**0.5, rel=1e-6)
+
+
+def test_one_half_is_inside_just_when_mann_and_whitney_find_nothing():
+    rng = np.random.default_rng(0)
+    answers = set()
+    for _ in range(300):
+        one, two = rng.standard_normal(30) + 0.4, rng.standard_normal(40)
+        p = mannwhitneyu(one, two, use_continuity=False, method="asymptotic").pvalue
+        found = auc(one, two)
+        assert (found.low <= 0.5 <= found.high) == (p >= 0.05)
+        answers.add(p >= 0.05)
+    assert answers == {True, False}
+
+
+@pytest.mark.parametrize(("shift", "spread"), [(0, 1), (1, 1), (2, 1), (3, 1), (1, 2)])
+def test_auc_interval_covers_the_truth(shift, spread):
+    rng = np.random.default_rng(0)
+    truth = norm.cdf(shift / (1 + spread**2) ** 0.5)
+    found = [auc(shift + spread * rng.standard_normal(60), rng.standard_normal(60)) for _ in range(800)]
+    covered = np.mean([one.low <= truth <= one.high for one in found])
+    assert covered > 0.915  # 0.95 less what 800 draws and unequal spreads take
+    assert covered < 0.999
+    assert auc(np.arange(9.0), np.arange(9.0) - 1, level=0.99).low < auc(np.arange(9.0), np.arange(9.0) - 1).low

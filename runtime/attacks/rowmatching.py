@@ -1,0 +1,75 @@
+"""White-box inversion that does not care for the order of rows: they are matched inside the optimisation.
+
+    minimise over x   min over matchings m of   ||rows heard - rows of f(x), matched by m||² + lambda T(x)
+
+Eve knows: the deployed transmitter, the defence, how many pictures the heard rows belong to, and pictures of her own, whose
+mean she starts from. She does not know the key or the scheme sets.
+She does: Eq. (5) of the paper as in ``whitebox``, with the rows of all streams pooled, and the best assignment (Kuhn 1955) of
+heard to computed rows found anew every few steps, as iterative closest points does (Besl and McKay, PAMI 1992).
+Positive control: without a defence, where the matching must find the identity and she must see about what white-box sees.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from semseal.runtime.attacks.arithmetic import fast_convolutions
+from semseal.runtime.attacks.surrogate import Surrogate
+from semseal.runtime.attacks.whitebox import FAST, WhiteBoxSettings, total_variation
+from torch import Tensor
+
+REMATCH = 10  # steps between two matchings
+
+
+def invert(
+    surrogate: Surrogate,
+    heard: NDArray[np.float32],
+    start: NDArray[np.float32],
+    settings: WhiteBoxSettings = FAST,
+    batch: int = 16,
+    advance: Callable[[int], None] = lambda image_steps: None,
+) -> NDArray[np.float32]:
+    """Heard rows float32 [n, streams, h, r] to images [n, streams, 3, height, width] in 0..1; ``start`` [3, height, width].
+
+    The pictures of one sample come in no particular order. ``advance`` is told of every step, times images.
+    """
+    n, streams, h, r = heard.shape
+    out = np.empty((n, streams, *start.shape), np.float32)
+    for first in range(0, n, batch):
+        part = heard[first : first + batch]
+        pool = torch.from_numpy(part.reshape(len(part), streams * h, r))
+        count = len(part) * streams
+        index = torch.arange(count * h, dtype=torch.int32).reshape(count, h)
+        x = torch.from_numpy(np.tile(start, (count, 1, 1, 1)))
+        # two pictures that start alike would stay alike
+        x = (x + 0.05 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+        x = x.to(memory_format=torch.channels_last).requires_grad_()
+        optimizer = torch.optim.Adam([x], lr=settings.lr)
+        target = pool
+        for step in range(settings.steps):
+            if settings.annealed:
+                optimizer.param_groups[0]["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+            with fast_convolutions():
+                rows = surrogate(x, index)
+            rows = rows.float().reshape(len(part), streams * h, r)
+            if step % REMATCH == 0:
+                target = _matched(pool, rows.detach())
+            loss = (rows - target).square().sum() + settings.lam * total_variation(x, settings.beta)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            with torch.no_grad():
+                x.clamp_(0, 1)
+            advance(count)
+        out[first : first + len(part)] = x.detach().numpy().reshape(len(part), streams, *start.shape)
+    return out
+
+
+def _matched(pool: Tensor, rows: Tensor) -> Tensor:
+    """The heard rows [n, m, r] in the order in which they are nearest, all together, to the computed rows [n, m, r]."""
+    likeness = torch.bmm(rows, pool.transpose(1, 2)).numpy()  # squared distances, less what no matching changes
+    orders = [linear_sum_assignment(scores, maximize=True)[1] for scores in likeness]
+    return torch.stack([heard[torch.from_numpy(order)] for heard, order in zip(pool, orders, strict=True)])
