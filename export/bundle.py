@@ -86,7 +86,7 @@ def deploy(
         graphs |= {(side, "int8"): to_int8(graphs[side, "fp32"], feeds[side]) for side in ("transmitter", "receiver")}
     images = open_pictures("photos", "valid").take(PARITY_PICTURES, model["height"], model["width"])
     mixing = {
-        (f"{side}-mix", precision): with_mix(graph, side, model["h"], model["w"] * model["c"])
+        (f"{side}-mix", precision): with_mix(graph, side, model["h"], model["w"] * model["c"], model["c"])
         for (side, precision), graph in graphs.items()
     }
     files = {f"{side}.{precision}.onnx": graph for (side, precision), graph in (graphs | mixing).items()}

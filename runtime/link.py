@@ -284,9 +284,15 @@ class Receiver:
                 for header, _ in part
             ]
             signs = np.concatenate([keys.signs for keys in each], axis=1)
-            keys = mix.MixKeys(signs, np.concatenate([keys.rows for keys in each]))
+            keys = mix.MixKeys(signs, np.concatenate([keys.order for keys in each]))
             symbols = np.stack([symbols for _, symbols in part]).view(np.float32).reshape(len(part), -1, 2)
             images[start : start + BATCH] = self._mix_engine(symbols, *_layers(keys), keys.inverse_index)
+        strange = [opened[i][0].counter for i in np.flatnonzero(np.isnan(images).any(axis=(1, 2, 3)))]
+        if strange:
+            raise HeaderError(
+                f"the symbols that came with the headers of counters {strange} were mixed under another key or counter: "
+                "headers and symbols do not belong together"
+            )
         return images
 
     def _open(self, frames: Sequence[Frame]) -> list[tuple[Header, NDArray[np.complex64]]]:

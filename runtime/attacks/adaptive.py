@@ -162,7 +162,7 @@ def reused(scene: Scene, defense: str, snr: float) -> Images:
     n, h, r = clean.shape
     if defense == "mix":
         keys = mix.derive_keys(scene.key, bytes(mix.SESSION_SIZE), [0], scene.bundle.digest, h * r)
-        same = mix.MixKeys(np.repeat(keys.signs, n, axis=1), np.repeat(keys.rows, n, axis=0))
+        same = mix.MixKeys(np.repeat(keys.signs, n, axis=1), np.repeat(keys.order, n, axis=0))
         on_air = mix.mix(clean.reshape(n, -1), same)
     else:
         on_air = index.gather(clean.reshape(n * h, r), _one_scheme(scene, defense, n)).reshape(n, -1)
