@@ -18,6 +18,7 @@ NAMES = {
     "permute": "permutation only",
     "substitute": "substitution only",
     "permute+substitute": "permutation + substitution",
+    "mix": "mix",
 }
 
 
@@ -47,6 +48,8 @@ def write_report(path: Path, results: dict[str, Any], cells: dict[Any, Any], ima
         tally=tally(results["orderings"]),
         verdict=verdict(results),
         measured=measured,
+        leakage=leakage_lines(results),
+        names=NAMES,
     )
     write_atomically(path, page.encode())
 
@@ -78,6 +81,41 @@ def terminal_table(results: dict[str, Any], defense: str) -> Table:
     return table
 
 
+def leakage_lines(results: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """The defences, and for each attack or game at each SNR and precision what it got under each of them."""
+    entries = [(row["attack"], row, _leak(row)) for row in results["leakage"]["rows"]]
+    entries += [(f"{row['game']}, {row['name']}", row, _rate(row)) for row in results["leakage"]["games"]]
+    defenses = list(dict.fromkeys(row["defense"] for _, row, _ in entries))
+    lines: dict[str, dict[str, str]] = {}
+    for name, row, text in entries:
+        label = f"main {row['main_snr']:g} dB, Eve {row['eve_snr']:g} dB, {row['precision']}: {name}"
+        lines.setdefault(label, {})[row["defense"]] = text
+    ordered = sorted(defenses, key=lambda name: list(NAMES).index(name) if name in NAMES else 0)
+    return ordered, [(label, [found.get(defense, "") for defense in ordered]) for label, found in lines.items()]
+
+
+def _leak(row: dict[str, Any]) -> str:
+    return "void: its control failed" if row["verdict"] == "void" else f"{row['psnr']:.1f} dB / {row['ssim']:.2f}"
+
+
+def _rate(row: dict[str, Any]) -> str:
+    if row["verdict"] == "void":
+        return "void: its control failed"
+    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def leakage_table(results: dict[str, Any]) -> Table:
+    """The Eves who adapt, for a terminal: PSNR / SSIM of their pictures, success of their guesses with exact bounds."""
+    defenses, lines = leakage_lines(results)
+    table = Table(title="Eves who know the defence (PSNR / SSIM; games: success with its 95 % bounds)")
+    table.add_column("attack")
+    for defense in defenses:
+        table.add_column(NAMES.get(defense, defense), justify="right")
+    for label, texts in lines:
+        table.add_row(label, *texts)
+    return table
+
+
 def markdown_tables(results: dict[str, Any]) -> str:
     """All tables, and how often each ordering holds, in Markdown: PSNR / SSIM ± intervals (the paper's figures)."""
     lines = []
@@ -94,6 +132,11 @@ def markdown_tables(results: dict[str, Any]) -> str:
     lines += [
         f"| {claim} | {holds} | {fails} | {undecided} |" for claim, holds, fails, undecided in tally(results["orderings"])
     ]
+    defenses, leaks = leakage_lines(results)
+    if leaks:
+        lines += ["", "### Eves who know the defence", "", f"| attack | {' | '.join(NAMES[name] for name in defenses)} |"]
+        lines.append("|---" * (1 + len(defenses)) + "|")
+        lines += [f"| {label} | {' | '.join(texts)} |" for label, texts in leaks]
     return "\n".join(lines) + "\n"
 
 

@@ -14,7 +14,7 @@ from semseal.runtime.bundle import BundleError
 from semseal.runtime.pictures import PictureError
 
 TINY = Settings(pictures=6, whitebox_pictures=4, eve_pictures=12, blackbox_steps=8,
-                whitebox=dataclasses.replace(whitebox.FAST, steps=5), eve_snrs=(0.0, 10.0))  # fmt: skip
+                whitebox=dataclasses.replace(whitebox.FAST, steps=5), eve_snrs=(0.0, 10.0), leakage=None)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
