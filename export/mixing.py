@@ -7,16 +7,16 @@
 reference is ``semseal.runtime.defense.mix``, whose arithmetic this repeats operator by operator, in float32 in every precision.
 
 Symbols that do not look like the model's after un-mixing (``structure``) were mixed under another key, counter or model: the
-receiver then gives a picture of NaN, never one that was decoded from noise. Models with fewer channels or symbols than that test
-needs go without it.
+receiver then gives a picture of NaN, never one that was decoded from noise. Models with fewer channels or symbols than that
+test needs go without it.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from semseal.runtime.defense.mix import LAYERS, LEAST_STRUCTURE, factors, matrices, run_length
 
@@ -32,7 +32,7 @@ def with_mix(graph: bytes, side: str, h: int, row_width: int, channels: int) -> 
     part = _Part(h * row_width)
     stay = part.constant("stay", np.array([-1, h, row_width]))
     nodes[place] = helper.make_node("Reshape", [gather.input[0], stay], list(gather.output), "index/none")
-    mixed = ["batch", math.prod(part.shape) // 2, 2]
+    mixed: list[str | int | None] = ["batch", math.prod(part.shape) // 2, 2]
     symbols = helper.make_tensor_value_info("symbols", TensorProto.FLOAT, mixed)
     keys = [
         helper.make_tensor_value_info(f"signs{k}", TensorProto.FLOAT, ["batch", math.prod(part.shape)]) for k in range(LAYERS)
@@ -81,11 +81,11 @@ class _Part:
         self.constant("rows", np.array([-1, c]))
         self.constant("runs", np.array([-1, run_length(n)]))
 
-    def constant(self, name: str, values: NDArray[np.generic]) -> str:
+    def constant(self, name: str, values: Any) -> str:
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(values), f"mix_{name}"))
         return f"mix_{name}"
 
-    def node(self, operator: str, inputs: Sequence[str], **attributes: int) -> str:
+    def node(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
         output = f"mix_{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, list(inputs), [output], f"power/mix_{operator}_{output}", **attributes))
         return output

@@ -67,14 +67,14 @@ QUICK = Settings(
     eve_pictures=200,
     blackbox_steps=150,
     whitebox=dataclasses.replace(FAST, steps=100, lr=0.1),
-    leakage=Plan((10.0,), effort=Effort(40, dataclasses.replace(FAST, steps=100, lr=0.1), 4, 60)),
+    eve_snrs=(10.0,),
+    leakage=Plan((10.0,), effort=Effort(20, dataclasses.replace(FAST, steps=50, lr=0.1), 4, 40)),
 )
 DEMO = dataclasses.replace(
     QUICK,
     pictures=24,
     whitebox_pictures=8,
     blackbox_steps=400,
-    eve_snrs=(10.0,),
     defenses=("none", "permute+substitute"),
     leakage=Plan((10.0,), ("none", "permute", "permute+substitute", "mix"), ("row ordering",)),
 )

@@ -247,6 +247,7 @@ def audit(
         )
     if eve_snrs:
         snrs = tuple(sorted(set(eve_snrs)))
+        assert settings.leakage is not None
         settings = dataclasses.replace(settings, eve_snrs=snrs, leakage=dataclasses.replace(settings.leakage, eve_snrs=snrs))
     if pictures is not None:
         if pictures < 2:

@@ -35,7 +35,8 @@ def test_every_attack_meets_every_defence_that_it_is_for(done):
     _, plan, found, begun = done
     measured = {(row["attack"], row["defense"]) for row in found["rows"]}
     assert measured == {(a, d) for a in leakage.PICTURES for d in plan.defenses if leakage.applies(a, d)}
-    assert {(game["game"], game["defense"]) for game in found["games"]} == {(g, d) for g in leakage.GAMES for d in plan.defenses}
+    played = {(game["game"], game["defense"]) for game in found["games"]}
+    assert played == {(name, defense) for name in leakage.GAMES for defense in plan.defenses}
     assert len(begun) == len(measured) + 5 * 3 + 5
     json.dumps(found)
 
@@ -46,8 +47,6 @@ def test_who_wins_where_it_must_and_what_mix_leaves(done):
     assert abs(rows["no key", "none"]["below_bob_db"]) < 0.5
     for defense in leakage.PAPER_MODES:
         assert rows["reused V", defense]["below_bob_db"] < 1.0, defense
-        # eight rows hold too little to find every scheme by
-        assert rows["brute force", defense]["psnr"] > rows["no key", defense]["psnr"] + 1, defense
     for attack in ("no key", "row ordering", "four packets"):
         assert rows[attack, "mix"]["ssim"] < rows[attack, "none"]["ssim"] / 2
         assert rows[attack, "mix"]["verdict"] != "sees"

@@ -24,8 +24,8 @@ Why this shape, of all that were tried and attacked:
 
 Promised for images of some thousands of reals and a counter that is used once: statistics of one packet (powers, moments,
 spectra, correlations, lattices) told no two inputs apart, chosen ones included, and named no known picture. That was measured,
-not proved. Not promised: anything once a counter was used twice (the inner product of two such packets is that of their
-symbols, so that one known picture names the other, and n known ones give the whole map); that nobody changed the symbols
+not proved. Not promised: anything once a counter was used twice (inner products of such packets are those of their symbols:
+two known pictures name the next one nearly always, and n known ones give the whole map); that nobody changed the symbols
 on the way; that it stays hidden that an image was sent, or of which size.
 
 Sources: Bianchi, Bioglio and Magli (ICASSP 2014): a random orthogonal map of a vector of known energy tells nothing more. Paley
