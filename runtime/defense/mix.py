@@ -20,7 +20,7 @@ Why this shape, of all that were tried and attacked:
   the first L do for her choice of y.
 - Without the signs between L and R, two symbols of one row keep a pattern of columns through both rounds, and two symbols of
   one column leave half of the rows empty, which shows in the power of the columns.
-- A shuffle of single symbols would be cleaner and costs five times as much, in the graph and in the derivation.
+- A shuffle of single symbols would be cleaner and costs ten times as much, in the graph and in the derivation.
 
 Promised for images of some thousands of reals and a counter that is used once: statistics of one packet (powers, moments,
 spectra, correlations, lattices) told no two inputs apart, chosen ones included, and named no known picture. That was measured,
