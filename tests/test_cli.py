@@ -63,9 +63,10 @@ def test_train_export_audit_from_the_shell(tmp_path):
     assert "difference from the reference" in done.stdout
     assert "SEMSEAL_OWNER=semseal-owner-v1:" in done.stdout
     written = {path.name for path in (tmp_path / "bundle").iterdir()}
-    sides = {f"{side}.{precision}.onnx" for side in ("transmitter", "receiver") for precision in ("fp32", "int8")}
+    names = ("transmitter", "receiver", "transmitter-mix", "receiver-mix")
+    sides = {f"{side}.{precision}.onnx" for side in names for precision in ("fp32", "int8")}
     assert written == {"manifest.json", "signature", "engines", *sides}
-    assert len(list((tmp_path / "bundle" / "engines").glob("*.engine"))) == 4
+    assert len(list((tmp_path / "bundle" / "engines").glob("*.engine"))) == 8
     assert "largest difference" in done.stdout
     done = semseal("export", "run", "--out", "other", "--precision", "fp8", cwd=tmp_path)
     assert done.returncode == 2

@@ -48,8 +48,9 @@ def test_who_wins_where_it_must_and_what_mix_leaves(done):
     for defense in leakage.PAPER_MODES:
         assert rows["reused V", defense]["below_bob_db"] < 1.0, defense
     for attack in ("no key", "row ordering", "four packets"):
-        assert rows[attack, "mix"]["ssim"] < rows[attack, "none"]["ssim"] / 2
-        assert rows[attack, "mix"]["verdict"] != "sees"
+        # this small link sees little itself, and a dozen pictures vary
+        assert rows[attack, "none"]["above_mean_picture_db"] > 2
+        assert rows[attack, "mix"]["above_mean_picture_db"] < 1
     games = {(game["game"], game["name"], game["defense"]): game for game in done[2]["games"]}
     assert games["which", "top-1", "none"]["value"] > 0.9
     assert games["which", "top-1", "mix"]["low"] < 1 / 12
