@@ -86,10 +86,12 @@ def leakage_lines(results: dict[str, Any]) -> tuple[list[str], list[tuple[str, l
     entries = [(row["attack"], row, _leak(row)) for row in results["leakage"]["rows"]]
     entries += [(f"{row['game']}, {row['name']}", row, _rate(row)) for row in results["leakage"]["games"]]
     defenses = list(dict.fromkeys(row["defense"] for _, row, _ in entries))
+    several = [len({row[column] for _, row, _ in entries}) > 1 for column in ("main_snr", "precision")]
     lines: dict[str, dict[str, str]] = {}
     for name, row, text in entries:
-        label = f"main {row['main_snr']:g} dB, Eve {row['eve_snr']:g} dB, {row['precision']}: {name}"
-        lines.setdefault(label, {})[row["defense"]] = text
+        where = [f"Eve {row['eve_snr']:g} dB"]
+        where = [f"main {row['main_snr']:g} dB"] * several[0] + where + [row["precision"]] * several[1]
+        lines.setdefault(f"{name} ({', '.join(where)})", {})[row["defense"]] = text
     ordered = sorted(defenses, key=lambda name: list(NAMES).index(name) if name in NAMES else 0)
     return ordered, [(label, [found.get(defense, "") for defense in ordered]) for label, found in lines.items()]
 
