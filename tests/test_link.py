@@ -72,7 +72,8 @@ def test_bob_without_the_key_gets_no_picture_and_eve_gets_other_rows(small_bundl
 def test_every_transmission_draws_a_scheme_and_takes_a_counter_of_its_own(small_bundle, small_images, defense):
     tx, rx = Transmitter(small_bundle, KEY, defense), Receiver(small_bundle, KEY)
     sent = [tx.send(small_images(2)) for _ in range(20)]
-    assert len({frames[0].symbols.tobytes() for frames in sent}) >= 10  # there are 70 ways to swap 4 of 8 rows
+    # of 256 schemes one may come up again; there are but 70 ways to swap 4 of 8 rows
+    assert len({frames[0].symbols.tobytes() for frames in sent}) >= (10 if defense == "substitute" else 15)
     assert len({frame.header[5:29] for frames in sent for frame in frames}) == 40
     assert all(len(rx.receive(frames)) == 2 for frames in sent)
 
