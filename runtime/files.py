@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import tempfile
 from pathlib import Path
 
 
@@ -18,3 +19,20 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         os.unlink(partial)
         raise
+
+
+def write_once(path: Path, text: str, mode: int) -> None:
+    """Write a new text file whole or not at all, with ``mode`` from its first byte on.
+
+    Raises FileExistsError where the name is taken, and FileNotFoundError without its folder; nothing is changed then.
+    """
+    handle, partial = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")  # mode 0600
+    try:
+        with os.fdopen(handle, "w") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(partial, path)  # unlike a rename, this fails where the name is taken
+    finally:
+        os.unlink(partial)

@@ -15,11 +15,11 @@ import base64
 import binascii
 import os
 import stat
-import tempfile
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from semseal.runtime.files import write_once
 
 SIGNATURE_SIZE = 64
 LABEL = b"semseal/v1/bundle\0"
@@ -173,19 +173,9 @@ def _read_lines(path: Path, unwanted: int, complaint: str) -> list[str]:
 
 
 def _write_new(path: Path, text: str, mode: int) -> None:
-    """Write a file whole or not at all; a file that is there already stays."""
     try:
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
+        write_once(path, text, mode)
     except FileNotFoundError:
         raise SigningError(f"cannot write {path}: the folder {path.parent} does not exist; make it first") from None
-    try:
-        with os.fdopen(handle, "w") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(partial, path)  # unlike a rename, this fails where the name is taken
     except FileExistsError:
         raise SigningError(f"{path} exists already, and a key is never overwritten; choose another name") from None
-    finally:
-        os.unlink(partial)

@@ -9,13 +9,13 @@ import binascii
 import os
 import secrets
 import stat
-import tempfile
 from pathlib import Path
 
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from semseal.runtime.files import write_once
 
 KEY_SIZE = 32
 _FORMAT = "semseal-key-v1"
@@ -35,17 +35,10 @@ def write_key(path: Path, key: bytes) -> None:
     if not path.absolute().parent.is_dir():
         raise KeyFileError(f"cannot write {path}: the folder {path.absolute().parent} does not exist; make it first")
     text = f"{_FORMAT}\n{base64.b64encode(_checked(key)).decode()}\n"
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
     try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(partial, path)  # unlike a rename, this fails where the name is taken
+        write_once(path, text, 0o600)
     except FileExistsError:
         raise KeyFileError(f"{path} exists already, and a key is never overwritten; choose another name") from None
-    finally:
-        os.unlink(partial)
 
 
 def read_key(path: Path) -> bytes:
