@@ -1,295 +1,181 @@
 """The audit: what Eve gets out of deployed engines, as Tables I to IV of the paper and beyond.
 
-    bundles x defences x Eve's SNRs ── cells, one file each ── results.json, report.html
-                                       Bob, white-box Eve, black-box Eve
+    bundles x defences x Eve's SNRs x attacks ── cells, one file each ── results.json, report.html
 
-Every cell is written when it is done and found again by the next run, so an interrupted audit goes on where it was. Eve
-trains on split ``test``; every figure is measured on split ``valid``, which no network has seen. She answers with the mean of
-her own pictures in the row ``mean picture``: an attack that scores no better has shown nothing.
+Every cell is written when it is done and found again by the next run: an interrupted audit goes on where it was, and one that
+measured a part can be asked for more. Eve trains on split ``test``; every figure is measured on split ``valid``, which no
+network has seen. She answers with the mean of her own pictures in the row ``mean picture``: an attack that scores no better has
+shown nothing.
 """
 
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from semseal.runtime import metrics, paper
-from semseal.runtime.attacks import blackbox, whitebox
+from joblib import Parallel, delayed, parallel_config
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from semseal.runtime.attacks import blackbox, learned
 from semseal.runtime.attacks.surrogate import Surrogate, UnsupportedGraphError
-from semseal.runtime.attacks.whitebox import FAST, WhiteBoxSettings
 from semseal.runtime.bundle import Bundle, open_bundle
 from semseal.runtime.files import write_atomically
-from semseal.runtime.leakage import Effort, Plan, measure
+from semseal.runtime.leakage import Ground, measure, read_answers, read_games
 from semseal.runtime.pictures import open_pictures
+from semseal.runtime.plan import FULL, GAMES, OPTIMISED, Cell, Settings, cells
 from semseal.runtime.report import markdown_tables, write_first_look, write_report
-from semseal.runtime.scene import Scene
-
-SHOWN = 4  # pictures of each cell that the report shows
-
-Images = NDArray[np.float32]
+from semseal.runtime.scene import ENGINE, Images
+from semseal.runtime.verdict import Games, Pictures, game_rows, orderings, picture_rows
 
 
 class AuditError(ValueError):
     """An audit that cannot be run as asked; the message says what to change."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How much is measured. ``whitebox_pictures`` of the ``pictures`` are attacked white-box, the first ones."""
-
-    pictures: int = 200
-    whitebox_pictures: int = 24
-    eve_pictures: int = 800  # that Eve trains on
-    blackbox_steps: int = 600
-    whitebox: WhiteBoxSettings = FAST
-    eve_snrs: tuple[float, ...] = (0.0, 10.0, 20.0)
-    defenses: tuple[str, ...] = tuple(paper.PLACES)
-    leakage: Plan | None = None  # the Eves who adapt
-    seed: int = 0
-
-
-FULL = Settings(leakage=Plan((0.0, 10.0, 20.0)))
-QUICK = Settings(
-    pictures=16,
-    whitebox_pictures=4,
-    eve_pictures=200,
-    blackbox_steps=150,
-    whitebox=dataclasses.replace(FAST, steps=100, lr=0.1),
-    eve_snrs=(10.0,),
-    leakage=Plan((10.0,), effort=Effort(20, dataclasses.replace(FAST, steps=50, lr=0.1), 4, 40)),
-)
-DEMO = dataclasses.replace(
-    QUICK,
-    pictures=24,
-    whitebox_pictures=8,
-    blackbox_steps=400,
-    defenses=("none", "permute+substitute"),
-    leakage=Plan((10.0,), ("none", "permute", "permute+substitute", "mix"), ("row ordering",)),
-)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One measurement. ``main_snr`` names the bundle; ``eve_snr`` is None for Bob and for the mean picture."""
-
-    attack: str  # bob, mean picture, white-box, black-box
-    defense: str
-    main_snr: float
-    eve_snr: float | None
-
-    @property
-    def file(self) -> str:
-        eve = "" if self.eve_snr is None else f"-eve{self.eve_snr:g}"
-        return f"{self.attack.replace(' ', '-')}-{self.defense}-main{self.main_snr:g}{eve}.npz"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Per-picture PSNR in dB and SSIM, float64 [n], and the first answers, float32 [SHOWN, 3, height, width]."""
-
-    psnr: NDArray[np.float64]
-    ssim: NDArray[np.float64]
-    shown: Images
-
-
-def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL) -> dict[str, Any]:
+def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL, jobs: int = 1) -> dict[str, Any]:
     """Run or continue an audit of one bundle per main SNR; returns what it wrote to ``out``/results.json.
 
-    Beside it: report.html, tables.md, first-look.png, and one file for each cell.
+    Beside it: report.html, tables.md, first-look.png, and one file for each cell. ``jobs`` processes measure cells side by
+    side, and share the cores.
 
     Raises AuditError for two bundles of one SNR or of different shapes, and for an ``out`` that holds another audit;
     PictureError when the data has too few pictures.
     """
     opened = sorted((open_bundle(path) for path in bundles), key=lambda bundle: bundle.snr_db)
-    for one, two in pairwise(opened):
-        if one.snr_db == two.snr_db:
-            raise AuditError(f"{one.path} and {two.path} are both trained for {one.snr_db:g} dB; audit them one at a time")
-    if len({(bundle.height, bundle.width) for bundle in opened}) > 1:
-        raise AuditError("the bundles take images of different sizes; audit them one at a time")
-    if not settings.eve_snrs or not np.isfinite(settings.eve_snrs).all():
-        raise AuditError(f"Eve's SNRs must be finite numbers of dB, got {settings.eve_snrs}")
-    for bundle in opened:
-        for side in ("transmitter", "receiver"):
-            bundle.graph(side)  # raises for a damaged one before anything is written
+    _check(opened, settings)
     height, width = opened[0].height, opened[0].width
     sent, eves = open_pictures(data, "valid"), open_pictures(data, "test")
     images = sent.take(settings.pictures, height, width)
     own = eves.take(settings.eve_pictures, height, width, seed=1)
     skipped = {str(path): reason for path, reason in (sent.skipped | eves.skipped).items()}
-    _claim(
-        out,
-        {
-            "bundles": {f"{bundle.snr_db:g}": bundle.digest.hex() for bundle in opened},
-            "data": data,
-            "pictures": hashlib.sha256(images.tobytes() + own.tobytes()).hexdigest(),
-            "settings": dataclasses.asdict(settings),
-            "environment": environment(),
-        },
-    )
-    cells: dict[Cell, Measured] = {}
-    leaks: dict[str, list[dict[str, Any]]] = {"rows": [], "games": []}
-    work = _work(opened, settings)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn())
-    with Progress(*columns, transient=True, speed_estimate_period=120) as progress:
-        bar = progress.add_task("audit", total=sum(cost for _, cost in work))
-        for bundle in opened:
-            surrogate, reason = _surrogate(bundle)
-            if reason:
-                skipped[f"white-box on {bundle.path}"] = reason
-            scene = _Scene(bundle, surrogate, images, own, settings, lambda done: progress.advance(bar, done))
-            for cell, cost in work:
-                if cell.main_snr != bundle.snr_db:
-                    continue
-                if cell.attack == "white-box" and surrogate is None:
-                    progress.advance(bar, cost)
-                    continue
-                progress.update(bar, description=f"{cell.attack}, {cell.defense}, {cell.main_snr:g} dB")
-                found = _read(out / "cells" / cell.file)
-                if found is None:
-                    found = scene.measure(cell)
-                    _write(out / "cells" / cell.file, found)
-                else:
-                    progress.advance(bar, cost)
-                cells[cell] = found
-            if settings.leakage is not None:
-                plan = dataclasses.replace(settings.leakage, seed=settings.seed)
-                started = partial(_describe, progress, bar)
-                found_leaks, _ = measure(bundle, images, own, plan, out / "cells", surrogate, started)
-                for name, found_rows in found_leaks.items():
-                    leaks[name] += found_rows
-    results = {**summarise(cells, opened, data, settings), "leakage": leaks, "skipped": skipped}
+    identity = {
+        "bundles": {f"{bundle.snr_db:g}": bundle.digest.hex() for bundle in opened},
+        "data": data,
+        "pictures": hashlib.sha256(images.tobytes() + own.tobytes()).hexdigest(),
+        "effort": settings.effort(),
+        "environment": environment(),
+    }
+    _claim(out, identity)
+    planned: list[tuple[Cell, _Work]] = []
+    for bundle in opened:
+        reason = _no_surrogate(bundle)
+        if reason:
+            skipped[f"{' and '.join(OPTIMISED)} on {bundle.path}"] = reason
+        threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
+        for cell in cells(settings, bundle.snr_db):
+            if not (reason and cell.attack in OPTIMISED):
+                work = _Work(json.dumps(identity), bundle.path, cell.precision, threads, images, own, settings)
+                planned.append((cell, work))
+    _measure_all(planned, out / "cells", settings, jobs)
+    pictures = {cell: read_answers(out / "cells" / cell.file) for cell, _ in planned if cell.attack not in GAMES}
+    games = {cell: read_games(out / "cells" / cell.file) for cell, _ in planned if cell.attack in GAMES}
+    results = {**summarise(pictures, games, opened, data, settings), "skipped": skipped}
     write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     write_atomically(out / "tables.md", markdown_tables(results).encode())
-    write_first_look(out / "first-look.png", results, cells, images)
-    write_report(out / "report.html", results, cells, images)
+    write_first_look(out / "first-look.png", results, pictures, images)
+    write_report(out / "report.html", results, pictures, images)
     return results
 
 
-def _describe(progress: Progress, bar: TaskID, what: str) -> None:
-    progress.update(bar, description=what)
-
-
-def _surrogate(bundle: Bundle) -> tuple[Surrogate | None, str]:
-    """The transmitter for the white-box attack, or why there is none."""
-    try:
-        return Surrogate(bundle.graph("transmitter")), ""
-    except UnsupportedGraphError as error:
-        return None, str(error)
-
-
-def _work(bundles: list[Bundle], settings: Settings) -> list[tuple[Cell, int]]:
-    """Every cell with its cost in picture-steps, for the progress bar."""
-    work = []
+def _check(bundles: list[Bundle], settings: Settings) -> None:
+    """Raise for what cannot be measured, before anything is written."""
+    for one, two in pairwise(bundles):
+        if one.snr_db == two.snr_db:
+            raise AuditError(f"{one.path} and {two.path} are both trained for {one.snr_db:g} dB; audit them one at a time")
+    if len({(bundle.height, bundle.width) for bundle in bundles}) > 1:
+        raise AuditError("the bundles take images of different sizes; audit them one at a time")
+    if not settings.eve_snrs or not np.isfinite(settings.eve_snrs).all():
+        raise AuditError(f"Eve's SNRs must be finite numbers of dB, got {settings.eve_snrs}")
+    if settings.pictures < 2 or settings.pictures % 2:
+        raise AuditError(f"the pictures are sent in pairs: their number must be even and at least 2, got {settings.pictures}")
     for bundle in bundles:
-        for defense in settings.defenses:
-            work.append((Cell("bob", defense, bundle.snr_db, None), 0))
-            for snr in settings.eve_snrs:
-                work.append(
-                    (Cell("white-box", defense, bundle.snr_db, snr), settings.whitebox_pictures * settings.whitebox.steps)
-                )
-                work.append((Cell("black-box", defense, bundle.snr_db, snr), settings.blackbox_steps * blackbox.BATCH))
-        work.append((Cell("mean picture", "none", bundle.snr_db, None), 0))
-    return work
+        for precision in settings.precisions:
+            for side in ("transmitter", "receiver"):
+                bundle.graph(side, precision)  # raises for a damaged one
 
 
-class _Scene:
-    """Alice, Bob and Eve around one bundle, with the pictures that are sent and those that Eve owns."""
+@dataclass(frozen=True)
+class _Work:
+    """What a process needs for the cells of one bundle at one precision; equal when the cells' content is."""
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        surrogate: Surrogate | None,
-        images: Images,
-        own: Images,
-        settings: Settings,
-        advance: Callable[[int], None],
-    ) -> None:
-        self.bundle, self.images, self.own, self.settings, self.advance = bundle, images, own, settings, advance
-        self.scene = Scene(bundle, images, own, seed=settings.seed)
-        self.surrogate = surrogate
-
-    def measure(self, cell: Cell) -> Measured:
-        images = self.images
-        if cell.attack == "bob":
-            answer = self._bob(cell)
-        elif cell.attack == "mean picture":
-            answer = np.broadcast_to(self.own.mean(axis=0), images.shape)
-        elif cell.attack == "white-box":
-            images = images[: self.settings.whitebox_pictures]
-            assert self.surrogate is not None  # such a cell is left out
-            answer = whitebox.invert(
-                self.surrogate,
-                self._heard(images, cell, 1),
-                self.bundle.height,
-                self.bundle.width,
-                self.bundle.h,
-                self.settings.whitebox,
-                advance=self.advance,
-            )
-        else:
-            answer = self._black_box(cell)
-        return Measured(metrics.psnr(images, answer), metrics.ssim(images, answer), answer[:SHOWN].astype(np.float32))
-
-    def _bob(self, cell: Cell) -> Images:
-        return self.scene.bob(cell.defense)
-
-    def _black_box(self, cell: Cell) -> Images:
-        model = self.bundle.manifest["model"]
-        network = blackbox.new_network(
-            model["h"], model["w"], model["c"], self.bundle.height, self.bundle.width, self.settings.seed
-        )
-        blackbox.train_inverse(
-            network,
-            self._heard(self.own, cell, 2),
-            self.own,
-            steps=self.settings.blackbox_steps,
-            seed=self.settings.seed,
-            advance=self.advance,
-        )
-        return blackbox.invert(network, self._heard(self.images, cell, 1))
-
-    def _heard(self, images: Images, cell: Cell, stream: int) -> NDArray[np.complex64]:
-        """The frame of each image as Eve hears it, every transmission under a fresh V."""
-        assert cell.eve_snr is not None
-        frames = self.scene.send(images, cell.defense)
-        return self.scene.through(np.stack([frame.symbols for frame in frames[: len(images)]]), cell.eve_snr, stream)
+    identity: str
+    bundle: Path
+    precision: str
+    threads: int | None
+    images: Images = field(compare=False)
+    own: Images = field(compare=False)
+    settings: Settings = field(compare=False)
 
 
-def summarise(cells: dict[Cell, Measured], bundles: list[Bundle], data: str, settings: Settings) -> dict[str, Any]:
-    """The content of results.json: environment, seeds, rows with intervals, and the paper's orderings."""
-    rows = []
-    for cell, found in cells.items():
-        psnr, ssim = metrics.mean(found.psnr), metrics.mean(found.ssim)
-        reference = None
-        if cell.eve_snr is not None:
-            reference = paper.eve(cell.attack, cell.defense, cell.eve_snr, cell.main_snr)
-        elif cell.attack == "bob" and cell.defense == "none":
-            reference = paper.BOB.get(cell.main_snr)
-        rows.append(
-            {
-                **dataclasses.asdict(cell),
-                "pictures": psnr.n,
-                "psnr": psnr.value,
-                "psnr_95": psnr.half_width,
-                "ssim": ssim.value,
-                "ssim_95": ssim.half_width,
-                "paper_psnr": reference[0] if reference else None,
-                "paper_ssim": reference[1] if reference else None,
-                "paper_missing": None if reference else "the paper gives no figure for this row",
-            }
-        )
+@lru_cache(maxsize=1)
+def _ground(work: _Work) -> Ground:
+    return Ground(open_bundle(work.bundle), work.images, work.own, work.settings, work.precision, work.threads)
+
+
+def _measure(work: _Work, cell: Cell, file: Path) -> Cell:
+    measure(_ground(work), cell, file)
+    return cell
+
+
+def _measure_all(planned: list[tuple[Cell, _Work]], folder: Path, settings: Settings, jobs: int) -> None:
+    """Measure what is not there yet, in ``jobs`` processes, with a bar in estimated seconds."""
+    missing = [(cell, work) for cell, work in planned if not (folder / cell.file).exists()]
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+    columns += (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, transient=True, speed_estimate_period=300) as progress:
+        bar = progress.add_task("audit", total=sum(_seconds(cell, settings) for cell, _ in missing))
+        if jobs > 1:
+            tasks = (delayed(_measure)(work, cell, folder / cell.file) for cell, work in missing)
+            with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=missing[0][1].threads if missing else None):
+                for i, cell in enumerate(Parallel(return_as="generator_unordered")(tasks), 1):
+                    progress.update(bar, description=f"{i} of {len(missing)} cells", advance=_seconds(cell, settings))
+            return
+        done = 0.0
+        for cell, work in missing:
+            eve = "" if cell.eve_snr is None else f", Eve {cell.eve_snr:g} dB"
+            progress.update(bar, description=f"{cell.attack}, {cell.defense}, {cell.main_snr:g} dB{eve}")
+            step = _SECONDS.get(cell.attack, 0)
+            measure(_ground(work), cell, folder / cell.file, lambda steps, step=step: progress.advance(bar, steps * step))
+            done += _seconds(cell, settings)
+            progress.update(bar, completed=done)
+
+
+# of a picture-step on two cores, for the time left only
+_SECONDS = {"white-box": 5e-3, "row matching": 6e-3, "black-box": 2e-3, "learned": 12e-3, "set inverse": 15e-3}
+
+
+def _seconds(cell: Cell, settings: Settings) -> float:
+    steps = {
+        "white-box": settings.optimised_pictures * settings.whitebox.steps,
+        "row matching": settings.optimised_pictures * settings.matching.steps,
+        "black-box": settings.blackbox_steps * blackbox.BATCH,
+        "learned": settings.learned_steps * learned.BATCH,
+        "set inverse": settings.learned_steps * learned.BATCH,
+    }
+    if cell.attack in steps:
+        return steps[cell.attack] * _SECONDS[cell.attack]
+    packets = {"which": 5 * settings.pictures + settings.eve_pictures, "distinguish": 14 * settings.trials}
+    return 0.01 * packets.get(cell.attack, settings.pictures)
+
+
+def _no_surrogate(bundle: Bundle) -> str:
+    """Why the transmitter cannot be attacked white-box, if it cannot."""
+    try:
+        Surrogate(bundle.graph("transmitter"))
+    except UnsupportedGraphError as error:
+        return str(error)
+    return ""
+
+
+def summarise(pictures: Pictures, games: Games, bundles: list[Bundle], data: str, settings: Settings) -> dict[str, Any]:
+    """The content of results.json: environment, seeds, rows with intervals, games, and the orderings."""
     return {
         "what": "semseal audit",
         "environment": environment(),
@@ -302,8 +188,7 @@ def summarise(cells: dict[Cell, Measured], bundles: list[Bundle], data: str, set
                 "digest": bundle.digest.hex(),
                 "c": bundle.manifest["model"]["c"],
                 "bandwidth_ratio": bundle.bandwidth_ratio,
-                "engine": "onnxruntime-cpu",
-                "precision": "fp32",
+                "engine": ENGINE,
             }
             for bundle in bundles
         ],
@@ -312,61 +197,10 @@ def summarise(cells: dict[Cell, Measured], bundles: list[Bundle], data: str, set
             if data == "photos"
             else "pictures that no network was trained on"
         ),
-        "rows": rows,
-        "orderings": orderings(cells),
-        "not_measured": "in rows: attackers who adapt to the defence; they are in leakage",
+        "rows": picture_rows(pictures),
+        "games": game_rows(games),
+        "orderings": orderings(pictures),
     }
-
-
-def orderings(cells: dict[Cell, Measured]) -> list[dict[str, Any]]:
-    """Where the paper's orderings hold: mean paired PSNR difference in dB over the same pictures, with its 95 % interval.
-
-    ``verdict`` is "holds" when the whole interval is above 0, "fails" when it is below, "open" when it contains 0.
-    """
-    found = []
-
-    def compare(claim: str, where: str, better: Cell, worse: Cell) -> None:
-        if better not in cells or worse not in cells:
-            return
-        n = min(len(cells[better].psnr), len(cells[worse].psnr))
-        difference = metrics.mean(cells[better].psnr[:n] - cells[worse].psnr[:n])
-        width = difference.half_width
-        verdict = "open" if width is None or abs(difference.value) <= width else "holds" if difference.value > 0 else "fails"
-        found.append(
-            {
-                "claim": claim,
-                "where": where,
-                "difference_db": difference.value,
-                "half_width_db": width,
-                "pictures": n,
-                "verdict": verdict,
-            }
-        )
-
-    for cell in [cell for cell in cells if cell.eve_snr is not None]:
-        where = f"main {cell.main_snr:g} dB, Eve {cell.eve_snr:g} dB"
-        other = dataclasses.replace
-        if cell.attack == "black-box":
-            compare("black-box above white-box", f"{cell.defense}, {where}", cell, other(cell, attack="white-box"))
-        if cell.defense == "none":
-            for lower in sorted({c.eve_snr for c in cells if c.eve_snr is not None and c.eve_snr < (cell.eve_snr or 0)})[-1:]:
-                compare(
-                    "Eve better with her SNR", f"{cell.attack}, {where} against {lower:g} dB", cell, other(cell, eve_snr=lower)
-                )
-            compare("substitution below none", f"{cell.attack}, {where}", cell, other(cell, defense="substitute"))
-        if cell.defense == "substitute":
-            compare("permutation below substitution", f"{cell.attack}, {where}", cell, other(cell, defense="permute"))
-        if cell.defense == "permute":
-            compare(
-                "permutation + substitution below permutation",
-                f"{cell.attack}, {where}",
-                cell,
-                other(cell, defense="permute+substitute"),
-            )
-        if cell.defense == "permute+substitute":
-            mean_picture = Cell("mean picture", "none", cell.main_snr, None)
-            compare("defended Eve no better than the mean picture", f"{cell.attack}, {where}", mean_picture, cell)
-    return found
 
 
 def environment() -> dict[str, Any]:
@@ -404,16 +238,3 @@ def _claim(out: Path, identity: dict[str, Any]) -> None:
         raise AuditError(f"{out} is neither empty nor an audit; choose another --out")
     (out / "cells").mkdir(parents=True, exist_ok=True)
     write_atomically(file, text.encode())
-
-
-def _write(path: Path, found: Measured) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, psnr=found.psnr, ssim=found.ssim, shown=np.round(found.shown * 255).astype(np.uint8))
-    write_atomically(path, buffer.getvalue())
-
-
-def _read(path: Path) -> Measured | None:
-    if not path.exists():
-        return None
-    with np.load(path) as file:
-        return Measured(file["psnr"], file["ssim"], file["shown"].astype(np.float32) / 255)

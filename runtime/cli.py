@@ -193,7 +193,10 @@ def _print_parity(bundle: "Bundle") -> None:
 @click.option("--quick", is_flag=True, help="few pictures and steps: minutes on 2 cores, wide intervals")
 @click.option("--pictures", type=int, help="held-out pictures to measure on  [default: 200, with --quick 16]")
 @click.option("--defense", "defenses", multiple=True, help="measure only this defence; may be repeated  [default: all]")
+@click.option("--attack", "attacks", multiple=True, help="measure only this attack; may be repeated  [default: all]")
 @click.option("--eve-snr", "eve_snrs", type=float, multiple=True, help="Eve's SNR in dB; may be repeated  [default: 0 10 20]")
+@click.option("--precision", "precisions", multiple=True, help="fp32, fp16 or int8; may be repeated  [default: fp32]")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="processes that share the cores")
 @click.option(
     "--white-box",
     type=click.Choice(["fast", "paper"]),
@@ -205,7 +208,7 @@ def _print_parity(bundle: "Bundle") -> None:
     "--budget",
     type=click.FloatRange(0, 1),
     metavar="RATE",
-    help="exit with 1 if the upper 95 % bound of Eve's rate in naming the picture is above RATE under any defence",
+    help="exit with 1 if the upper 95 % bound of Eve's rate in naming the picture is above RATE under any defence measured",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 def audit(
@@ -215,7 +218,10 @@ def audit(
     quick: bool,
     pictures: int | None,
     defenses: tuple[str, ...],
+    attacks: tuple[str, ...],
     eve_snrs: tuple[float, ...],
+    precisions: tuple[str, ...],
+    jobs: int,
     white_box: str,
     budget: float | None,
     seed: int,
@@ -226,52 +232,54 @@ def audit(
     The same command continues an interrupted audit.
     """
     from semseal.runtime.attacks import whitebox
-    from semseal.runtime.audit import FULL, QUICK
     from semseal.runtime.audit import audit as run_audit
-    from semseal.runtime.leakage import DEFENSES, worst_rate
+    from semseal.runtime.plan import DEFENSES, FULL, GAMES, PICTURES, QUICK
+    from semseal.runtime.verdict import worst_rate
 
     settings = dataclasses.replace(QUICK if quick else FULL, seed=seed)
     if white_box == "paper":
         settings = dataclasses.replace(settings, whitebox=whitebox.PAPER)
-    unknown = [defense for defense in defenses if defense not in DEFENSES]
-    if unknown:
-        raise click.UsageError(f"--defense must be one of {', '.join(DEFENSES)}, got {unknown[0]!r}")
-    assert settings.leakage is not None
-    if defenses:
-        # without none and permute there is no positive control
-        controlled = tuple(name for name in DEFENSES if name in (*defenses, "none", "permute"))
-        settings = dataclasses.replace(
-            settings,
-            defenses=tuple(name for name in settings.defenses if name in defenses) or ("none",),
-            leakage=dataclasses.replace(settings.leakage, defenses=controlled),
-        )
-    if eve_snrs:
-        snrs = tuple(sorted(set(eve_snrs)))
-        assert settings.leakage is not None
-        settings = dataclasses.replace(settings, eve_snrs=snrs, leakage=dataclasses.replace(settings.leakage, eve_snrs=snrs))
     if pictures is not None:
-        if pictures < 2:
-            raise click.UsageError(f"--pictures must be at least 2, got {pictures}")
-        settings = dataclasses.replace(settings, pictures=pictures, whitebox_pictures=min(pictures, settings.whitebox_pictures))
+        if pictures < 2 or pictures % 2:
+            raise click.UsageError(f"--pictures must be even, as they are sent in pairs, and at least 2, got {pictures}")
+        few = min(pictures, settings.optimised_pictures)
+        settings = dataclasses.replace(settings, pictures=pictures, optimised_pictures=few)
+    for option, chosen, known in (
+        ("defense", defenses, DEFENSES),
+        ("attack", attacks, (*PICTURES, *GAMES)),
+        ("precision", precisions, ("fp32", "fp16", "int8")),
+    ):
+        for name in chosen:
+            if name not in known:
+                raise click.UsageError(f"--{option} must be one of {', '.join(known)}, got {name!r}")
+        if chosen:
+            part = {f"{option}s": tuple(name for name in known if name in chosen)}
+            settings = dataclasses.replace(settings, **part)  # type: ignore[arg-type]
+    if eve_snrs:
+        settings = dataclasses.replace(settings, eve_snrs=tuple(sorted(set(eve_snrs))))
+    judged = tuple(defense for defense in settings.defenses if defense != "none")
+    if budget is not None and ("which" not in settings.attacks or not judged):
+        raise click.UsageError("--budget judges the attack 'which' under a defence; measure both")
     try:
-        results = run_audit([Path(name) for name in bundles], data, folder, settings)
+        results = run_audit([Path(name) for name in bundles], data, folder, settings, jobs)
     except KeyboardInterrupt:
         click.echo("\nthe same command continues where this one stopped", err=True)
         raise
     _print_results(results, folder)
-    worst = worst_rate(results["leakage"])
-    if budget is not None and (worst is None or worst > budget):
-        found = "was not measured" if worst is None else f"may be as high as {worst:.4f} (upper 95 % bound)"
-        raise RuntimeError(f"over the leakage budget: Eve's rate in naming the picture {found}, the budget is {budget:g}")
+    if budget is not None:
+        worst = worst_rate(results["games"], judged)
+        if worst is None or worst > budget:
+            found = "was not measured" if worst is None else f"may be as high as {worst:.4f} (upper 95 % bound)"
+            raise RuntimeError(f"over the leakage budget: Eve's rate in naming the picture {found}, the budget is {budget:g}")
 
 
 @cli.command()
 @click.option("--out", "folder", type=FOLDER, default="demo", show_default=True, metavar="DIR", help="folder of the results")
 def demo(folder: Path) -> None:
     """The main job on a packaged model and library photographs: link, defence, both attacks; about a minute."""
-    from semseal.runtime.audit import DEMO
     from semseal.runtime.audit import audit as run_audit
     from semseal.runtime.bundle import packaged_bundle
+    from semseal.runtime.plan import DEMO
 
     out.print(
         "Alice sends photographs to Bob over a 10 dB channel; Eve listens at 10 dB and attacks, without and with the "
@@ -281,12 +289,11 @@ def demo(folder: Path) -> None:
 
 
 def _print_results(results: dict[str, Any], folder: Path) -> None:
-    from semseal.runtime.report import leakage_table, tally, terminal_table
+    from semseal.runtime.report import leakage_table, paper_defenses, tally, terminal_table
 
-    for defense in results["settings"]["defenses"]:
+    for defense in paper_defenses(results):
         out.print(terminal_table(results, defense))
-    if results["leakage"]["rows"] or results["leakage"]["games"]:
-        out.print(leakage_table(results))
+    out.print(leakage_table(results))
     orderings = Table(title="the paper's orderings, paired PSNR differences with 95 % intervals")
     for column in ("claim", "holds", "fails", "open"):
         orderings.add_column(column, justify="left" if column == "claim" else "right")
@@ -297,7 +304,7 @@ def _print_results(results: dict[str, Any], folder: Path) -> None:
     for name, reason in results["skipped"].items():
         out.print(f"skipped {name}: {reason}", markup=False, soft_wrap=True)
     out.print(
-        f"{settings['pictures']} {results['pictures']}; white-box on {settings['whitebox_pictures']}; "
+        f"{settings['pictures']} {results['pictures']}; white-box on {settings['optimised_pictures']}; "
         f"SSIM: {results['ssim']}; seed {settings['seed']}",
         soft_wrap=True,
     )

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 from semseal.runtime import paper
 from semseal.runtime.files import write_atomically
+from semseal.runtime.plan import PAPER_ATTACKS, PICTURES
 
 NAMES = {
     "none": "no defence",
@@ -30,7 +31,7 @@ def write_report(path: Path, results: dict[str, Any], cells: dict[Any, Any], ima
         files("semseal.runtime").joinpath("templates/report.html").read_text()
     )
     sections = []
-    for defense in results["settings"]["defenses"]:
+    for defense in paper_defenses(results):
         table, figure = paper.PLACES[defense]
         sections.append(
             {
@@ -49,9 +50,16 @@ def write_report(path: Path, results: dict[str, Any], cells: dict[Any, Any], ima
         verdict=verdict(results),
         measured=measured,
         leakage=leakage_lines(results),
+        where=where,
         names=NAMES,
     )
     write_atomically(path, page.encode())
+
+
+def paper_defenses(results: dict[str, Any]) -> list[str]:
+    """The defences of the paper whose table has something in it."""
+    there = {row["defense"] for row in results["rows"] if row["attack"] in PAPER_ATTACKS}
+    return [defense for defense in paper.PLACES if defense in there]
 
 
 def table_lines(results: dict[str, Any], defense: str) -> list[tuple[str, list[dict[str, Any] | None]]]:
@@ -83,8 +91,8 @@ def terminal_table(results: dict[str, Any], defense: str) -> Table:
 
 def leakage_lines(results: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """The defences, and for each attack or game at each SNR and precision what it got under each of them."""
-    entries = [(row["attack"], row, _leak(row)) for row in results["leakage"]["rows"]]
-    entries += [(f"{row['game']}, {row['name']}", row, _rate(row)) for row in results["leakage"]["games"]]
+    entries = [(row["attack"], row, _leak(row)) for row in results["rows"] if row["attack"] in PICTURES]
+    entries += [(f"{row['attack']}, {row['name']}", row, _rate(row)) for row in results["games"]]
     defenses = list(dict.fromkeys(row["defense"] for _, row, _ in entries))
     several = [len({row[column] for _, row, _ in entries}) > 1 for column in ("main_snr", "precision")]
     lines: dict[str, dict[str, str]] = {}
@@ -121,7 +129,7 @@ def leakage_table(results: dict[str, Any]) -> Table:
 def markdown_tables(results: dict[str, Any]) -> str:
     """All tables, and how often each ordering holds, in Markdown: PSNR / SSIM ± intervals (the paper's figures)."""
     lines = []
-    for defense in results["settings"]["defenses"]:
+    for defense in paper_defenses(results):
         numeral, _ = paper.PLACES[defense]
         lines += [f"### Table {numeral}: {NAMES[defense]}", ""]
         lines.append("| PSNR in dB / SSIM | " + " | ".join(f"main channel {main:g} dB" for main in _mains(results)) + " |")
@@ -147,15 +155,21 @@ def verdict(results: dict[str, Any]) -> str:
     rows = results["rows"]
 
     def best(defense: str) -> float:
-        return max(row["psnr"] for row in rows if row["eve_snr"] is not None and row["defense"] == defense)
+        return max(row["psnr"] for row in rows if row["attack"] in PAPER_ATTACKS and row["defense"] == defense)
 
     bob = max(row["psnr"] for row in rows if row["attack"] == "bob")
     floor = max(row["psnr"] for row in rows if row["attack"] == "mean picture")
-    parts = [f"{NAMES[defense]} {best(defense):.1f} dB" for defense in results["settings"]["defenses"]]
+    parts = [f"{NAMES[defense]} {best(defense):.1f} dB" for defense in paper_defenses(results)]
     return (
         f"Bob receives up to {bob:.1f} dB. The better of the paper's attacks gets: {', '.join(parts)}. "
         f"Answering with the mean picture scores {floor:.1f} dB."
     )
+
+
+def where(ordering: dict[str, Any]) -> str:
+    """The cell that should be the better one, in words."""
+    cell = ordering["better"] if ordering["better"]["eve_snr"] is not None else ordering["worse"]
+    return f"{cell['attack']}, {cell['defense']}, main {cell['main_snr']:g} dB, Eve {cell['eve_snr']:g} dB"
 
 
 def tally(found: list[dict[str, Any]]) -> list[tuple[str, int, int, int]]:
@@ -170,7 +184,7 @@ def write_first_look(path: Path, results: dict[str, Any], cells: dict[Any, Any],
     main, best = _mains(results)[len(_mains(results)) // 2], max(results["settings"]["eve_snrs"])
     shown = {(cell.attack, cell.defense): found.shown[0] for cell, found in cells.items()
              if cell.main_snr == main and cell.eve_snr in (None, best)}  # fmt: skip
-    entries = [("sent", images[0]), ("Bob", shown["bob", results["settings"]["defenses"][0]])]
+    entries = [("sent", images[0]), ("Bob", shown["bob", "none"])]
     for defense, suffix in (("none", ""), ("permute+substitute", ", defended")):
         entries += [(f"Eve, {attack}{suffix}", shown[attack, defense]) for attack in ("white-box", "black-box")
                     if (attack, defense) in shown]  # fmt: skip
@@ -193,6 +207,7 @@ def _grid(results: dict[str, Any], cells: dict[Any, Any], images: NDArray[np.flo
         entries = [{"name": "sent", "picture": _embedded(images[0]), "caption": ""}]
         chosen = [cell for cell in cells if cell.defense == defense and cell.main_snr == main and cell.attack != "mean picture"]
         order = {"bob": 0, "white-box": 1, "black-box": 2}
+        chosen = [cell for cell in chosen if cell.attack in order]
         for cell in sorted(chosen, key=lambda cell: (cell.eve_snr is not None, cell.eve_snr or 0, order[cell.attack])):
             name = "Bob" if cell.attack == "bob" else f"Eve {cell.eve_snr:g} dB, {cell.attack}"
             entries.append(

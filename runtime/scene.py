@@ -27,10 +27,12 @@ Symbols = NDArray[np.complex64]
 class Scene:
     """``images`` float32 [n, 3, height, width] are sent, n even; ``own`` [m, 3, height, width] are those of Eve."""
 
-    def __init__(self, bundle: Bundle, images: Images, own: Images, precision: str = "fp32", seed: int = 0) -> None:
+    def __init__(
+        self, bundle: Bundle, images: Images, own: Images, precision: str = "fp32", seed: int = 0, threads: int | None = None
+    ) -> None:
         self.bundle, self.images, self.own, self.precision, self.seed = bundle, images, own, precision, seed
-        self.key = generate_key()
-        self._decode = open_engine(ENGINE, bundle.graph("receiver", precision))
+        self.key, self._threads = generate_key(), threads
+        self._decode = open_engine(ENGINE, bundle.graph("receiver", precision), threads=threads)
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -46,19 +48,24 @@ class Scene:
         """Frames of the real transmitter, every transmission under a fresh V; ``key`` is Alice's unless Eve practises."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", BrokenDefenseWarning)  # that is what is measured here
-            return Transmitter(self.bundle.path, key or self.key, defense, precision=self.precision).send(images)
+            alice = Transmitter(self.bundle.path, key or self.key, defense, precision=self.precision, threads=self._threads)
+            return alice.send(images)
 
     def through(self, symbols: Symbols, snr_db: float, stream: int) -> Symbols:
         """Symbols [n, N] with channel noise; ``stream`` numbers the independent draws of one seed."""
         rng = np.random.default_rng([self.seed, stream])
         return channel.awgn(symbols, channel.draw_noise(len(symbols), symbols.shape[1], rng), snr_db)
 
-    def hear(self, images: Images, defense: str, snr_db: float, stream: int, key: bytes | None = None) -> Rows:
-        """What Eve hears, float32 [groups, streams, h, w*c]; image i belongs to group i // streams."""
+    def heard(self, images: Images, defense: str, snr_db: float, stream: int, key: bytes | None = None) -> Symbols:
+        """What Eve hears of each image, complex64 [n, N], every transmission under a fresh V."""
         frames = self.send(images, defense, key)
         symbols = self.through(np.stack([frame.symbols for frame in frames[: len(images)]]), snr_db, stream)
-        symbols = symbols[:, : self.bundle.n_symbols]  # mixing may have added some; a row is then any run of symbols
-        return np.ascontiguousarray(symbols).view(np.float32).reshape(-1, self.streams(defense), *self.rows)
+        return np.ascontiguousarray(symbols[:, : self.bundle.n_symbols])  # mixing may have added some
+
+    def hear(self, images: Images, defense: str, snr_db: float, stream: int, key: bytes | None = None) -> Rows:
+        """The same as rows, float32 [groups, streams, h, w*c]; image i belongs to group i // streams."""
+        symbols = self.heard(images, defense, snr_db, stream, key)
+        return symbols.view(np.float32).reshape(-1, self.streams(defense), *self.rows)
 
     def clean(self, images: Images) -> Rows:
         """Undefended rows without noise, float32 [n, h, w*c]."""
@@ -83,7 +90,7 @@ class Scene:
         frames = self.send(self.images, defense)
         heard = self.through(np.stack([frame.symbols for frame in frames]), self.bundle.snr_db, 0)
         received = [Frame(symbols, frame.header) for symbols, frame in zip(heard, frames, strict=True)]
-        return Receiver(self.bundle.path, self.key, precision=self.precision).receive(received)
+        return Receiver(self.bundle.path, self.key, precision=self.precision, threads=self._threads).receive(received)
 
     def best_order(self, answers: Images, streams: int) -> Images:
         """Eve's pictures of every group in the order that scores best: which path is which picture is not hers to know."""

@@ -3,18 +3,19 @@ import json
 import re
 import shutil
 
-import numpy as np
 import pytest
 from PIL import Image
-from semseal.runtime import audit as audit_module
 from semseal.runtime import paper
 from semseal.runtime.attacks import whitebox
-from semseal.runtime.audit import AuditError, Cell, Measured, Settings, audit, orderings
+from semseal.runtime.audit import AuditError, audit
 from semseal.runtime.bundle import BundleError
+from semseal.runtime.leakage import Ground
 from semseal.runtime.pictures import PictureError
+from semseal.runtime.plan import PAPER_ATTACKS, Settings
 
-TINY = Settings(pictures=6, whitebox_pictures=4, eve_pictures=12, blackbox_steps=8,
-                whitebox=dataclasses.replace(whitebox.FAST, steps=5), eve_snrs=(0.0, 10.0), leakage=None)  # fmt: skip
+TINY = Settings(pictures=6, optimised_pictures=4, eve_pictures=12, blackbox_steps=8,
+                whitebox=dataclasses.replace(whitebox.FAST, steps=5), eve_snrs=(0.0, 10.0),
+                defenses=tuple(paper.PLACES), attacks=PAPER_ATTACKS)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -45,33 +46,53 @@ def test_bob_is_the_same_under_every_defence_up_to_where_the_noise_falls(done):
 
 
 def test_an_interrupted_audit_goes_on_and_ends_the_same(done, small_bundle, tmp_path, monkeypatch):
-    real, calls = audit_module._Scene.measure, []
+    real, calls = Ground.answer, []
 
-    def interrupted(self, cell):
+    def interrupted(self, cell, advance):
         calls.append(cell)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return real(self, cell)
+        return real(self, cell, advance)
 
-    monkeypatch.setattr(audit_module._Scene, "measure", interrupted)
+    monkeypatch.setattr(Ground, "answer", interrupted)
     with pytest.raises(KeyboardInterrupt):
         audit([small_bundle], "photos", tmp_path / "out", TINY)
     assert not (tmp_path / "out" / "results.json").exists()
     results = audit([small_bundle], "photos", tmp_path / "out", TINY)
     assert len(calls) == 21 + 1  # the interrupted cell twice, no other again
+    assert_same_undefended(done[1], results)
 
-    # keys are fresh, so only undefended rows repeat
-    plain = [[row for row in part["rows"] if row["defense"] == "none"] for part in (done[1], results)]
-    for one, two in zip(*plain, strict=True):
-        assert one["psnr"] == pytest.approx(two["psnr"], abs=0.02)
+
+def assert_same_undefended(one, two):
+    """Keys are fresh, so only undefended rows repeat."""
+    plain = [[row for row in part["rows"] if row["defense"] == "none"] for part in (one, two)]
+    for first, second in zip(*plain, strict=True):
+        assert first["psnr"] == pytest.approx(second["psnr"], abs=0.02)
+
+
+def test_two_processes_measure_the_same(done, small_bundle, tmp_path):
+    assert_same_undefended(done[1], audit([small_bundle], "photos", tmp_path / "out", TINY, jobs=2))
+
+
+def test_a_part_of_an_audit_can_be_asked_for_more(small_bundle, tmp_path):
+    part = dataclasses.replace(TINY, eve_pictures=60, defenses=("none",), eve_snrs=(10.0,), attacks=("no key",))
+    audit([small_bundle], "photos", tmp_path / "out", part)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").iterdir()}
+    assert len(times) == 3
+    more = dataclasses.replace(part, attacks=("no key", "which"), precisions=("fp32", "int8"))
+    results = audit([small_bundle], "photos", tmp_path / "out", more)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert {(row["attack"], row["precision"]) for row in results["games"]} == {("which", "fp32"), ("which", "int8")}
 
 
 def test_a_folder_of_another_audit_is_refused(done, small_bundle, tmp_path):
-    with pytest.raises(AuditError, match="holds another audit: settings differ"):
+    with pytest.raises(AuditError, match="holds another audit: effort differ"):
         audit([small_bundle], "photos", done[0], dataclasses.replace(TINY, seed=1))
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(AuditError, match="neither empty nor an audit"):
         audit([small_bundle], "photos", tmp_path, TINY)
+    with pytest.raises(AuditError, match="even"):
+        audit([small_bundle], "photos", tmp_path / "new", dataclasses.replace(TINY, pictures=5))
     with pytest.raises(AuditError, match="finite"):
         audit([small_bundle], "photos", tmp_path / "new", dataclasses.replace(TINY, eve_snrs=(float("nan"),)))
     damaged = shutil.copytree(small_bundle, tmp_path / "damaged")
@@ -117,38 +138,6 @@ def test_report_is_one_page_without_anything_from_elsewhere(done):
     ):
         assert words in page
     assert page.count("<img") == 4 * (2 + 2 * 2)
-
-
-def cell(attack, defense="none", eve=10.0):
-    return Cell(attack, defense, 10.0, eve)
-
-
-def made(psnr):
-    return Measured(np.array(psnr, float), np.zeros(len(psnr)), np.zeros((0, 3, 4, 4), np.float32))
-
-
-@pytest.mark.parametrize(
-    ("black", "white", "verdict"),
-    [([21, 23, 22, 24], [20, 22, 21, 22.5], "holds"), ([19, 21, 20, 22.5], [20, 22, 21, 23], "fails"),
-     ([21, 21, 22, 22], [20, 22, 21, 23], "open"), ([21], [20], "open")]
-)  # fmt: skip
-def test_orderings_are_judged_by_the_paired_interval(black, white, verdict):
-    found = orderings({cell("black-box"): made(black), cell("white-box"): made(white)})
-    assert [(row["claim"], row["verdict"]) for row in found] == [("black-box above white-box", verdict)]
-
-
-def test_orderings_cover_the_papers_claims():
-    cells = {cell(attack, defense, eve): made([20, 21 + eve / 100]) for attack in ("white-box", "black-box")
-             for defense in paper.PLACES for eve in (0.0, 10.0, 20.0)}  # fmt: skip
-    cells[cell("mean picture", eve=None)] = made([12, 13])
-    counts = {}
-    for row in orderings(cells):
-        counts[row["claim"]] = counts.get(row["claim"], 0) + 1
-    assert counts == {
-        "black-box above white-box": 12, "Eve better with her SNR": 4, "substitution below none": 6,
-        "permutation below substitution": 6, "permutation + substitution below permutation": 6,
-        "defended Eve no better than the mean picture": 6,
-    }  # fmt: skip
 
 
 def test_the_papers_figures():

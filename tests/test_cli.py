@@ -42,6 +42,14 @@ def test_keygen(tmp_path):
         (["audit", "nowhere", "--data", "photos", "--out", "results"], 1, "nowhere is not a bundle"),
         (["audit", "photos-10db", "--data", "photos", "--out", "results", "--pictures", "1"], 2, "at least 2"),
         (["audit", "photos-10db", "--data", "photos", "--out", "results", "--defense", "mixx"], 2, "must be one of none"),
+        (["audit", "photos-10db", "--data", "photos", "--out", "results", "--attack", "guess"], 2, "must be one of white-box"),
+        (["audit", "photos-10db", "--data", "photos", "--out", "results", "--precision", "fp8"], 2, "must be one of fp32"),
+        (["audit", "photos-10db", "--data", "photos", "--out", "results", "--jobs", "0"], 2, "0 is not in the range"),
+        (
+            ["audit", "photos-10db", "--data", "photos", "--out", "results", "--attack", "link", "--budget", "1"],
+            2,
+            "measure both",
+        ),
         (["audit", "--data", "photos", "--out", "results"], 2, "BUNDLE"),
     ],
 )

@@ -1,18 +1,23 @@
-"""The matrix of adaptive attacks on a small real link."""
+"""Every attack on a small real link, cell by cell."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
-from semseal.runtime import leakage
-from semseal.runtime.attacks.surrogate import Surrogate
 from semseal.runtime.attacks.whitebox import WhiteBoxSettings
 from semseal.runtime.bundle import open_bundle
-from semseal.runtime.leakage import Answers, Effort, Plan, Played, measure
+from semseal.runtime.leakage import Ground, measure, read_answers, read_games
 from semseal.runtime.pictures import open_pictures
+from semseal.runtime.plan import DEFENSES, GAMES, PAPER_MODES, PICTURES, Cell, Settings, applies, cells
 from semseal.runtime.scene import Scene
+from semseal.runtime.verdict import game_rows, picture_rows
 
-EFFORT = Effort(learned_steps=3, matching=WhiteBoxSettings(5, 0.1, True), matched_pictures=4, trials=40)
+STEPS = WhiteBoxSettings(5, 0.1, True)
+SETTINGS = Settings(
+    pictures=12, optimised_pictures=4, eve_pictures=80, whitebox=STEPS, matching=STEPS,
+    blackbox_steps=5, learned_steps=3, trials=40, eve_snrs=(20.0,),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -23,76 +28,65 @@ def setting(small_bundle):
 
 @pytest.fixture(scope="module")
 def done(setting, tmp_path_factory):
-    bundle, images, own = setting
     folder = tmp_path_factory.mktemp("cells")
-    plan = Plan((20.0,), leakage.DEFENSES, effort=EFFORT)
-    begun = []
-    found, _ = measure(bundle, images, own, plan, folder, Surrogate(bundle.graph("transmitter")), begun.append)
-    return folder, plan, found, begun
+    ground, planned = Ground(*setting, SETTINGS), list(cells(SETTINGS, setting[0].snr_db))
+    for cell in planned:
+        measure(ground, cell, folder / cell.file)
+    pictures = {cell: read_answers(folder / cell.file) for cell in planned if cell.attack not in GAMES}
+    games = {cell: read_games(folder / cell.file) for cell in planned if cell.attack in GAMES}
+    return folder, picture_rows(pictures), game_rows(games)
 
 
 def test_every_attack_meets_every_defence_that_it_is_for(done):
-    _, plan, found, begun = done
-    measured = {(row["attack"], row["defense"]) for row in found["rows"]}
-    assert measured == {(a, d) for a in leakage.PICTURES for d in plan.defenses if leakage.applies(a, d)}
-    played = {(game["game"], game["defense"]) for game in found["games"]}
-    assert played == {(name, defense) for name in leakage.GAMES for defense in plan.defenses}
-    assert len(begun) == len(measured) + 5 * 3 + 5
-    json.dumps(found)
+    _, rows, games = done
+    measured = {(row["attack"], row["defense"]) for row in rows if row["attack"] in PICTURES}
+    assert measured == {(attack, defense) for attack in PICTURES for defense in DEFENSES if applies(attack, defense)}
+    assert {(game["attack"], game["defense"]) for game in games} == {(name, d) for name in GAMES for d in DEFENSES}
+    assert {row["defense"] for row in rows if row["attack"] == "bob"} == set(DEFENSES)
+    json.dumps([rows, games])
 
 
 def test_who_wins_where_it_must_and_what_mix_leaves(done):
-    rows = {(row["attack"], row["defense"]): row for row in done[2]["rows"]}
+    rows = {(row["attack"], row["defense"]): row for row in done[1]}
     # Bob's decoder sees what Bob sees, and the same with a reused V under every one of the paper's modes
     assert abs(rows["no key", "none"]["below_bob_db"]) < 0.5
-    for defense in leakage.PAPER_MODES:
+    for defense in PAPER_MODES:
         assert rows["reused V", defense]["below_bob_db"] < 1.0, defense
     for attack in ("no key", "row ordering", "four packets"):
         # this small link sees little itself, and a dozen pictures vary
         assert rows[attack, "none"]["above_mean_picture_db"] > 2
         assert rows[attack, "mix"]["above_mean_picture_db"] < 1
-    games = {(game["game"], game["name"], game["defense"]): game for game in done[2]["games"]}
+    games = {(game["attack"], game["name"], game["defense"]): game for game in done[2]}
     assert games["which", "top-1", "none"]["value"] > 0.9
     assert games["which", "top-1", "mix"]["low"] < 1 / 12
 
 
-def test_what_is_done_is_not_done_again(done, setting):
-    folder, plan, found, _ = done
-    files = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    again, _ = measure(*setting, plan, folder, None)
-    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == files
-    # without a surrogate the white-box attack is left out, all others are read back
-    assert again["games"] == found["games"]
-    assert again["rows"] == [row for row in found["rows"] if row["attack"] != "row matching"]
+def test_a_cell_that_is_there_is_not_measured_again(done, setting):
+    file = done[0] / Cell("no key", "mix", setting[0].snr_db, 20.0).file
+    before = file.stat().st_mtime_ns
+    measure(Ground(*setting, SETTINGS), Cell("no key", "mix", setting[0].snr_db, 20.0), file)
+    assert file.stat().st_mtime_ns == before
 
 
-def answers(*psnr):
-    return Answers(np.array(psnr, float), np.zeros(len(psnr)), np.zeros((0, 3, 2, 2), np.float32))
+def test_every_precision_that_is_asked_for_is_attacked_on_its_own_engine(setting):
+    heard = {}
+    for precision in ("fp32", "int8"):
+        ground = Ground(*setting, SETTINGS, precision)
+        heard[precision] = ground.answer(Cell("no key", "none", setting[0].snr_db, 60.0, precision))
+    difference = np.abs(heard["fp32"] - heard["int8"])
+    assert difference.max() > 1e-4  # two engines
+    assert difference.mean() < 0.1  # of one model
 
 
-def test_an_attack_whose_control_fails_is_void():
-    floor = answers(12, 12.5, 11.5, 12)
-    assert leakage.picture_control("row ordering", {"permute": answers(20, 21, 19, 20)}, floor)
-    assert not leakage.picture_control("row ordering", {"permute": answers(12.5, 13, 11, 12)}, floor)
-    assert not leakage.picture_control("row ordering", {"mix": answers(20, 21, 19, 20)}, floor)
-    game = Played("top-1", 0.95, 0.9, 1.0, 100, 0.01)
-    assert leakage.game_control("which", {"none": [game]})
-    assert not leakage.game_control("which", {"none": [Played("top-1", 0.5, 0.4, 0.6, 100, 0.01)]})
-    assert not leakage.game_control("which", {"mix": [game]})
-
-
-@pytest.mark.parametrize(
-    ("games", "worst"),
-    [
-        ([("none", 1.0, "sees"), ("mix", 0.02, "nothing")], 0.02),
-        ([("permute", 1.0, "sees"), ("mix", 0.02, "nothing")], 1.0),
-        ([("none", 0.5, "void"), ("mix", 0.02, "void")], 1.0),
-        ([("none", 1.0, "sees")], None),
-    ],
-)
-def test_the_budget_takes_the_worst_upper_bound_and_nothing_void(games, worst):
-    rows = [{"game": "which", "name": "top-1", "defense": d, "high": h, "verdict": v} for d, h, v in games]
-    assert leakage.worst_rate({"games": rows}) == worst
+def test_a_plan_holds_the_control_of_every_attack_in_it():
+    asked = dataclasses.replace(SETTINGS, defenses=("mix",), attacks=("row ordering", "which"), precisions=("fp32", "int8"))
+    found = list(cells(asked, 10.0))
+    assert len(found) == len(set(found)) == len({cell.file for cell in found})
+    for precision in ("fp32", "int8"):
+        assert {(cell.attack, cell.defense) for cell in found if cell.precision == precision} == {
+            ("mean picture", "none"), ("bob", "none"), ("bob", "permute"), ("bob", "mix"),
+            ("row ordering", "permute"), ("row ordering", "mix"), ("which", "none"), ("which", "mix"),
+        }  # fmt: skip
 
 
 def test_the_scene_hears_whole_groups_and_eve_practises_under_her_own_key(setting):

@@ -9,7 +9,6 @@ heard to computed rows found anew every few steps, as iterative closest points d
 Positive control: without a defence, where the matching must find the identity and she must see about what white-box sees.
 """
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from semseal.runtime.attacks.arithmetic import fast_convolutions
 from semseal.runtime.attacks.surrogate import Surrogate
-from semseal.runtime.attacks.whitebox import FAST, WhiteBoxSettings, total_variation
+from semseal.runtime.attacks.whitebox import FAST, WhiteBoxSettings, begin, minimise
 from torch import Tensor
 
 REMATCH = 10  # steps between two matchings
@@ -43,28 +42,20 @@ def invert(
         pool = torch.from_numpy(part.reshape(len(part), streams * h, r))
         count = len(part) * streams
         index = torch.arange(count * h, dtype=torch.int32).reshape(count, h)
-        x = torch.from_numpy(np.tile(start, (count, 1, 1, 1)))
-        # two pictures that start alike would stay alike
-        x = (x + 0.05 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
-        x = x.to(memory_format=torch.channels_last).requires_grad_()
-        optimizer = torch.optim.Adam([x], lr=settings.lr)
         target = pool
-        for step in range(settings.steps):
-            if settings.annealed:
-                optimizer.param_groups[0]["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+
+        def distance(x: Tensor, step: int, pool: Tensor = pool, index: Tensor = index) -> Tensor:
+            nonlocal target
             with fast_convolutions():
-                rows = surrogate(x, index)
-            rows = rows.float().reshape(len(part), streams * h, r)
+                rows = surrogate(x, index).float().reshape(pool.shape)
             if step % REMATCH == 0:
                 target = _matched(pool, rows.detach())
-            loss = (rows - target).square().sum() + settings.lam * total_variation(x, settings.beta)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            with torch.no_grad():
-                x.clamp_(0, 1)
-            advance(count)
-        out[first : first + len(part)] = x.detach().numpy().reshape(len(part), streams, *start.shape)
+            return (rows - target).square().sum()
+
+        x = begin(start, count, settings)
+        # two pictures that start alike would stay alike
+        x = (x + 0.05 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+        out[first : first + len(part)] = minimise(x, distance, settings, advance).reshape(len(part), streams, *start.shape)
     return out
 
 

@@ -5,7 +5,8 @@ training checkpoint, and works on any graph of the operators below.
 """
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
+
+_Node = tuple[onnx.NodeProto, dict[str, Any]]
 
 
 class UnsupportedGraphError(ValueError):
@@ -27,11 +30,14 @@ class Surrogate(nn.Module):
     def __init__(self, graph: bytes) -> None:
         super().__init__()
         model = onnx.load_model_from_string(graph)
-        self._nodes = [(node, {a.name: helper.get_attribute_value(a) for a in node.attribute}) for node in model.graph.node]
+        self._nodes: list[_Node] = [
+            (node, {a.name: helper.get_attribute_value(a) for a in node.attribute}) for node in model.graph.node
+        ]
         unknown = sorted({node.op_type for node, _ in self._nodes} - _OPERATORS.keys())
         if unknown:
             raise UnsupportedGraphError(f"the white-box attack cannot differentiate the operators {', '.join(unknown)}")
         constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        self._nodes = _join_prelu(self._nodes, constants.keys())
         self._inputs = [value.name for value in model.graph.input if value.name not in constants]
         self._output = model.graph.output[0].name
         # shapes and axes are read as lists while running; only what enters arithmetic is a tensor
@@ -62,6 +68,35 @@ def _tensor(array: NDArray[Any]) -> Tensor:
 
 def _key(name: str) -> str:
     return name.replace(".", "|")
+
+
+def _join_prelu(nodes: list[_Node], constants: Collection[str]) -> list[_Node]:
+    """Max(x, slope * x), as the engines like PRelu, back in one node: the gradient of a maximum is slow, ties and all."""
+    scaled = {node.output[0]: node for node, _ in nodes if node.op_type == "Mul" and node.input[1] in constants}
+    uses = Counter(name for node, _ in nodes for name in node.input)
+    joined, left = [], set()
+    for node, attributes in nodes:
+        product = scaled.get(node.input[-1]) if node.op_type == "Max" else None
+        if product is not None and list(node.input) == [product.input[0], product.output[0]] and uses[product.output[0]] == 1:
+            left.add(product.output[0])
+            node = helper.make_node("PRelu", list(product.input), list(node.output))
+        joined.append((node, attributes))
+    return [(node, attributes) for node, attributes in joined if node.output[0] not in left]
+
+
+class _PRelu(torch.autograd.Function):
+    """PReLU out of operators with vector code in bf16 too; its own gradient has none, with one slope or with many."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:
+        slopes = torch.empty_like(x[:1]).copy_(slope)  # as large as an image: short rows of channels are slow to broadcast
+        ctx.save_for_backward(x, slopes)
+        return torch.lerp(x.relu(), x, slopes)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        x, slopes = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(gradient, x, 0).lerp_(gradient, slopes), None
 
 
 def _pad(attributes: dict[str, Any], x: Tensor) -> tuple[Tensor, list[int]]:
@@ -175,7 +210,7 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "MatMul": lambda _, a, b: a @ b,
     "Max": lambda _, a, b: torch.maximum(a, b),
     "Mul": lambda _, a, b: a * b,
-    "PRelu": lambda _, x, slope: F.prelu(x, slope.flatten()),
+    "PRelu": lambda _, x, slope: _PRelu.apply(x, slope),
     "Pow": lambda _, x, power: x.square() if power.numel() == 1 and power == 2 else x.pow(power),
     "QuantizeLinear": _quantize,
     "Reciprocal": lambda _, x: x.reciprocal(),

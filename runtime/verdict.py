@@ -1,0 +1,168 @@
+"""From cells to what an audit says: rows with intervals, verdicts under positive controls, the orderings, the worst rate.
+
+A row "sees" when its attack beats the mean picture beyond the interval, says "nothing" when it does not, and "open" between.
+Where the positive control of the attack did not win clearly, the verdict is "void", whatever the figures are.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from semseal.runtime import metrics, paper
+from semseal.runtime.leakage import Answers, Played
+from semseal.runtime.plan import GAMES, PAPER_ATTACKS, PAPER_MODES, PICTURES, Cell
+
+CLEAR_WIN_DB = 1.0  # above the mean picture, paired, by the lower end of the interval
+CLEAR_WIN_RATE = 0.9
+
+Pictures = Mapping[Cell, Answers]
+Games = Mapping[Cell, list[Played]]
+
+
+def paired(better: Answers, worse: Answers) -> metrics.Mean:
+    """PSNR difference in dB over the same pictures, with its 95 % interval."""
+    n = min(len(better.psnr), len(worse.psnr))
+    return metrics.mean(better.psnr[:n] - worse.psnr[:n])
+
+
+def picture_rows(cells: Pictures) -> list[dict[str, Any]]:
+    """A row of results.json for every cell that ends in pictures."""
+    return [_row(cell, cells) for cell in cells]
+
+
+def _row(cell: Cell, cells: Pictures) -> dict[str, Any]:
+    found = cells[cell]
+    psnr, ssim = metrics.mean(found.psnr), metrics.mean(found.ssim)
+    published = None
+    if cell.attack in PAPER_ATTACKS:
+        assert cell.eve_snr is not None
+        published = paper.eve(cell.attack, cell.defense, cell.eve_snr, cell.main_snr)
+    elif cell.attack == "bob" and cell.defense == "none":
+        published = paper.BOB.get(cell.main_snr)
+    row = {
+        **dataclasses.asdict(cell),
+        "pictures": psnr.n,
+        "psnr": psnr.value,
+        "psnr_95": psnr.half_width,
+        "ssim": ssim.value,
+        "ssim_95": ssim.half_width,
+        "paper_psnr": published[0] if published else None,
+        "paper_ssim": published[1] if published else None,
+        "paper_missing": None if published else "the paper gives no figure for this row",
+    }
+    if cell.attack in PICTURES:
+        above, below = paired(found, cells[_floor(cell)]), paired(cells[_bob(cell)], found)
+        row |= {
+            "above_mean_picture_db": above.value,
+            "above_mean_picture_95": above.half_width,
+            "below_bob_db": below.value,
+            "below_bob_95": below.half_width,
+            "control": PICTURES[cell.attack],
+            "verdict": _verdict(above) if picture_control(cell, cells) else "void",
+        }
+    return row
+
+
+def game_rows(cells: Games) -> list[dict[str, Any]]:
+    """A row of results.json for every rate that a game gave."""
+    return [
+        {**dataclasses.asdict(cell), **dataclasses.asdict(game), "control": GAMES[cell.attack]}
+        | {"verdict": ("sees" if game.low > game.chance else "nothing") if game_control(cell, cells) else "void"}
+        for cell, games in cells.items()
+        for game in games
+    ]
+
+
+def _floor(cell: Cell) -> Cell:
+    return Cell("mean picture", "none", cell.main_snr, None, cell.precision)
+
+
+def _bob(cell: Cell) -> Cell:
+    return Cell("bob", cell.defense, cell.main_snr, None, cell.precision)
+
+
+def picture_control(cell: Cell, cells: Pictures) -> bool:
+    """Whether the attack of ``cell`` won where it must."""
+    control = cells.get(dataclasses.replace(cell, defense=PICTURES[cell.attack]))
+    if control is None:
+        return False
+    gain = paired(control, cells[_floor(cell)])
+    return gain.half_width is not None and gain.value - gain.half_width > CLEAR_WIN_DB
+
+
+def game_control(cell: Cell, cells: Games) -> bool:
+    """The same for a game: nearly always right where it must be."""
+    control = cells.get(dataclasses.replace(cell, defense=GAMES[cell.attack]))
+    return control is not None and all(game.value >= CLEAR_WIN_RATE for game in control)
+
+
+def _verdict(gain: metrics.Mean) -> str:
+    if gain.half_width is None:
+        return "open"
+    if gain.value - gain.half_width > 0:
+        return "sees"
+    return "nothing" if gain.value + gain.half_width <= 0 else "open"
+
+
+def worst_rate(games: list[dict[str, Any]], defenses: tuple[str, ...]) -> float | None:
+    """The headline: the largest upper bound of naming the right one of M pictures under any of ``defenses``.
+
+    None where the game was not played under one of them, and 1 where its control failed: what could not be measured is not
+    safe.
+    """
+    named = [game for game in games if game["attack"] == "which" and game["name"] == "top-1" and game["defense"] in defenses]
+    if {game["defense"] for game in named} != set(defenses):
+        return None
+    return max(1.0 if game["verdict"] == "void" else game["high"] for game in named)
+
+
+def orderings(cells: Pictures) -> list[dict[str, Any]]:
+    """Where the paper's orderings hold, and whether Eve does better with a better channel and with more knowledge.
+
+    Each is a mean paired PSNR difference in dB over the same pictures with its 95 % interval; ``verdict`` is "holds" when the
+    whole interval is above 0, "fails" when it is below, "open" when it contains 0.
+    """
+    found = []
+
+    def compare(claim: str, better: Cell, worse: Cell) -> None:
+        if better not in cells or worse not in cells:
+            return
+        difference = paired(cells[better], cells[worse])
+        width = difference.half_width
+        verdict = "open" if width is None or abs(difference.value) <= width else "holds" if difference.value > 0 else "fails"
+        found.append(
+            {
+                "claim": claim,
+                "better": dataclasses.asdict(better),
+                "worse": dataclasses.asdict(worse),
+                "difference_db": difference.value,
+                "half_width_db": width,
+                "pictures": difference.n,
+                "verdict": verdict,
+            }
+        )
+
+    snrs = sorted({cell.eve_snr for cell in cells if cell.eve_snr is not None})
+    for cell in [cell for cell in cells if cell.eve_snr is not None]:
+        for lower in [snr for snr in snrs if snr < (cell.eve_snr or 0)][-1:]:
+            compare("Eve better with her SNR", cell, dataclasses.replace(cell, eve_snr=lower))
+        if cell.attack in PAPER_ATTACKS:
+            _compare_paper(compare, cell)
+        elif cell.attack == "row ordering" and cell.defense in PAPER_MODES:
+            for knows in ("brute force", "reused V", "four packets"):
+                compare(f"{knows} above row ordering", dataclasses.replace(cell, attack=knows), cell)
+    return found
+
+
+def _compare_paper(compare: Any, cell: Cell) -> None:
+    other = dataclasses.replace
+    if cell.attack == "black-box":
+        compare("black-box above white-box", cell, other(cell, attack="white-box"))
+    if cell.defense == "none":
+        compare("substitution below none", cell, other(cell, defense="substitute"))
+    if cell.defense == "substitute":
+        compare("permutation below substitution", cell, other(cell, defense="permute"))
+    if cell.defense == "permute":
+        compare("permutation + substitution below permutation", cell, other(cell, defense="permute+substitute"))
+    if cell.defense in ("permute+substitute", "mix"):
+        compare("defended Eve no better than the mean picture", _floor(cell), cell)
