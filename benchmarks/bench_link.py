@@ -7,15 +7,17 @@ run: absolute times depend on the machine.
 import numpy as np
 import pytest
 from semseal.runtime.bundle import open_bundle, packaged_bundle
-from semseal.runtime.defense import index
+from semseal.runtime.defense import index, mix
+from semseal.runtime.defense.header import Header, HeaderSealer
 from semseal.runtime.defense.schemes import scheme_sets
 from semseal.runtime.engine import open_engine
-from semseal.runtime.link import Receiver, Transmitter
+from semseal.runtime.link import Frame, Receiver, Transmitter, sign_inputs
 from semseal.runtime.metrics import psnr
 from semseal.runtime.pictures import open_pictures
 
 BUNDLE = packaged_bundle("photos-10db")
 KEY = bytes(32)
+REALS = 32400
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,12 @@ def plain(image):
     here = np.zeros(1, int)
     identity = index.spread(index.identity(45)[None], here, here)
     return identity, open_engine("onnxruntime-cpu", open_bundle(BUNDLE).graph("transmitter"), threads=1)(image, identity)
+
+
+@pytest.fixture(scope="module")
+def keys():
+    """Those of one packet."""
+    return mix.derive_keys(KEY, bytes(16), [0], bytes(32), REALS)
 
 
 FORMS = [("onnxruntime-cpu", "fp32"), ("openvino", "fp32"), ("openvino", "int8")]
@@ -47,6 +55,45 @@ def test_receiver(benchmark, image, plain, name, precision):
     engine = open_engine(name, open_bundle(BUNDLE).graph("receiver", precision), threads=1)
     picture = benchmark(engine, plain[1], plain[0])
     assert psnr(image, picture)[0] > 25
+
+
+@pytest.mark.parametrize(("name", "precision"), FORMS)
+def test_transmitter_with_mix(benchmark, image, plain, keys, name, precision):
+    bundle = open_bundle(BUNDLE)
+    engine = open_engine(name, bundle.graph("transmitter-mix", precision), threads=1)
+    symbols = benchmark(engine, image, *sign_inputs(keys, REALS), keys.index)
+    expected = open_engine(name, bundle.graph("transmitter", precision), threads=1)(image, plain[0])
+    assert np.abs(mix.unmix(symbols.reshape(1, -1), keys, REALS) - expected.reshape(1, -1)).max() < 1e-4
+
+
+@pytest.mark.parametrize(("name", "precision"), FORMS)
+def test_receiver_with_mix(benchmark, image, plain, keys, name, precision):
+    engine = open_engine(name, open_bundle(BUNDLE).graph("receiver-mix", precision), threads=1)
+    on_air = mix.mix(plain[1].reshape(1, -1), keys).reshape(plain[1].shape)
+    picture = benchmark(engine, on_air, *sign_inputs(keys, REALS), keys.inverse_index)
+    assert psnr(image, picture)[0] > 25
+
+
+def test_keys_and_header_of_one_mixed_frame(benchmark, image):
+    """All that mix adds to Alice's work outside the graph: keys derived, in the graph's shapes, and the header sealed."""
+    bundle, session = open_bundle(BUNDLE), bytes(16)
+    sealer = HeaderSealer(KEY, bundle.digest)
+    on_air = open_engine("onnxruntime-cpu", bundle.graph("transmitter-mix"), threads=1)
+
+    def derive():
+        keys = mix.derive_keys(KEY, session, [7], bundle.digest, REALS)
+        return sign_inputs(keys, REALS), keys.index, sealer.seal(Header("mix", session, 7))
+
+    signs, order, header = benchmark(derive)
+    assert sealer.open(header) == Header("mix", session, 7)
+    frame = Frame(on_air(image, *signs, order).view(np.complex64).ravel(), header)
+    assert psnr(image, Receiver(BUNDLE, KEY).receive([frame]))[0] > 25
+
+
+def test_mix_reference(benchmark, plain, keys):
+    """The symbols of one image mixed by NumPy."""
+    symbols = plain[1].reshape(1, -1)
+    assert np.abs(mix.unmix(benchmark(mix.mix, symbols, keys), keys, REALS) - symbols).max() < 1e-4
 
 
 def test_scheme_index_of_one_pair(benchmark):
@@ -70,7 +117,7 @@ def test_gather_reference(benchmark, plain):
     assert np.array_equal(out[np.argsort(order)], rows)
 
 
-@pytest.mark.parametrize("defense", ["none", "permute"])
+@pytest.mark.parametrize("defense", ["none", "permute", "mix"])
 def test_send_one_frame(benchmark, image, defense):
     """Everything Alice does for one image: checks, scheme, engine, sealed header."""
     tx = Transmitter(BUNDLE, KEY, defense, threads=1)

@@ -6,8 +6,12 @@ before it is timed. The network has the packaged models' shape and random weight
 
     torch           the model in eager mode, float32, channels_last
     naive           ONNX Runtime on the graphs as torch exports them
-    the engines     on the deployed graphs
-    no index        the transmitter with its Gather cut out, against which the defence is charged
+    the engines     on the deployed graphs, undefended: with the index that moves nothing
+    no index        the transmitter with its Gather cut out, against which the index is charged
+    index           with a scheme index; permute and permute+substitute differ in its values only
+    mix             the graph that mixes, charged against the undefended one and against the index
+
+What keys and headers cost besides is in bench_link.py.
 """
 
 import json
@@ -23,17 +27,26 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from semseal.export.mixing import with_mix
 from semseal.export.onnx import export_graphs
-from semseal.export.quantize import to_int8
+from semseal.export.quantize import to_fp16, to_int8
 from semseal.export.rewrite import rewrite
-from semseal.runtime.defense import index
+from semseal.runtime.defense import index, mix
 from semseal.runtime.defense.schemes import scheme_sets
 from semseal.runtime.engine import open_engine
+from semseal.runtime.link import sign_inputs
 from semseal.runtime.pictures import open_pictures
 from semseal.train.config import ModelConfig
 from semseal.train.model import DeepJSCC
 
 WARM_UP = 20
+FORMS = [
+    ("onnxruntime-cpu", "fp32"),
+    ("onnxruntime-cpu", "fp16"),
+    ("onnxruntime-cpu", "int8"),
+    ("openvino", "fp32"),
+    ("openvino", "int8"),
+]
 
 
 def interleave(candidates: dict[str, Callable[[], Any]], rounds: int) -> dict[str, NDArray[np.float64]]:
@@ -64,6 +77,25 @@ def without_index(graph: bytes) -> bytes:
     return data
 
 
+def costs(seconds: dict[str, NDArray[np.float64]]) -> dict[str, dict[str, float]]:
+    """What the defences add, for each form: median and quartiles of the paired ratios, less 1; printed."""
+    table = Table(title="cost of the defence at the transmitter: median of paired runs (quartiles)")
+    pairs = [("index", "no index"), ("mix", ""), ("mix", "index")]
+    for column in ("", *(f"{defended} : {base or 'undefended'}" for defended, base in pairs)):
+        table.add_column(column, justify="right" if column else "left")
+    figures: dict[str, dict[str, float]] = {}
+    for form in (f"{name} {precision}" for name, precision in FORMS):
+        shown = []
+        for defended, base in pairs:
+            ratio = seconds[f"{form}, {defended}"] / seconds[f"{form}, {base}" if base else form] - 1
+            low, middle, high = map(float, np.quantile(ratio, [0.25, 0.5, 0.75]))
+            figures[f"{form}, {defended} : {base or 'undefended'}"] = {"low": low, "median": middle, "high": high}
+            shown.append(f"{middle:+.1%} ({low:+.1%} {high:+.1%})")
+        table.add_row(form, *shown)
+    Console().print(table)
+    return figures
+
+
 @click.command()
 @click.option("--rounds", default=300, show_default=True)
 @click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="write the figures here too")
@@ -82,8 +114,11 @@ def main(rounds: int, path: Path | None) -> None:
     encode = open_engine("onnxruntime-cpu", fast_tx)
     symbols = encode(image, identity)
     feeds = [{"image": picture[None], "index": identity} for picture in calibration]
-    int8_tx = to_int8(fast_tx, feeds)
+    transmitters = {"fp32": fast_tx, "fp16": to_fp16(fast_tx), "int8": to_int8(fast_tx, feeds)}
     int8_rx = to_int8(fast_rx, [{"symbols": encode(*feed.values()), "index": identity} for feed in feeds])
+    reals = config.h * config.w * config.c
+    keys = mix.derive_keys(bytes(32), bytes(mix.SESSION_SIZE), [0], bytes(mix.DIGEST_SIZE), reals)
+    signs = sign_inputs(keys, reals)
 
     model.to(memory_format=torch.channels_last)
     x = torch.from_numpy(image).to(memory_format=torch.channels_last)
@@ -101,18 +136,8 @@ def main(rounds: int, path: Path | None) -> None:
         run = open_engine(name, graph, threads=1)
         return lambda: run(*inputs)
 
-    sides = {
-        "transmitter": {
-            "torch": torch_tx,
-            "naive": engine("onnxruntime-cpu", naive_tx, image, identity),
-            "onnxruntime-cpu fp32": engine("onnxruntime-cpu", fast_tx, image, identity),
-            "onnxruntime-cpu fp32, defended": engine("onnxruntime-cpu", fast_tx, image, scheme),
-            "onnxruntime-cpu fp32, no index": engine("onnxruntime-cpu", without_index(fast_tx), image),
-            "openvino fp32": engine("openvino", fast_tx, image, identity),
-            "openvino int8": engine("openvino", int8_tx, image, identity),
-            "openvino int8, defended": engine("openvino", int8_tx, image, scheme),
-            "openvino int8, no index": engine("openvino", without_index(int8_tx), image),
-        },
+    sides: dict[str, dict[str, Callable[[], NDArray[Any]]]] = {
+        "transmitter": {"torch": torch_tx, "naive": engine("onnxruntime-cpu", naive_tx, image, identity)},
         "receiver": {
             "torch": torch_rx,
             "naive": engine("onnxruntime-cpu", naive_rx, symbols, identity),
@@ -121,14 +146,26 @@ def main(rounds: int, path: Path | None) -> None:
             "openvino int8": engine("openvino", int8_rx, symbols, identity),
         },
     }
+    for name, precision in FORMS:
+        graph = transmitters[precision]
+        mixing = with_mix(graph, "transmitter", config.h, config.w * config.c, config.c)
+        sides["transmitter"] |= {
+            f"{name} {precision}": engine(name, graph, image, identity),
+            f"{name} {precision}, no index": engine(name, without_index(graph), image),
+            f"{name} {precision}, index": engine(name, graph, image, scheme),
+            f"{name} {precision}, mix": engine(name, mixing, image, *signs, keys.index),
+        }
     figures: dict[str, Any] = {"rounds": rounds, "threads": 1, "batch": 1}
     for side, candidates in sides.items():
         expected = candidates["torch"]()
-        if side == "transmitter":
-            permuted = index.gather(expected.reshape(config.h, -1), scheme[0]).reshape(expected.shape)
         for name, run in candidates.items():
-            close = 0.5 if "int8" in name else 1e-3  # the largest of thousands of values
-            error = np.abs(run() - (permuted if "defended" in name else expected)).max()
+            close = 0.5 if "int8" in name else 0.02 if "fp16" in name else 1e-3  # the largest of thousands of values
+            given = run()
+            if name.endswith(", index"):
+                given = index.gather(given.reshape(config.h, -1), np.argsort(scheme[0])).reshape(given.shape)
+            elif name.endswith(", mix"):
+                given = mix.unmix(given.reshape(1, -1), keys, reals).reshape(given.shape)
+            error = np.abs(given - expected).max()
             assert error < close, f"{side}, {name}: wrong by {error}"
         seconds = interleave(candidates, rounds)
         table = Table(title=f"{side}: one image, one thread, {rounds} interleaved rounds")
@@ -140,10 +177,8 @@ def main(rounds: int, path: Path | None) -> None:
             figures[side][name] = {"median_ms": float(np.median(taken)) * 1e3, "vs_torch": ratios[0], "vs_naive": ratios[1]}
             table.add_row(name, f"{np.median(taken) * 1e3:.2f} ms", *(f"{ratio:.2f}x" for ratio in ratios))
         Console().print(table)
-        for form in ("onnxruntime-cpu fp32", "openvino int8") if side == "transmitter" else ():
-            cost = float(np.median(seconds[f"{form}, defended"] / seconds[f"{form}, no index"])) - 1
-            figures[side][f"{form}, cost of the index"] = cost
-            Console().print(f"{form}: the scheme index costs {cost:+.2%} (median of paired runs)")
+        if side == "transmitter":
+            figures["cost of the defence"] = costs(seconds)
     if path is not None:
         path.write_text(json.dumps(figures, indent=2) + "\n")
 

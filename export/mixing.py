@@ -1,10 +1,16 @@
 """The defence ``mix`` inside the deployed graphs: matrices as constants, signs and row order as inputs.
 
-    transmitter-mix   image, signs0..signs4 [batch, padded n], order [batch, runs] -> symbols [batch, padded N, 2]
+    transmitter-mix   image, signs0..signs4, order [batch, runs] -> symbols [batch, padded N, 2]
     receiver-mix      symbols [batch, padded N, 2], signs0..signs4, order (the inverse) [batch, runs] -> image
+
+    signs0, signs2    [batch, a, b*c], in front of the matrix over a, whose shape they save a Reshape
+    signs1, signs3    [batch, a, b, c], between those over b and c
+    signs4            [batch, padded N, 2], on air
 
 ``order`` is absolute, as ``MixKeys.index`` and ``inverse_index`` give it: one Gather on axis 0 over the runs of all images. The
 reference is ``semseal.runtime.defense.mix``, whose arithmetic this repeats operator by operator, in float32 in every precision.
+The scale of the power normalisation is not drawn into the first matrix: a matrix that is no constant costs OpenVINO more than
+the multiplication that it saves.
 
 Symbols that do not look like the model's after un-mixing (``structure``) were mixed under another key, counter or model: the
 receiver then gives a picture of NaN, never one that was decoded from noise. Models with fewer channels or symbols than that
@@ -18,7 +24,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from semseal.runtime.defense.mix import LAYERS, LEAST_STRUCTURE, factors, matrices, run_length
+from semseal.runtime.defense.mix import LEAST_STRUCTURE, factors, matrices, run_length
 
 LEAST_CHANNELS, LEAST_REALS = 4, 2048  # for the test of structure
 
@@ -32,12 +38,14 @@ def with_mix(graph: bytes, side: str, h: int, row_width: int, channels: int) -> 
     part = _Part(h * row_width)
     stay = part.constant("stay", np.array([-1, h, row_width]))
     nodes[place] = helper.make_node("Reshape", [gather.input[0], stay], list(gather.output), "index/none")
-    mixed: list[str | int | None] = ["batch", math.prod(part.shape) // 2, 2]
-    symbols = helper.make_tensor_value_info("symbols", TensorProto.FLOAT, mixed)
+    a, b, c = part.shape
+    blocks, cube, pairs = ["batch", a, b * c], ["batch", a, b, c], ["batch", a * b * c // 2, 2]
     keys = [
-        helper.make_tensor_value_info(f"signs{k}", TensorProto.FLOAT, ["batch", math.prod(part.shape)]) for k in range(LAYERS)
+        helper.make_tensor_value_info(f"signs{k}", TensorProto.FLOAT, shape)
+        for k, shape in enumerate((blocks, cube, blocks, cube, pairs))
     ]
-    runs = math.prod(part.shape) // run_length(part.n)
+    runs = a * b * c // run_length(part.n)
+    symbols = helper.make_tensor_value_info("symbols", TensorProto.FLOAT, pairs)
     keys.append(helper.make_tensor_value_info("order", TensorProto.INT32, ["batch", runs]))
     for node in nodes:
         for names in (node.input, node.output):
@@ -53,14 +61,34 @@ def with_mix(graph: bytes, side: str, h: int, row_width: int, channels: int) -> 
         if checked:
             nodes += part.believe("plain_symbols", channels, "decoded", "image")
         inputs, outputs = [symbols, *keys], list(model.graph.output)
+    constants = [*model.graph.initializer, *part.constants]
+    nodes = _needed(nodes, constants, outputs[0].name)
+    used = {name for node in nodes for name in node.input}
     made = helper.make_model(
-        helper.make_graph(nodes, model.graph.name, inputs, outputs, [*model.graph.initializer, *part.constants]),
+        helper.make_graph(nodes, model.graph.name, inputs, outputs, [tensor for tensor in constants if tensor.name in used]),
         opset_imports=model.opset_import,
         ir_version=model.ir_version,
     )
     onnx.checker.check_model(made, full_check=True)
     data: bytes = made.SerializeToString(deterministic=True)
     return data
+
+
+def _needed(nodes: list[onnx.NodeProto], constants: Sequence[onnx.TensorProto], result: str) -> list[onnx.NodeProto]:
+    """The nodes that ``result`` needs, and of Reshapes in a row only the last."""
+    # a size of 0, or one that is computed, may need the shape before it
+    absolute = {tensor.name for tensor in constants if numpy_helper.to_array(tensor).all()}
+    reshapes = {node.output[0]: node for node in nodes if node.op_type == "Reshape"}
+    for node in reshapes.values():
+        while node.input[1] in absolute and node.input[0] in reshapes:
+            node.input[0] = reshapes[node.input[0]].input[0]
+    kept: list[onnx.NodeProto] = []
+    wanted = {result}
+    for node in reversed(nodes):
+        if not wanted.isdisjoint(node.output):
+            kept.append(node)
+            wanted.update(node.input)
+    return kept[::-1]
 
 
 class _Part:
@@ -77,8 +105,7 @@ class _Part:
             self.constant(f"{name}_back", matrix.T)
         self.constant("blocks", np.array([-1, a, b * c]))
         self.constant("cube", np.array([-1, a, b, c]))
-        self.constant("flat", np.array([-1, a * b * c]))
-        self.constant("rows", np.array([-1, c]))
+        self.constant("pairs", np.array([-1, a * b * c // 2, 2]))
         self.constant("runs", np.array([-1, run_length(n)]))
 
     def constant(self, name: str, values: Any) -> str:
@@ -101,38 +128,33 @@ class _Part:
             louder = self.constant("louder", np.float32(math.sqrt(size / self.n)))
             x = self.node("Mul", [self.node("Pad", [x, pads]), louder])
         for turn in (0, 2):
-            x = self.reshape(self.node("Mul", [x, f"signs{turn}"]), "blocks")
-            x = self.reshape(self.node("MatMul", ["mix_left_a", x]), "cube")
-            x = self.reshape(self.node("MatMul", ["mix_left_b", x]), "flat")
-            x = self.reshape(self.node("Mul", [x, f"signs{turn + 1}"]), "rows")
-            x = self.node("MatMul", [x, "mix_right"])
+            x = self.node("Mul", [self.reshape(x, "blocks"), f"signs{turn}"])
+            x = self.node("MatMul", ["mix_left_a", x])
+            x = self.node("MatMul", ["mix_left_b", self.reshape(x, "cube")])
+            x = self.node("MatMul", [self.node("Mul", [x, f"signs{turn + 1}"]), "mix_right"])
             if turn == 0:
                 x = self.node("Gather", [self.reshape(x, "runs"), "order"], axis=0)
-            x = self.reshape(x, "flat")
-        x = self.node("Mul", [x, "signs4"])
-        self.nodes.append(
-            helper.make_node("Reshape", [x, self.constant("pairs", np.array([-1, size // 2, 2]))], [given], "power/mix_symbols")
-        )
-        return self._used()
+        self.nodes.append(helper.make_node("Mul", [self.reshape(x, "pairs"), "signs4"], [given], "power/mix_symbols"))
+        return self.nodes
 
     def unmix(self, taken: str, given: str) -> list[onnx.NodeProto]:
         size = math.prod(self.shape)
-        x = self.node("Mul", [self.reshape(taken, "flat"), "signs4"])
+        x = self.node("Mul", [taken, "signs4"])
         for turn in (2, 0):
-            x = self.reshape(self.node("MatMul", [self.reshape(x, "rows"), "mix_right_back"]), "flat")
-            x = self.reshape(self.node("Mul", [x, f"signs{turn + 1}"]), "cube")
-            x = self.reshape(self.node("MatMul", ["mix_left_b_back", x]), "blocks")
-            x = self.reshape(self.node("MatMul", ["mix_left_a_back", x]), "flat")
+            x = self.node("MatMul", [self.reshape(x, "cube"), "mix_right_back"])
+            x = self.node("MatMul", ["mix_left_b_back", self.node("Mul", [x, f"signs{turn + 1}"])])
+            x = self.node("MatMul", ["mix_left_a_back", self.reshape(x, "blocks")])
             x = self.node("Mul", [x, f"signs{turn}"])
             if turn == 2:
-                x = self.reshape(self.node("Gather", [self.reshape(x, "runs"), "order"], axis=0), "flat")
+                x = self.node("Gather", [self.reshape(x, "runs"), "order"], axis=0)
         if size > self.n:
+            x = self.node("Reshape", [x, self.constant("flat", np.array([-1, size]))])
             ends = [self.constant(name, np.array([value])) for name, value in (("from", 0), ("to", self.n), ("axis", 1))]
             softer = self.constant("softer", np.float32(math.sqrt(self.n / size)))
             x = self.node("Mul", [self.node("Slice", [x, *ends]), softer])
-        pairs = self.constant("pairs", np.array([-1, self.n // 2, 2]))
-        self.nodes.append(helper.make_node("Reshape", [x, pairs], [given], "power/mix_plain"))
-        return self._used()
+        plain = self.constant("plain", np.array([-1, self.n // 2, 2]))
+        self.nodes.append(helper.make_node("Reshape", [x, plain], [given], "power/mix_plain"))
+        return self.nodes
 
     def believe(self, symbols: str, channels: int, decoded: str, image: str) -> list[onnx.NodeProto]:
         """The decoded picture, or NaN where ``structure`` of the symbols is below its least value."""
@@ -152,10 +174,4 @@ class _Part:
         shape = self.constant("picture", np.array([-1, 1, 1, 1]))
         known = self.node("Reshape", [self.node("Greater", [found, number["enough"]]), shape])
         self.nodes.append(helper.make_node("Where", [known, decoded, number["nothing"]], [image], "power/mix_believed"))
-        self._used()
         return self.nodes[first:]
-
-    def _used(self) -> list[onnx.NodeProto]:
-        names = {name for node in self.nodes for name in node.input} | {"mix_stay"}
-        self.constants = [tensor for tensor in self.constants if tensor.name in names]
-        return self.nodes

@@ -14,7 +14,7 @@ import json
 import os
 import platform
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from joblib import Parallel, delayed, parallel_config
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from semseal.runtime.attacks import blackbox, learned
 from semseal.runtime.attacks.surrogate import Surrogate, UnsupportedGraphError
 from semseal.runtime.bundle import Bundle, open_bundle
@@ -127,13 +127,14 @@ def _measure(work: _Work, cell: Cell, file: Path) -> Cell:
 def _measure_all(planned: list[tuple[Cell, _Work]], folder: Path, settings: Settings, jobs: int) -> None:
     """Measure what is not there yet, in ``jobs`` processes, with a bar in estimated seconds."""
     missing = [(cell, work) for cell, work in planned if not (folder / cell.file).exists()]
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
-    columns += (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, transient=True, speed_estimate_period=300) as progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), transient=True, speed_estimate_period=300) as progress:
         bar = progress.add_task("audit", total=sum(_seconds(cell, settings) for cell, _ in missing))
         if jobs > 1:
             tasks = (delayed(_measure)(work, cell, folder / cell.file) for cell, work in missing)
-            with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=missing[0][1].threads if missing else None):
+            threads = max(1, (os.cpu_count() or 1) // jobs)
+            # copy on write: torch takes no read-only array
+            with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=threads, mmap_mode="c"):
                 for i, cell in enumerate(Parallel(return_as="generator_unordered")(tasks), 1):
                     progress.update(bar, description=f"{i} of {len(missing)} cells", advance=_seconds(cell, settings))
             return
@@ -141,10 +142,13 @@ def _measure_all(planned: list[tuple[Cell, _Work]], folder: Path, settings: Sett
         for cell, work in missing:
             eve = "" if cell.eve_snr is None else f", Eve {cell.eve_snr:g} dB"
             progress.update(bar, description=f"{cell.attack}, {cell.defense}, {cell.main_snr:g} dB{eve}")
-            step = _SECONDS.get(cell.attack, 0)
-            measure(_ground(work), cell, folder / cell.file, lambda steps, step=step: progress.advance(bar, steps * step))
+            measure(_ground(work), cell, folder / cell.file, partial(_advance, progress, bar, _SECONDS.get(cell.attack, 0)))
             done += _seconds(cell, settings)
             progress.update(bar, completed=done)
+
+
+def _advance(progress: Progress, bar: TaskID, seconds: float, image_steps: int) -> None:
+    progress.advance(bar, seconds * image_steps)
 
 
 # of a picture-step on two cores, for the time left only

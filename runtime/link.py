@@ -159,7 +159,7 @@ class Transmitter:
         assert self._secret is not None  # __init__ refuses a defence without a key
         reals = 2 * self.bundle.n_symbols
         keys = mix.derive_keys(self._secret, session, counters, self.bundle.digest, reals)
-        on_air = self._engine(images, *_layers(keys), keys.index).reshape(len(images), -1).view(np.complex64)
+        on_air = self._engine(images, *sign_inputs(keys, reals), keys.index).reshape(len(images), -1).view(np.complex64)
         headers = (Header("mix", session, counter) for counter in counters)
         return [Frame(row, self._sealer.seal(header)) for row, header in zip(on_air, headers, strict=True)]
 
@@ -278,15 +278,15 @@ class Receiver:
             part = opened[start : start + BATCH]
             assert self._secret is not None  # without a key the sealer lets no such header pass
             assert self._mix_engine is not None
+            reals = 2 * self.bundle.n_symbols
             # one session at a time would be quicker to derive; frames of several are rare
             each = [
-                mix.derive_keys(self._secret, header.session, [header.counter], self.bundle.digest, 2 * self.bundle.n_symbols)
-                for header, _ in part
+                mix.derive_keys(self._secret, header.session, [header.counter], self.bundle.digest, reals) for header, _ in part
             ]
             signs = np.concatenate([keys.signs for keys in each], axis=1)
             keys = mix.MixKeys(signs, np.concatenate([keys.order for keys in each]))
             symbols = np.stack([symbols for _, symbols in part]).view(np.float32).reshape(len(part), -1, 2)
-            images[start : start + BATCH] = self._mix_engine(symbols, *_layers(keys), keys.inverse_index)
+            images[start : start + BATCH] = self._mix_engine(symbols, *sign_inputs(keys, reals), keys.inverse_index)
         strange = [opened[i][0].counter for i in np.flatnonzero(np.isnan(images).any(axis=(1, 2, 3)))]
         if strange:
             raise HeaderError(
@@ -330,9 +330,12 @@ class Receiver:
         return self._engine(symbols, index.spread(tables, where[: len(own)], where[len(own) :]))
 
 
-def _layers(keys: mix.MixKeys) -> list[NDArray[np.float32]]:
-    """The signs as the graphs take them: one contiguous [batch, padded n] after the other."""
-    return [np.ascontiguousarray(layer) for layer in keys.signs]
+def sign_inputs(keys: mix.MixKeys, n: int) -> list[NDArray[np.float32]]:
+    """The signs as the graphs of images of n reals take them, in the shapes that ``semseal.export.mixing`` tells."""
+    a, b, c = mix.factors(n)
+    blocks, cube, pairs = (a, b * c), (a, b, c), (a * b * c // 2, 2)
+    shapes = (blocks, cube, blocks, cube, pairs)
+    return [np.ascontiguousarray(layer).reshape(-1, *shape) for layer, shape in zip(keys.signs, shapes, strict=True)]
 
 
 def _scheme(header: Header, sets: SchemeSets | None, h: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:

@@ -3,16 +3,18 @@
 import numpy as np
 import onnx
 import pytest
+from semseal.export.mixing import with_mix
 from semseal.runtime import channel
 from semseal.runtime.bundle import open_bundle, packaged_bundle
 from semseal.runtime.defense import mix
 from semseal.runtime.defense.header import HeaderError, HeaderSealer
 from semseal.runtime.engine import open_engine
-from semseal.runtime.link import BrokenDefenseWarning, Frame, Receiver, Transmitter
+from semseal.runtime.link import BrokenDefenseWarning, Frame, Receiver, Transmitter, sign_inputs
 from semseal.runtime.metrics import psnr
 
 KEY = bytes(range(32))
 SESSION, DIGEST = bytes(16), bytes(32)
+ROUNDING = 5e-6  # of symbols of mean power 1; an engine may add up in another order than the reference
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +26,6 @@ def identity(batch, h=8):
     return np.arange(batch * h, dtype=np.int32).reshape(batch, h)
 
 
-def layers(keys):
-    return [np.ascontiguousarray(layer) for layer in keys.signs]
-
-
 @pytest.mark.parametrize("side", ["transmitter-mix", "receiver-mix"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_keys_are_inputs_and_no_row_index_is_left(bundle, side, precision):
@@ -36,6 +34,9 @@ def test_keys_are_inputs_and_no_row_index_is_left(bundle, side, precision):
     assert [value.name for value in graph.input] == [data, "signs0", "signs1", "signs2", "signs3", "signs4", "order"]
     gathers = [node for node in graph.node if node.op_type == "Gather"]
     assert [node.input[1] for node in gathers] == ["order"]
+    # nothing is reshaped only to be reshaped again
+    reshaped = {node.output[0] for node in graph.node if node.op_type == "Reshape"}
+    assert not [node.name for node in graph.node if node.op_type == "Reshape" and node.input[0] in reshaped]
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -46,13 +47,70 @@ def test_the_graph_mixes_as_the_reference_does(bundle, small_images, engine, pre
     plain = open_engine(engine, bundle.graph("transmitter", precision))(images, identity(batch))
     keys = mix.derive_keys(KEY, SESSION, range(5, 5 + batch), DIGEST, 192)
     expected = mix.mix(plain.reshape(batch, -1), keys)
-    on_air = open_engine(engine, bundle.graph("transmitter-mix", precision))(images, *layers(keys), keys.index)
-    np.testing.assert_allclose(on_air.reshape(batch, -1), expected, atol=2e-5)
+    signs = sign_inputs(keys, 192)
+    on_air = open_engine(engine, bundle.graph("transmitter-mix", precision))(images, *signs, keys.index)
+    np.testing.assert_allclose(on_air.reshape(batch, -1), expected, rtol=0, atol=ROUNDING)
     assert np.square(on_air).sum(axis=(1, 2)) / (on_air.shape[1]) == pytest.approx(np.ones(batch), abs=1e-4)
-    back = open_engine(engine, bundle.graph("receiver-mix", precision))(on_air, *layers(keys), keys.inverse_index)
+    back = open_engine(engine, bundle.graph("receiver-mix", precision))(on_air, *signs, keys.inverse_index)
     # int8 levels may fall to the other side of a border by the last bit
     without = open_engine(engine, bundle.graph("receiver", precision))(plain, identity(batch))
     assert np.abs(back - without).mean() < (1e-3 if precision == "int8" else 1e-4)
+
+
+def by_hand(n):
+    """A link whose features are its pictures of n reals: transmitter and receiver; h = 2."""
+    reals, shape = n // 2, [3, 2, n // 6]
+    nodes = {
+        "features": ("Reshape", ["image", "three"]),
+        "squares": ("Mul", ["features", "features"]),
+        "mean": ("ReduceMean", ["squares", "axes"]),
+        "amplitude": ("Sqrt", ["mean"]),
+        "one": ("Mul", ["amplitude", "root"]),  # of complex symbols
+        "scale": ("Reciprocal", ["one"]),
+        "scaled": ("Mul", ["features", "scale"]),
+        "rows": ("Reshape", ["scaled", "two"]),
+        "on_air": ("Gather", ["rows", "index"]),
+        "symbols": ("Reshape", ["on_air", "pairs"]),
+    }
+    back = {
+        "rows": ("Reshape", ["symbols", "two"]),
+        "features": ("Gather", ["rows", "index"]),
+        "image": ("Reshape", ["features", "four"]),
+    }
+    values = {
+        "three": np.array([-1, 2, reals]),
+        "two": np.array([-1, reals]),
+        "four": np.array([-1, *shape]),
+        "pairs": np.array([-1, reals, 2]),
+        "axes": np.array([1, 2]),
+        "root": np.float32(np.sqrt(2)),
+    }
+    ends = {"image": (1, shape), "symbols": (1, [reals, 2]), "index": (6, [2])}
+    declared = {name: onnx.helper.make_tensor_value_info(name, kind, ["batch", *rest]) for name, (kind, rest) in ends.items()}
+    graphs = []
+    for taken, given, body in (("image", "symbols", nodes), ("symbols", "image", back)):
+        made = [onnx.helper.make_node(kind, inputs, [name], name) for name, (kind, inputs) in body.items()]
+        constants = [onnx.numpy_helper.from_array(value, name) for name, value in values.items()]
+        graph = onnx.helper.make_graph(made, "link", [declared[taken], declared["index"]], [declared[given]], constants)
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+        onnx.checker.check_model(model, full_check=True)
+        graphs.append(model.SerializeToString())
+    return graphs
+
+
+@pytest.mark.parametrize("n", [96, 210, 768, 6000])
+def test_any_size_padded_or_not_and_each_image_its_own_power(n):
+    transmitter, receiver = by_hand(n)
+    loudness = np.array([1, 0.2, 1e-4], np.float32).reshape(3, 1, 1, 1)
+    images = loudness * np.random.default_rng(0).random((3, 3, 2, n // 6), np.float32)
+    keys = mix.derive_keys(KEY, SESSION, range(3), DIGEST, n)
+    plain = open_engine("onnxruntime-cpu", transmitter)(images, identity(3, 2))
+    mixing = with_mix(transmitter, "transmitter", 2, n // 2, 3)
+    on_air = open_engine("onnxruntime-cpu", mixing)(images, *sign_inputs(keys, n), keys.index)
+    np.testing.assert_allclose(on_air.reshape(3, -1), mix.mix(plain.reshape(3, -1), keys), rtol=0, atol=ROUNDING)
+    unmixing = open_engine("onnxruntime-cpu", with_mix(receiver, "receiver", 2, n // 2, 3))
+    back = unmixing(on_air, *sign_inputs(keys, n), keys.inverse_index)
+    np.testing.assert_allclose(back.reshape(3, -1), plain.reshape(3, -1), rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 65])
