@@ -34,14 +34,13 @@ MODULES = {
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "tensorrt_rtx",
 }
-NVIDIA_INDEX = "--extra-index-url https://pypi.nvidia.com"
 ONNXRUNTIME_GPU = "pip uninstall -y onnxruntime onnxruntime-gpu; pip install 'onnxruntime-gpu[cuda,cudnn]'"
 INSTALL = {
     "onnxruntime-cpu": "pip install onnxruntime",
     "openvino": "pip install openvino",
     "onnxruntime-cuda": ONNXRUNTIME_GPU,
     "onnxruntime-tensorrt": ONNXRUNTIME_GPU,
-    "tensorrt": f"pip install tensorrt {NVIDIA_INDEX}",
+    "tensorrt": "pip install tensorrt",
     "tensorrt-rtx": "pip install tensorrt-rtx",
 }
 ON_JETSON = "sudo apt install python3-libnvinfer; python3 -m venv --system-site-packages .venv"
@@ -218,7 +217,7 @@ def _causes(name: str, cuda: tuple[int, int] | None) -> list[tuple[str, str]]:
         if name == "onnxruntime-tensorrt":
             linked = re.search(r"libnvinfer\.so\.(\d+)", _read(folder / "libonnxruntime_providers_tensorrt.so"))
             major = int(linked[1]) if linked else None
-            mend = f"pip install 'tensorrt-cu{wanted or 13}=={major}.*' {NVIDIA_INDEX}, or use the engine tensorrt"
+            mend = f"pip install 'tensorrt-cu{wanted or 13}=={major}.*', or use the engine tensorrt"
             causes += _library(name, "nvinfer", major, mend)
     elif name == "tensorrt":
         wanted = _cuda_in_name(r"tensorrt[-_]cu(\d+)")

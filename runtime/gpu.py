@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TENSORRT = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 INSTALL = {
-    "tensorrt": "pip install 'semseal[tensorrt]' --extra-index-url https://pypi.nvidia.com; on a Jetson JetPack brings it",
+    "tensorrt": "pip install 'semseal[tensorrt]'; on a Jetson JetPack brings it",
     "tensorrt-rtx": "pip install 'semseal[rtx]'",
 }
 PROVIDERS = {"onnxruntime-cuda": "CUDAExecutionProvider", "onnxruntime-tensorrt": "TensorrtExecutionProvider"}

@@ -175,7 +175,7 @@ def test_a_driver_too_old_for_the_cuda_of_a_package(libcuda, tmp_path):
     assert "it wants CUDA 13, the driver runs CUDA up to 12.4" in engine.found
     assert "install driver 580.65.06 or later" in engine.mend
     assert "is a stub without its library libnvinfer" in engine.found
-    assert "pip install tensorrt --extra-index-url https://pypi.nvidia.com" in engine.mend
+    assert "pip install tensorrt" in engine.mend
     assert found["engine", "onnxruntime-cuda"].state == "broken"
     assert "onnxruntime-gpu[cuda,cudnn]" in found["engine", "onnxruntime-cuda"].mend
 
