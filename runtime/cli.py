@@ -289,18 +289,19 @@ def demo(folder: Path) -> None:
 
 
 def _print_results(results: dict[str, Any], folder: Path) -> None:
-    from semseal.runtime.report import leakage_table, paper_defenses, tally, terminal_table
+    from semseal.runtime.standing import headline, limits
+    from semseal.runtime.tables import FOOTNOTE, leakage_tables, mains, paper_defenses, paper_table, tally_table, verdict_table
 
-    for defense in paper_defenses(results):
-        out.print(terminal_table(results, defense))
-    out.print(leakage_table(results))
-    orderings = Table(title="the paper's orderings, paired PSNR differences with 95 % intervals")
-    for column in ("claim", "holds", "fails", "open"):
-        orderings.add_column(column, justify="left" if column == "claim" else "right")
-    for line in tally(results["orderings"]):
-        orderings.add_row(*map(str, line))
-    out.print(orderings)
     settings = results["settings"]
+    if paper_defenses(results):
+        for main in mains(results):
+            out.print(paper_table(results, main))
+    for table in leakage_tables(results):
+        out.print(table)
+    out.print(FOOTNOTE, soft_wrap=True)
+    if len(settings["eve_snrs"]) * len(settings["precisions"]) > 1:
+        out.print("above: Eve's highest SNR and the first precision; the others are in the report", soft_wrap=True)
+    out.print(tally_table(results))
     for name, reason in results["skipped"].items():
         out.print(f"skipped {name}: {reason}", markup=False, soft_wrap=True)
     out.print(
@@ -308,11 +309,9 @@ def _print_results(results: dict[str, Any], folder: Path) -> None:
         f"SSIM: {results['ssim']}; seed {settings['seed']}",
         soft_wrap=True,
     )
-    out.print(
-        "[bold]the paper's defence does not make a link private[/]: an Eve who orders rows by likeness undoes it without a "
-        "key; the defence mix is for that (README, Security)",
-        soft_wrap=True,
-    )
+    out.print(verdict_table(results))
+    for sentence in headline(results) + limits(results):
+        out.print(sentence, markup=False, soft_wrap=True)
     out.print(f"pictures and tables: {folder / 'report.html'}    figures: {folder / 'results.json'}", soft_wrap=True)
 
 

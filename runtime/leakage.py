@@ -112,7 +112,8 @@ class Ground:
 
     def _white_box(self, defense: str, snr: float, advance: Advance) -> Images:
         heard = self.scene.heard(self.images[: self.settings.optimised_pictures], defense, snr, 1)
-        start, settings = self.own.mean(axis=0), self.settings.whitebox
+        # half way to grey: from the plain mean, as from black, a few pictures do not get away
+        start, settings = (self.own.mean(axis=0) + np.float32(0.5)) / 2, self.settings.whitebox
         return whitebox.invert(self.surrogate, heard, start, self.bundle.h, settings, advance=advance)
 
     def _black_box(self, defense: str, snr: float, advance: Advance) -> Images:

@@ -54,6 +54,31 @@ def mean(values: NDArray[np.float64]) -> Mean:
     return Mean(float(values.mean()), float(t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n)), n)
 
 
+def luck_of_mean(values: NDArray[np.float64]) -> float:
+    """How likely a mean as high as that of ``values`` is where the true mean is 0 (one-sided t test); 1 for fewer than two."""
+    from scipy.stats import ttest_1samp
+
+    if len(values) < 2:
+        return 1.0
+    if np.ptp(values) == 0:
+        return 0.0 if values[0] > 0 else 1.0
+    return float(ttest_1samp(values, 0, alternative="greater").pvalue)
+
+
+def luck_of_rate(hits: int, n: int, chance: float) -> float:
+    """How likely so many hits of n are where each has probability ``chance`` (exact binomial test, one-sided)."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(hits, n, chance, alternative="greater").pvalue)
+
+
+def luck_of_auc(area: float, positives: int, negatives: int) -> float:
+    """How likely so large an area is where the scores tell nothing (Mann-Whitney test, one-sided, normal)."""
+    from scipy.stats import norm
+
+    return float(norm.sf((area - 0.5) / math.sqrt((positives + negatives + 1) / (12 * positives * negatives))))
+
+
 @dataclass(frozen=True)
 class Proportion:
     """``hits`` of ``n`` independent trials, the rate and its exact bounds."""

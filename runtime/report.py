@@ -1,192 +1,205 @@
-"""results of an audit -> report.html (self-contained: no script, no font, no picture from elsewhere) and picture grids."""
+"""results of an audit -> report.html (self-contained: no script, no font, no picture from elsewhere) and a first look."""
 
 import base64
 import io
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from rich.table import Table
-from semseal.runtime import paper
+from semseal.runtime import metrics, paper
+from semseal.runtime.curves import HUES, Point, gains, rates
 from semseal.runtime.files import write_atomically
-from semseal.runtime.plan import PAPER_ATTACKS, PICTURES
+from semseal.runtime.leakage import Answers
+from semseal.runtime.plan import PAPER_ATTACKS, PICTURES, Cell, applies
+from semseal.runtime.standing import NAMES, Results, Row, headline, limits, percent, standings
+from semseal.runtime.tables import SHORT, defenses, groups, mains, markdown_tables, measured, paper_defenses, table_lines, tally
+from semseal.runtime.verdict import paired
 
-NAMES = {
-    "none": "no defence",
-    "permute": "permutation only",
-    "substitute": "substitution only",
-    "permute+substitute": "permutation + substitution",
-    "mix": "mix",
+__all__ = ["markdown_tables", "write_first_look", "write_report"]
+
+Pictures = Mapping[Cell, Answers]
+Images = NDArray[np.float32]
+
+THUMBNAIL = 160  # largest side of an embedded picture in pixels
+ABOUT = {
+    "white-box": "the paper's: optimises a picture until the transmitter would send what was heard",
+    "black-box": "the paper's: a small network trained on what the defence sends",
+    "no key": "feeds what she heard to Bob's decoder as it is",
+    "row ordering": "puts rows back by their likeness; no key, no scheme list",
+    "brute force": "has the scheme sets and tries them",
+    "learned": "a U-Net trained on the defence under random keys",
+    "set inverse": "the same, blind to the order of rows",
+    "row matching": "white-box, rows matched inside the optimisation",
+    "reused V": "one known pair under a key that was used again; semseal never does that",
+    "four packets": "hears each picture four times, under fresh keys",
+    "which": "names the picture among those that she knows",
+    "link": "says whether two packets show the same picture",
+    "distinguish": "says which of two chosen pictures was sent",
 }
 
 
-def write_report(path: Path, results: dict[str, Any], cells: dict[Any, Any], images: NDArray[np.float32]) -> None:
-    """Write the page. ``cells`` are those of ``semseal.runtime.audit``; ``images`` the pictures that were sent."""
+def write_report(path: Path, results: Results, pictures: Pictures, images: Images) -> None:
+    """Write the page. ``pictures`` are the answers of every cell, ``images`` [n, 3, height, width] in 0..1 what was sent."""
     from jinja2 import Environment
 
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        files("semseal.runtime").joinpath("templates/report.html").read_text()
-    )
-    sections = []
-    for defense in paper_defenses(results):
-        table, figure = paper.PLACES[defense]
-        sections.append(
-            {
-                "defense": NAMES[defense],
-                "table": table,
-                "figure": figure,
-                "lines": table_lines(results, defense),
-                "grid": _grid(results, cells, images, defense),
-            }
-        )
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(files("semseal.runtime").joinpath("templates/report.html").read_text())
     page = template.render(
         results=results,
-        sections=sections,
-        mains=_mains(results),
+        settings=results["settings"],
+        headline=headline(results),
+        limits=limits(results),
+        standings=standings(results),
+        mains=mains(results),
+        shape=f"{images.shape[3]} / {images.shape[2]}",
+        best=max(results["settings"]["eve_snrs"]),
+        references=_references(results),
+        grids=_grids(results, pictures, images),
+        gain_curves=_gain_curves(results, pictures),
+        rate_curves=_rate_curves(results),
+        paper_tables=[(name, *paper.PLACES[name], table_lines(results, name)) for name in paper_defenses(results)],
+        groups=[group for group in groups(results) if group.pictures or group.games],
+        defenses=defenses(results),
+        precisions=_precisions(results, pictures),
         tally=tally(results["orderings"]),
-        verdict=verdict(results),
-        measured=measured,
-        leakage=leakage_lines(results),
         where=where,
         names=NAMES,
+        about=ABOUT,
+        applies=applies,
+        measured=measured,
+        percent=percent,
     )
     write_atomically(path, page.encode())
 
 
-def paper_defenses(results: dict[str, Any]) -> list[str]:
-    """The defences of the paper whose table has something in it."""
-    there = {row["defense"] for row in results["rows"] if row["attack"] in PAPER_ATTACKS}
-    return [defense for defense in paper.PLACES if defense in there]
-
-
-def table_lines(results: dict[str, Any], defense: str) -> list[tuple[str, list[dict[str, Any] | None]]]:
-    """One of Tables I to IV: a name for each line and its row of results.json for each main SNR."""
-    mains = _mains(results)
-    eves = results["settings"]["eve_snrs"]
-    wanted = [("Bob, with the key" if defense != "none" else "Bob", "bob", defense, None)]
-    for snr in eves:
-        wanted += [
-            (f"Eve {snr:g} dB, white-box", "white-box", defense, snr),
-            (f"Eve {snr:g} dB, black-box", "black-box", defense, snr),
-        ]
-    wanted.append(("answering with the mean picture", "mean picture", "none", None))
-    found = {(row["attack"], row["defense"], row["eve_snr"], row["main_snr"]): row for row in results["rows"]}
-    return [(name, [found.get((attack, mode, snr, main)) for main in mains]) for name, attack, mode, snr in wanted]
-
-
-def terminal_table(results: dict[str, Any], defense: str) -> Table:
-    """The same table for a terminal: PSNR / SSIM ± intervals, the paper's figures in parentheses."""
-    numeral, _ = paper.PLACES[defense]
-    table = Table(title=f"{NAMES[defense]} (Table {numeral} of the paper, its figures in parentheses)")
-    table.add_column("PSNR in dB / SSIM")
-    for main in _mains(results):
-        table.add_column(f"main channel {main:g} dB", justify="right")
-    for name, rows in table_lines(results, defense):
-        table.add_row(name, *(_text(row) for row in rows))
-    return table
-
-
-def leakage_lines(results: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """The defences, and for each attack or game at each SNR and precision what it got under each of them."""
-    entries = [(row["attack"], row, _leak(row)) for row in results["rows"] if row["attack"] in PICTURES]
-    entries += [(f"{row['attack']}, {row['name']}", row, _rate(row)) for row in results["games"]]
-    defenses = list(dict.fromkeys(row["defense"] for _, row, _ in entries))
-    several = [len({row[column] for _, row, _ in entries}) > 1 for column in ("main_snr", "precision")]
-    lines: dict[str, dict[str, str]] = {}
-    for name, row, text in entries:
-        where = [f"Eve {row['eve_snr']:g} dB"]
-        where = [f"main {row['main_snr']:g} dB"] * several[0] + where + [row["precision"]] * several[1]
-        lines.setdefault(f"{name} ({', '.join(where)})", {})[row["defense"]] = text
-    ordered = sorted(defenses, key=lambda name: list(NAMES).index(name) if name in NAMES else 0)
-    return ordered, [(label, [found.get(defense, "") for defense in ordered]) for label, found in lines.items()]
-
-
-def _leak(row: dict[str, Any]) -> str:
-    return "void: its control failed" if row["verdict"] == "void" else f"{row['psnr']:.1f} dB / {row['ssim']:.2f}"
-
-
-def _rate(row: dict[str, Any]) -> str:
-    if row["verdict"] == "void":
-        return "void: its control failed"
-    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-
-
-def leakage_table(results: dict[str, Any]) -> Table:
-    """The Eves who adapt, for a terminal: PSNR / SSIM of their pictures, success of their guesses with exact bounds."""
-    defenses, lines = leakage_lines(results)
-    table = Table(title="Eves who know the defence (PSNR / SSIM; games: success with its 95 % bounds)")
-    table.add_column("attack")
-    for defense in defenses:
-        table.add_column(NAMES.get(defense, defense), justify="right")
-    for label, texts in lines:
-        table.add_row(label, *texts)
-    return table
-
-
-def markdown_tables(results: dict[str, Any]) -> str:
-    """All tables, and how often each ordering holds, in Markdown: PSNR / SSIM ± intervals (the paper's figures)."""
-    lines = []
-    for defense in paper_defenses(results):
-        numeral, _ = paper.PLACES[defense]
-        lines += [f"### Table {numeral}: {NAMES[defense]}", ""]
-        lines.append("| PSNR in dB / SSIM | " + " | ".join(f"main channel {main:g} dB" for main in _mains(results)) + " |")
-        lines.append("|---" * (1 + len(_mains(results))) + "|")
-        lines += [
-            f"| {name} | " + " | ".join(_text(row) for row in rows) + " |" for name, rows in table_lines(results, defense)
-        ]
-        lines.append("")
-    lines += ["### The paper's orderings", "", "| claim | holds | fails | open |", "|---|---|---|---|"]
-    lines += [
-        f"| {claim} | {holds} | {fails} | {undecided} |" for claim, holds, fails, undecided in tally(results["orderings"])
-    ]
-    defenses, leaks = leakage_lines(results)
-    if leaks:
-        lines += ["", "### Eves who know the defence", "", f"| attack | {' | '.join(NAMES[name] for name in defenses)} |"]
-        lines.append("|---" * (1 + len(defenses)) + "|")
-        lines += [f"| {label} | {' | '.join(texts)} |" for label, texts in leaks]
-    return "\n".join(lines) + "\n"
-
-
-def verdict(results: dict[str, Any]) -> str:
-    """One sentence for the top of the page: what the measured Eves saw, against Bob and against the mean picture."""
-    rows = results["rows"]
-
-    def best(defense: str) -> float:
-        return max(row["psnr"] for row in rows if row["attack"] in PAPER_ATTACKS and row["defense"] == defense)
-
-    bob = max(row["psnr"] for row in rows if row["attack"] == "bob")
-    floor = max(row["psnr"] for row in rows if row["attack"] == "mean picture")
-    parts = [f"{NAMES[defense]} {best(defense):.1f} dB" for defense in paper_defenses(results)]
-    return (
-        f"Bob receives up to {bob:.1f} dB. The better of the paper's attacks gets: {', '.join(parts)}. "
-        f"Answering with the mean picture scores {floor:.1f} dB."
-    )
-
-
-def where(ordering: dict[str, Any]) -> str:
+def where(ordering: Row) -> str:
     """The cell that should be the better one, in words."""
     cell = ordering["better"] if ordering["better"]["eve_snr"] is not None else ordering["worse"]
-    return f"{cell['attack']}, {cell['defense']}, main {cell['main_snr']:g} dB, Eve {cell['eve_snr']:g} dB"
+    return f"{cell['attack']}, {NAMES[cell['defense']]}, main {cell['main_snr']:g} dB, Eve {cell['eve_snr']:g} dB"
 
 
-def tally(found: list[dict[str, Any]]) -> list[tuple[str, int, int, int]]:
-    """For each claim: in how many comparisons it holds, fails, is open."""
-    claims = dict.fromkeys(row["claim"] for row in found)
-    verdicts = {claim: [row["verdict"] for row in found if row["claim"] == claim] for claim in claims}
-    return [(claim, given.count("holds"), given.count("fails"), given.count("open")) for claim, given in verdicts.items()]
+def _references(results: Results) -> list[Row]:
+    """For each main SNR Bob, under the first defence measured, and the mean picture."""
+    rows = [row for row in results["rows"] if row["precision"] == results["settings"]["precisions"][0]]
+    return [
+        next(row for row in rows if (row["attack"], row["main_snr"]) == (attack, main))
+        for main in mains(results)
+        for attack in ("bob", "mean picture")
+    ]
 
 
-def write_first_look(path: Path, results: dict[str, Any], cells: dict[Any, Any], images: NDArray[np.float32]) -> None:
+def _void(results: Results) -> set[Cell]:
+    """The cells whose control failed."""
+    rows = [row for row in results["rows"] if row.get("verdict") == "void"]
+    return {Cell(row["attack"], row["defense"], row["main_snr"], row["eve_snr"], row["precision"]) for row in rows}
+
+
+def _grids(results: Results, pictures: Pictures, images: Images) -> list[tuple[float, list[tuple[str, list[Row]]]]]:
+    """For each main SNR and defence the first picture: sent, by Bob, and by every Eve at the highest of her SNRs."""
+    settings, void = results["settings"], _void(results)
+    best, precision = max(settings["eve_snrs"]), settings["precisions"][0]
+    attacks = [name for name in PICTURES if name in {cell.attack for cell in pictures}]
+    sent = _embedded(images[0])
+    found = []
+    for main in mains(results):
+        lines = []
+        for defense in [name for name in defenses(results) if Cell("bob", name, main, None, precision) in pictures]:
+            line: list[Row] = [{"name": "sent", "picture": sent, "psnr": None}]
+            for name in ("bob", *attacks):
+                cell = Cell(name, defense, main, None if name == "bob" else best, precision)
+                entry: Row = {"name": "Bob" if name == "bob" else name, "picture": None}
+                if cell in pictures:
+                    answer = pictures[cell]
+                    entry |= {"picture": _embedded(answer.shown[0]), "psnr": answer.psnr[0], "ssim": answer.ssim[0]}
+                line.append(entry | {"void": cell in void})
+            lines.append((defense, line))
+        found.append((main, lines))
+    return found
+
+
+def _gain_curves(results: Results, pictures: Pictures) -> list[tuple[float, list[tuple[str, str, list[str]]]]]:
+    """For each main SNR and defence: what Bob and each Eve are above the mean picture, and which Eves are void."""
+    settings, void = results["settings"], _void(results)
+    precision = settings["precisions"][0]
+    panels: dict[float, list[tuple[str, list[Point], list[str]]]] = {}
+    for main in mains(results):
+        floor = pictures[Cell("mean picture", "none", main, None, precision)]
+        for defense in defenses(results):
+            here = [cell for cell in pictures if (cell.main_snr, cell.defense, cell.precision) == (main, defense, precision)]
+            here = [cell for cell in here if cell.attack != "mean picture"]
+            points = [_gain(cell, paired(pictures[cell], floor)) for cell in here if cell not in void]
+            points = [point for point in points if np.isfinite(point.value)]  # a picture met exactly has no finite PSNR
+            failed = [cell.attack for cell in here if cell in void]
+            panels.setdefault(main, []).append((defense, points, list(dict.fromkeys(failed))))
+    names = ["Bob", *(name for name in PICTURES if name in {cell.attack for cell in pictures})]
+    everything = [point for lines in panels.values() for _, points, _ in lines for point in points]
+    ends = (min([0.0, *(point.low for point in everything)]) - 1, max([0.0, *(point.high for point in everything)]) + 1)
+    return [
+        (
+            main,
+            [(defense, gains(points, failed, names, settings["eve_snrs"], ends), failed) for defense, points, failed in lines],
+        )
+        for main, lines in panels.items()
+    ]
+
+
+def _gain(cell: Cell, gain: metrics.Mean) -> Point:
+    name, half = "Bob" if cell.attack == "bob" else cell.attack, gain.half_width or 0.0
+    return Point(name, cell.eve_snr, gain.value, gain.value - half, gain.value + half)
+
+
+def _rate_curves(results: Results) -> list[tuple[float, str, list[str]]]:
+    """For each main SNR: how often Eve names the picture under each defence, and where that is void."""
+    settings = results["settings"]
+    found = []
+    colours = dict(zip(SHORT.values(), ("#1c2430", *HUES), strict=False))
+    for main in mains(results):
+        named = [row for row in results["games"] if (row["attack"], row["name"]) == ("which", "top-1")]
+        named = [row for row in named if (row["main_snr"], row["precision"]) == (main, settings["precisions"][0])]
+        failed = [NAMES[row["defense"]] for row in named if row["verdict"] == "void"]
+        named = [row for row in named if row["verdict"] != "void"]
+        if not named:
+            continue
+        points = [Point(SHORT[row["defense"]], row["eve_snr"], row["value"], row["low"], row["high"]) for row in named]
+        chance = named[0]["chance"]
+        floor = min([chance, *(point.value for point in points if point.value > 0)]) / 4
+        found.append((main, rates(points, colours, settings["eve_snrs"], chance, floor), list(dict.fromkeys(failed))))
+    return found
+
+
+def _precisions(results: Results, pictures: Pictures) -> list[tuple[float, str, str, list[tuple[Row, Row | None]]]]:
+    """For each main SNR, defence and attack at Eve's highest SNR: the row of the first precision, and of the others the row
+    with its paired difference in dB. Empty where one precision was measured."""
+    settings = results["settings"]
+    first, *others = settings["precisions"]
+    best = max(settings["eve_snrs"])
+    rows = {
+        Cell(*(row[name] for name in ("attack", "defense", "main_snr", "eve_snr", "precision"))): row for row in results["rows"]
+    }
+    found = []
+    for cell in [cell for cell in rows if cell.precision == first and cell.eve_snr in (None, best) and others]:
+        line: list[tuple[Row, Row | None]] = [(rows[cell], None)]
+        for precision in others:
+            other = Cell(cell.attack, cell.defense, cell.main_snr, cell.eve_snr, precision)
+            change = paired(pictures[other], pictures[cell])
+            line.append((rows[other], {"value": change.value, "half": change.half_width}))
+        found.append((cell.main_snr, cell.defense, cell.attack, line))
+    return found
+
+
+def write_first_look(path: Path, results: Results, pictures: Pictures, images: Images) -> None:
     """One PNG: the first picture as sent, by Bob, and by each Eve at her best SNR without and with the whole defence."""
-    main, best = _mains(results)[len(_mains(results)) // 2], max(results["settings"]["eve_snrs"])
-    shown = {(cell.attack, cell.defense): found.shown[0] for cell, found in cells.items()
-             if cell.main_snr == main and cell.eve_snr in (None, best)}  # fmt: skip
-    entries = [("sent", images[0]), ("Bob", shown["bob", "none"])]
+    main, best = mains(results)[len(mains(results)) // 2], max(results["settings"]["eve_snrs"])
+    precision = results["settings"]["precisions"][0]
+    shown = {(cell.attack, cell.defense): found.shown[0] for cell, found in pictures.items()
+             if (cell.main_snr, cell.precision) == (main, precision) and cell.eve_snr in (None, best)}  # fmt: skip
+    bob = next(picture for (attack, _), picture in shown.items() if attack == "bob")
+    entries = [("sent", images[0]), ("Bob", bob)]
     for defense, suffix in (("none", ""), ("permute+substitute", ", defended")):
-        entries += [(f"Eve, {attack}{suffix}", shown[attack, defense]) for attack in ("white-box", "black-box")
+        entries += [(f"Eve, {attack}{suffix}", shown[attack, defense]) for attack in PAPER_ATTACKS
                     if (attack, defense) in shown]  # fmt: skip
     height, width = images.shape[2:]
     label, gap = 24, 6
@@ -200,51 +213,12 @@ def write_first_look(path: Path, results: dict[str, Any], cells: dict[Any, Any],
     write_atomically(path, buffer.getvalue())
 
 
-def _grid(results: dict[str, Any], cells: dict[Any, Any], images: NDArray[np.float32], defense: str) -> list[dict[str, Any]]:
-    """Figures 3 to 6: per main SNR the sent picture, Bob's, and each Eve's, with PSNR and SSIM below."""
-    grid = []
-    for main in _mains(results):
-        entries = [{"name": "sent", "picture": _embedded(images[0]), "caption": ""}]
-        chosen = [cell for cell in cells if cell.defense == defense and cell.main_snr == main and cell.attack != "mean picture"]
-        order = {"bob": 0, "white-box": 1, "black-box": 2}
-        chosen = [cell for cell in chosen if cell.attack in order]
-        for cell in sorted(chosen, key=lambda cell: (cell.eve_snr is not None, cell.eve_snr or 0, order[cell.attack])):
-            name = "Bob" if cell.attack == "bob" else f"Eve {cell.eve_snr:g} dB, {cell.attack}"
-            entries.append(
-                {
-                    "name": name,
-                    "picture": _embedded(cells[cell].shown[0]),
-                    "caption": f"{cells[cell].psnr[0]:.1f} dB / {cells[cell].ssim[0]:.2f}",
-                }
-            )
-        grid.append({"main": main, "entries": entries})
-    return grid
-
-
-def _mains(results: dict[str, Any]) -> list[float]:
-    return [bundle["main_snr"] for bundle in results["bundles"]]
-
-
-def measured(row: dict[str, Any]) -> str:
-    """PSNR in dB and SSIM of a row, each ± half of its 95 % interval where it has one."""
-    psnr, ssim = f"{row['psnr']:.2f}", f"{row['ssim']:.2f}"
-    if row["psnr_95"] is not None:
-        psnr, ssim = f"{psnr} ± {row['psnr_95']:.2f}", f"{row['ssim']:.3f} ± {row['ssim_95']:.3f}"
-    return f"{psnr} / {ssim}"
-
-
-def _text(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return "not measured"
-    published = "" if row["paper_psnr"] is None else f"  ({row['paper_psnr']:.2f} / {row['paper_ssim']:.2f})"
-    return measured(row) + published
-
-
 def _image(picture: NDArray[np.float32]) -> Image.Image:
     return Image.fromarray(np.round(picture.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0))
 
 
 def _embedded(picture: NDArray[np.float32]) -> str:
-    buffer = io.BytesIO()
-    _image(picture).save(buffer, "WEBP", quality=85)
+    image, buffer = _image(picture), io.BytesIO()
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.save(buffer, "WEBP", quality=60, method=6)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

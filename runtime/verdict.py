@@ -1,7 +1,9 @@
 """From cells to what an audit says: rows with intervals, verdicts under positive controls, the orderings, the worst rate.
 
-A row "sees" when its attack beats the mean picture beyond the interval, says "nothing" when it does not, and "open" between.
-Where the positive control of the attack did not win clearly, the verdict is "void", whatever the figures are.
+A row "sees" when its attack beats the mean picture, or a game chance, by more than luck explains once in a thousand figures: an
+audit has a hundred of them, and one that sees makes a defence fall. It says "nothing" when its 95 % interval lies below the
+mean picture, or a game's holds chance or lies below it, and "open" between. Where the positive control of the attack did not
+win clearly, the verdict is "void", whatever the figures are.
 """
 
 import dataclasses
@@ -12,6 +14,7 @@ from semseal.runtime import metrics, paper
 from semseal.runtime.leakage import Answers, Played
 from semseal.runtime.plan import GAMES, PAPER_ATTACKS, PAPER_MODES, PICTURES, Cell
 
+LUCK = 1e-3
 CLEAR_WIN_DB = 1.0  # above the mean picture, paired, by the lower end of the interval
 CLEAR_WIN_RATE = 0.9
 
@@ -58,7 +61,7 @@ def _row(cell: Cell, cells: Pictures) -> dict[str, Any]:
             "below_bob_db": below.value,
             "below_bob_95": below.half_width,
             "control": PICTURES[cell.attack],
-            "verdict": _verdict(above) if picture_control(cell, cells) else "void",
+            "verdict": _verdict(found, cells[_floor(cell)]) if picture_control(cell, cells) else "void",
         }
     return row
 
@@ -67,7 +70,7 @@ def game_rows(cells: Games) -> list[dict[str, Any]]:
     """A row of results.json for every rate that a game gave."""
     return [
         {**dataclasses.asdict(cell), **dataclasses.asdict(game), "control": GAMES[cell.attack]}
-        | {"verdict": ("sees" if game.low > game.chance else "nothing") if game_control(cell, cells) else "void"}
+        | {"verdict": _game_verdict(cell, game) if game_control(cell, cells) else "void"}
         for cell, games in cells.items()
         for game in games
     ]
@@ -96,12 +99,22 @@ def game_control(cell: Cell, cells: Games) -> bool:
     return control is not None and all(game.value >= CLEAR_WIN_RATE for game in control)
 
 
-def _verdict(gain: metrics.Mean) -> str:
-    if gain.half_width is None:
-        return "open"
-    if gain.value - gain.half_width > 0:
+def _verdict(found: Answers, floor: Answers) -> str:
+    n = min(len(found.psnr), len(floor.psnr))
+    if metrics.luck_of_mean(found.psnr[:n] - floor.psnr[:n]) < LUCK:
         return "sees"
-    return "nothing" if gain.value + gain.half_width <= 0 else "open"
+    gain = paired(found, floor)
+    return "nothing" if gain.half_width is not None and gain.value + gain.half_width <= 0 else "open"
+
+
+def _game_verdict(cell: Cell, game: Played) -> str:
+    if cell.attack == "which":
+        luck = metrics.luck_of_rate(round(game.value * game.trials), game.trials, game.chance)
+    else:
+        luck = metrics.luck_of_auc(game.value, game.trials // 2, game.trials - game.trials // 2)
+    if luck < LUCK:
+        return "sees"
+    return "nothing" if game.low <= game.chance else "open"
 
 
 def worst_rate(games: list[dict[str, Any]], defenses: tuple[str, ...]) -> float | None:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from scipy.stats import binom, mannwhitneyu, norm
+from semseal.runtime import metrics
 from semseal.runtime.metrics import auc, mean, proportion, psnr, ssim, true_positive_rate
 
 
@@ -112,3 +113,16 @@ def test_auc_interval_covers_the_truth(shift, spread):
     assert covered > 0.915  # 0.95 less what 800 draws and unequal spreads take
     assert covered < 0.999
     assert auc(np.arange(9.0), np.arange(9.0) - 1, level=0.99).low < auc(np.arange(9.0), np.arange(9.0) - 1).low
+
+
+def test_luck_is_the_p_value_of_the_test():
+    assert metrics.luck_of_rate(0, 10, 0.5) == 1
+    assert metrics.luck_of_rate(10, 10, 0.5) == pytest.approx(2**-10)
+    assert metrics.luck_of_rate(2, 2, 0.01) == pytest.approx(1e-4)
+    assert metrics.luck_of_auc(0.5, 30, 20) == pytest.approx(0.5)
+    assert metrics.luck_of_auc(0.5 + 1.6449 * (101 / 30000) ** 0.5, 50, 50) == pytest.approx(0.05, abs=1e-4)
+    # t = 3 with one degree of freedom: 1/2 - arctan(3) / pi
+    assert metrics.luck_of_mean(np.array([1.0, 2.0])) == pytest.approx(0.5 - np.arctan(3) / np.pi)
+    assert metrics.luck_of_mean(np.array([5.0])) == 1
+    assert metrics.luck_of_mean(np.array([2.0, 2.0])) == 0
+    assert metrics.luck_of_mean(np.array([0.0, 0.0])) == 1

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from semseal.runtime import paper
+from semseal.runtime import metrics, paper
 from semseal.runtime.leakage import Answers, Played
 from semseal.runtime.plan import PAPER_ATTACKS, Cell
 from semseal.runtime.verdict import game_rows, orderings, picture_rows, worst_rate
@@ -19,6 +19,7 @@ def made(*psnr):
 
 
 SEEN, BLIND, NEARLY = made(20, 21, 19, 20), made(10, 11, 10, 11), made(12.5, 12.6, 11.4, 12.1)
+LUCKY = made(12.6, 12.7, 11.9, 12.2)  # above the mean picture, its interval too, but once in some dozens by luck
 AROUND = {
     cell("mean picture", eve=None): made(12, 12.5, 11.5, 12),
     **{cell("bob", defense, None): made(30, 31, 30, 29) for defense in ("none", "permute", "mix")},
@@ -27,8 +28,8 @@ AROUND = {
 
 @pytest.mark.parametrize(
     ("control", "mix", "verdict"),
-    [(SEEN, BLIND, "nothing"), (SEEN, SEEN, "sees"), (SEEN, NEARLY, "open"), (BLIND, BLIND, "void"), (NEARLY, SEEN, "void"),
-     (None, BLIND, "void"), (None, SEEN, "void")],
+    [(SEEN, BLIND, "nothing"), (SEEN, SEEN, "sees"), (SEEN, NEARLY, "open"), (SEEN, LUCKY, "open"), (BLIND, BLIND, "void"),
+     (NEARLY, SEEN, "void"), (None, BLIND, "void"), (None, SEEN, "void")],
 )  # fmt: skip
 def test_an_attack_is_void_unless_its_control_wins_clearly(control, mix, verdict):
     found = AROUND | {cell("row ordering", "mix"): mix}
@@ -68,11 +69,25 @@ def test_the_budget_takes_the_worst_upper_bound_and_nothing_void(games, defenses
     assert worst_rate(game_rows({cell("which", d): [g] for d, g in games.items()}), defenses) == worst
 
 
-def test_a_game_is_seen_when_chance_is_below_its_bounds():
+@pytest.mark.parametrize(
+    ("attack", "hits", "chance", "verdict"),
+    [
+        ("which", 100, 0.01, "sees"), ("which", 7, 0.01, "sees"), ("which", 5, 0.01, "open"), ("which", 2, 0.01, "nothing"),
+        ("which", 0, 0.01, "nothing"), ("link", 70, 0.5, "sees"), ("link", 62, 0.5, "open"), ("link", 52, 0.5, "nothing"),
+        ("link", 20, 0.5, "nothing"),
+    ],
+)  # fmt: skip
+def test_a_game_is_seen_when_luck_does_not_explain_it(attack, hits, chance, verdict):
+    """100 trials: 7 hits at 1 % have probability 8e-5, 5 have 0.003; an area of 0.70 has 3e-4, one of 0.62 has 0.02."""
+    if attack == "which":
+        bounds = metrics.proportion(hits, 100)
+    else:
+        spread = 1.96 * (101 / (12 * 50 * 50)) ** 0.5
+        bounds = metrics.Proportion(hits, 100, hits / 100, hits / 100 - spread, hits / 100 + spread)
     rows = game_rows(
-        {cell("which"): [WON], cell("which", "mix"): [game(0.06)], cell("which", "permute"): [game(0.3, 0.2, 0.1)]}
+        {cell(attack): [WON], cell(attack, "mix"): [Played("", bounds.value, bounds.low, bounds.high, 100, chance)]}
     )
-    assert [row["verdict"] for row in rows] == ["sees", "nothing", "sees"]
+    assert [row["verdict"] for row in rows] == ["sees", verdict]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ training checkpoint, and works on any graph of the operators below.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,9 +37,9 @@ class Surrogate(nn.Module):
         if unknown:
             raise UnsupportedGraphError(f"the white-box attack cannot differentiate the operators {', '.join(unknown)}")
         constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-        self._nodes = _join_prelu(self._nodes, constants.keys())
         self._inputs = [value.name for value in model.graph.input if value.name not in constants]
         self._output = model.graph.output[0].name
+        self._nodes = _join_prelu(self._nodes, constants, self._output)
         # shapes and axes are read as lists while running; only what enters arithmetic is a tensor
         self._lists = {name: array.reshape(-1).tolist() for name, array in constants.items() if array.dtype == np.int64}
         tensors = {name: _tensor(array) for name, array in constants.items() if array.dtype != np.int64}
@@ -70,18 +70,22 @@ def _key(name: str) -> str:
     return name.replace(".", "|")
 
 
-def _join_prelu(nodes: list[_Node], constants: Collection[str]) -> list[_Node]:
-    """Max(x, slope * x), as the engines like PRelu, back in one node: the gradient of a maximum is slow, ties and all."""
-    scaled = {node.output[0]: node for node, _ in nodes if node.op_type == "Mul" and node.input[1] in constants}
-    uses = Counter(name for node, _ in nodes for name in node.input)
-    joined, left = [], set()
+def _join_prelu(nodes: list[_Node], constants: dict[str, NDArray[Any]], output: str) -> list[_Node]:
+    """Max(x, slope * x), which engines prefer to PRelu, as the PRelu it is: the gradient of a maximum is slow, ties and all."""
+    uses = Counter([output] + [name for node, _ in nodes for name in node.input])
+    scaled = {
+        node.output[0]: node
+        for node, _ in nodes
+        if node.op_type == "Mul" and node.input[1] in constants and constants[node.input[1]].max() <= 1
+    }
+    joined: dict[str, _Node] = {}
     for node, attributes in nodes:
         product = scaled.get(node.input[-1]) if node.op_type == "Max" else None
-        if product is not None and list(node.input) == [product.input[0], product.output[0]] and uses[product.output[0]] == 1:
-            left.add(product.output[0])
+        if product is not None and node.input[0] == product.input[0] and uses[product.output[0]] == 1:
+            del joined[product.output[0]]
             node = helper.make_node("PRelu", list(product.input), list(node.output))
-        joined.append((node, attributes))
-    return [(node, attributes) for node, attributes in joined if node.output[0] not in left]
+        joined[node.output[0]] = (node, attributes)
+    return list(joined.values())
 
 
 class _PRelu(torch.autograd.Function):
@@ -94,7 +98,7 @@ class _PRelu(torch.autograd.Function):
         return torch.lerp(x.relu(), x, slopes)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         x, slopes = ctx.saved_tensors
         return torch.ops.aten.threshold_backward(gradient, x, 0).lerp_(gradient, slopes), None
 

@@ -1,0 +1,178 @@
+"""results of an audit -> where each defence stands, in words: what falls, what holds, and what was not found out.
+
+A defence falls when any attack that counts sees something. It holds when some saw nothing and none saw anything, and with gaps
+when attacks are void or were not measured. Nothing that is void, undecided or not measured ever counts for it.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from semseal.runtime.plan import DEFENSES, GAMES, PICTURES, applies
+
+NAMES = {
+    "none": "no defence",
+    "permute": "permutation",
+    "substitute": "substitution",
+    "permute+substitute": "permutation + substitution",
+    "mix": "mix",
+}
+MISUSE = ("reused V",)  # one key for several packets: no defence can stand that, and semseal never sends it
+FEW_PICTURES = 100
+
+Row = dict[str, Any]
+Results = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where one defence stands after everything that was measured against it, misuse left out."""
+
+    defense: str
+    word: str  # falls, holds, holds with gaps, undecided, void, not measured
+    seen: int
+    nothing: int
+    undecided: int
+    void: tuple[str, ...]  # attacks
+    missing: tuple[str, ...]
+    worst: Row | None  # the row that is most above the mean picture
+    named: Row | None  # the game of naming the picture, its highest upper bound
+    misuse: Row | None
+
+    @property
+    def found(self) -> str:
+        """The counts behind the word: of figures that count, then of attacks that do not."""
+        parts = [(self.seen, "saw something"), (self.nothing, "saw nothing"), (self.undecided, "open")]
+        parts += [(len(self.void), "void"), (len(self.missing), "not measured")]
+        return ", ".join(f"{count} {what}" for count, what in parts if count)
+
+
+def standings(results: Results) -> list[Standing]:
+    """One for each defence that the audit was asked about."""
+    return [_standing(results, defense) for defense in DEFENSES if defense in results["settings"]["defenses"]]
+
+
+def _standing(results: Results, defense: str) -> Standing:
+    rows = [row for row in results["rows"] if row["defense"] == defense and row["attack"] in PICTURES]
+    misused = [row for row in rows if row["attack"] in MISUSE and row["verdict"] == "sees"]
+    rows = [row for row in rows if row["attack"] not in MISUSE]
+    games = [row for row in results["games"] if row["defense"] == defense]
+    measured = rows + games
+    verdicts = [row["verdict"] for row in measured]
+    void = tuple(dict.fromkeys(row["attack"] for row in measured if row["verdict"] == "void"))
+    there = {row["attack"] for row in measured}
+    missing = tuple(name for name in (*PICTURES, *GAMES) if name not in there and name not in MISUSE and applies(name, defense))
+    counted = [row for row in rows if row["verdict"] != "void"]
+    named = [row for row in games if row["attack"] == "which" and row["name"] == "top-1"]
+    return Standing(
+        defense=defense,
+        word=_word(verdicts, bool(missing)),
+        seen=verdicts.count("sees"),
+        nothing=verdicts.count("nothing"),
+        undecided=verdicts.count("open"),
+        void=void,
+        missing=missing,
+        worst=max(counted, key=lambda row: row["above_mean_picture_db"], default=None),
+        named=max(named, key=lambda row: (row["verdict"] == "void", row["high"]), default=None),
+        misuse=max(misused, key=lambda row: row["above_mean_picture_db"], default=None),
+    )
+
+
+def _word(verdicts: list[str], missing: bool) -> str:
+    if not verdicts:
+        return "not measured"
+    if "sees" in verdicts:
+        return "falls"
+    if "nothing" not in verdicts:
+        return "undecided" if "open" in verdicts else "void"
+    return "holds with gaps" if "void" in verdicts or missing else "holds"
+
+
+def headline(results: Results) -> list[str]:
+    """The verdict for a reader in a hurry: what falls and to what, what holds and how far, then what was not measured."""
+    found = {standing.defense: standing for standing in standings(results)}
+    sentences = []
+    fallen: dict[str | None, list[Standing]] = {}
+    for standing in found.values():
+        if standing.word == "falls" and standing.defense != "none":
+            shown = standing.worst is not None and standing.worst["verdict"] == "sees"
+            fallen.setdefault(standing.worst["attack"] if standing.worst and shown else None, []).append(standing)
+    for attack, group in fallen.items():
+        text = f"{_listed([NAMES[standing.defense] for standing in group]).capitalize()} fall{'s' if len(group) == 1 else ''}"
+        if attack is None:
+            sentences.append(f"{text}: Eve gets no picture, but wins games without the key.")
+            continue
+        worst = max((standing.worst for standing in group if standing.worst), key=lambda row: row["above_mean_picture_db"])
+        sentences.append(
+            f'{text} to an Eve without the key: by "{attack}" she gets {worst["psnr"]:.1f} dB, {beside_bob(worst)}.'
+        )
+    for standing in found.values():
+        name = NAMES[standing.defense].capitalize()
+        if standing.word.startswith("holds"):
+            text = f"{name} {standing.word.replace(' with gaps', ', with gaps,')} against what was measured here: "
+            text += f"{_attempts(standing)} saw nothing"
+            if standing.undecided:
+                text += f", {standing.undecided} {'is' if standing.undecided == 1 else 'are'} undecided"
+            if standing.named and standing.named["verdict"] != "void":
+                text += f"; Eve names the picture at most {at_most(standing.named['high'])} % of the time"
+            sentences.append(text + ". That is no proof.")
+        elif standing.word == "undecided":
+            sentences.append(f"{name} is undecided: too few pictures to say whether Eve saw anything.")
+        elif standing.word in ("void", "not measured"):
+            sentences.append(f"{name} is {standing.word}: nothing here says whether it holds.")
+    bare = found.get("none")
+    if bare and bare.worst and bare.word == "falls":
+        worst = bare.worst
+        sentences.append(f"Without a defence Eve gets {worst['psnr']:.1f} dB ({worst['attack']}), {beside_bob(worst)}.")
+    return sentences
+
+
+def _attempts(standing: Standing) -> str:
+    total = standing.nothing + standing.undecided + standing.seen
+    return f"{standing.nothing} of {total} measurements" if total != standing.nothing else f"all {total} measurements"
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def beside_bob(row: Row) -> str:
+    """How far a row is from Bob, over the same pictures."""
+    below = row["below_bob_db"]
+    if abs(below) < 0.05:
+        return "as much as Bob"
+    return f"{abs(below):.1f} dB {'less' if below > 0 else 'more'} than Bob"
+
+
+def limits(results: Results) -> list[str]:
+    """What the verdict does not cover."""
+    settings, found = results["settings"], standings(results)
+    said = []
+    if settings["pictures"] < FEW_PICTURES:
+        few = settings["optimised_pictures"]
+        said.append(f"{settings['pictures']} pictures, {few} for white-box and row matching: the intervals are wide.")
+    void = sorted({name for standing in found for name in standing.void})
+    if void:
+        said.append(
+            f"Void, in whole or in part: {_listed(void)}. Each failed where it must win, so its low figures show nothing."
+        )
+    missing = sorted({name for standing in found for name in standing.missing})
+    if missing:
+        said.append(f"Not measured: {_listed(missing)}.")
+    gains = {standing.defense: standing.misuse["above_mean_picture_db"] for standing in found if standing.misuse}
+    if gains:
+        told = ", ".join(f"{NAMES[name]} {gain:+.1f} dB" for name, gain in gains.items())
+        said.append(
+            f"Not judged: one key for several packets, which semseal never does. It gives Eve, over the mean picture: {told}."
+        )
+    return said
+
+
+def at_most(rate: float) -> str:
+    """An upper bound in per cent with two digits, rounded up so that it stays one."""
+    digits = 1 if rate < 0.099 else 0
+    return f"{math.ceil(round(100 * rate * 10**digits, 6)) / 10**digits:.{digits}f}"
+
+
+def percent(rate: float) -> str:
+    return f"{100 * rate:.1f}" if rate < 0.0995 else f"{100 * rate:.0f}"
