@@ -5,7 +5,7 @@ row ordering   ``ordering``: rows put back by likeness                     the p
 brute force    ``bruteforce``: the scheme sets are known, the key is not
 learned        ``learned``: a U-Net trained on the defence under random keys, rows as they come
 set inverse    ``learned``: the same behind an encoder that does not depend on the order of rows
-row matching   ``rowmatching``: white-box, rows matched inside the optimisation
+row matching   ``rowmatching``: white-box, from that order on rows matched inside the optimisation
 reused V       ``reuse``: one known pair under the V (or key stream) of the others; semseal never sends that
 four packets   ``accumulate``: each picture is sent four times, under fresh schemes
 
@@ -49,10 +49,14 @@ def row_ordering(scene: Scene, defense: str, snr: float) -> Images:
 
 
 def _ordered(scene: Scene, likeness: ordering.Likeness, heard: Rows) -> Images:
+    return scene.best_order(scene.decode(_in_order(likeness, heard)), heard.shape[1])
+
+
+def _in_order(likeness: ordering.Likeness, heard: Rows) -> Rows:
+    """The rows [groups * streams, h, r] of every group by likeness."""
     groups, streams, h, r = heard.shape
     pools = heard.reshape(groups, streams * h, r)
-    rows = np.concatenate([ordering.arrange(pool, ordering.order(likeness, pool, streams)) for pool in pools])
-    return scene.best_order(scene.decode(rows), streams)
+    return np.concatenate([ordering.arrange(pool, ordering.order(likeness, pool, streams)) for pool in pools])
 
 
 @cache
@@ -77,8 +81,10 @@ def row_matching(
     scene: Scene, surrogate: Surrogate, defense: str, snr: float, settings: WhiteBoxSettings, pictures: int, advance: Advance
 ) -> Images:
     heard = scene.hear(scene.images[:pictures], defense, snr, 1)
-    found = rowmatching.invert(surrogate, heard, scene.own.mean(axis=0), settings, advance=advance)
-    return scene.best_order(found.reshape(-1, *found.shape[2:]), heard.shape[1])
+    streams = heard.shape[1]
+    rows = _in_order(_likeness(scene, snr), heard).reshape(heard.shape)
+    found = rowmatching.invert(surrogate, rows, scene.own.mean(axis=0), settings, settings.steps // 3, advance=advance)
+    return scene.best_order(found.reshape(-1, *found.shape[2:]), streams)
 
 
 def learned_inverse(scene: Scene, defense: str, snr: float, ordered: bool, steps: int, advance: Advance) -> Images:

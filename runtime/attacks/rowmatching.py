@@ -3,7 +3,8 @@
     minimise over x   min over matchings m of   ||rows heard - rows of f(x), matched by m||² + lambda T(x)
 
 Eve knows: the deployed transmitter, the defence, how many pictures the heard rows belong to, and pictures of her own, whose
-mean she starts from. She does not know the key or the scheme sets.
+mean she starts from. She does not know the key or the scheme sets. An order of rows is nearly as good as any other for
+some picture, so from a poor one the matching does not get away: she first puts the rows in order by likeness (``ordering``).
 She does: Eq. (5) of the paper as in ``whitebox``, with the rows of all streams pooled, and the best assignment (Kuhn 1955) of
 heard to computed rows found anew every few steps, as iterative closest points does (Besl and McKay, PAMI 1992).
 Positive control: without a defence, where the matching must find the identity and she must see about what white-box sees.
@@ -28,12 +29,14 @@ def invert(
     heard: NDArray[np.float32],
     start: NDArray[np.float32],
     settings: WhiteBoxSettings = FAST,
+    held: int = 0,
     batch: int = 16,
     advance: Callable[[int], None] = lambda image_steps: None,
 ) -> NDArray[np.float32]:
     """Heard rows float32 [n, streams, h, r] to images [n, streams, 3, height, width] in 0..1; ``start`` [3, height, width].
 
-    The pictures of one sample come in no particular order. ``advance`` is told of every step, times images.
+    For the first ``held`` steps the rows keep the order in which they are given. The pictures of one sample come in no
+    particular order. ``advance`` is told of every step, times images.
     """
     n, streams, h, r = heard.shape
     out = np.empty((n, streams, *start.shape), np.float32)
@@ -48,7 +51,7 @@ def invert(
             nonlocal target
             with fast_convolutions():
                 rows = surrogate(x, index).float().reshape(pool.shape)
-            if step % REMATCH == 0:
+            if step >= held and step % REMATCH == 0:
                 target = _matched(pool, rows.detach())
             return (rows - target).square().sum()
 
