@@ -301,7 +301,8 @@ def _print_results(results: dict[str, Any], folder: Path) -> None:
     out.print(FOOTNOTE, soft_wrap=True)
     if len(settings["eve_snrs"]) * len(settings["precisions"]) > 1:
         out.print("above: Eve's highest SNR and the first precision; the others are in the report", soft_wrap=True)
-    out.print(tally_table(results))
+    if results["orderings"]:
+        out.print(tally_table(results))
     for name, reason in results["skipped"].items():
         out.print(f"skipped {name}: {reason}", markup=False, soft_wrap=True)
     out.print(

@@ -112,7 +112,7 @@ def strongest(group: Group) -> list[tuple[str, list[Row | None]]]:
 
 # for a terminal
 
-FOOTNOTE = "* sees, beyond its interval; void: failed where it must win, shows nothing"
+FOOTNOTE = "* sees, by more than luck; void: failed where it must win, shows nothing"
 
 
 def _table(title: str) -> Table:
