@@ -39,7 +39,9 @@ def with_mix(graph: bytes, side: str, h: int, row_width: int, channels: int) -> 
     stay = part.constant("stay", np.array([-1, h, row_width]))
     nodes[place] = helper.make_node("Reshape", [gather.input[0], stay], list(gather.output), "index/none")
     a, b, c = part.shape
-    blocks, cube, pairs = ["batch", a, b * c], ["batch", a, b, c], ["batch", a * b * c // 2, 2]
+    blocks: list[str | int | None] = ["batch", a, b * c]
+    cube: list[str | int | None] = ["batch", a, b, c]
+    pairs: list[str | int | None] = ["batch", a * b * c // 2, 2]
     keys = [
         helper.make_tensor_value_info(f"signs{k}", TensorProto.FLOAT, shape)
         for k, shape in enumerate((blocks, cube, blocks, cube, pairs))
