@@ -72,7 +72,7 @@ def _standing(results: Results, defense: str) -> Standing:
         undecided=verdicts.count("open"),
         void=void,
         missing=missing,
-        worst=max(counted, key=lambda row: row["above_mean_picture_db"], default=None),
+        worst=max(counted, key=lambda row: (row["verdict"] == "sees", row["above_mean_picture_db"]), default=None),
         named=max(named, key=lambda row: (row["verdict"] == "void", row["high"]), default=None),
         misuse=max(misused, key=lambda row: row["above_mean_picture_db"], default=None),
     )
@@ -85,7 +85,7 @@ def _word(verdicts: list[str], missing: bool) -> str:
         return "falls"
     if "nothing" not in verdicts:
         return "undecided" if "open" in verdicts else "void"
-    return "holds with gaps" if "void" in verdicts or missing else "holds"
+    return "holds with gaps" if missing or {"void", "open"} & set(verdicts) else "holds"
 
 
 def headline(results: Results) -> list[str]:

@@ -3,7 +3,7 @@
 A row "sees" when its attack beats the mean picture, or a game chance, by more than luck explains once in a thousand figures: an
 audit has a hundred of them, and one that sees makes a defence fall. It says "nothing" when its 95 % interval lies below the
 mean picture, or a game's holds chance or lies below it, and "open" between. Where the positive control of the attack did not
-win clearly, the verdict is "void", whatever the figures are.
+win clearly, and the attack did not see, the verdict is "void".
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ def _row(cell: Cell, cells: Pictures) -> dict[str, Any]:
             "below_bob_db": below.value,
             "below_bob_95": below.half_width,
             "control": PICTURES[cell.attack],
-            "verdict": _verdict(found, cells[_floor(cell)]) if picture_control(cell, cells) else "void",
+            "verdict": _believed(_verdict(found, cells[_floor(cell)]), picture_control(cell, cells)),
         }
     return row
 
@@ -70,10 +70,15 @@ def game_rows(cells: Games) -> list[dict[str, Any]]:
     """A row of results.json for every rate that a game gave."""
     return [
         {**dataclasses.asdict(cell), **dataclasses.asdict(game), "control": GAMES[cell.attack]}
-        | {"verdict": _game_verdict(cell, game) if game_control(cell, cells) else "void"}
+        | {"verdict": _believed(_game_verdict(cell, game), game_control(cell, cells))}
         for cell, games in cells.items()
         for game in games
     ]
+
+
+def _believed(verdict: str, control: bool) -> str:
+    """A control that failed makes an attack that saw nothing worthless; what an attack saw, it saw."""
+    return verdict if control or verdict == "sees" else "void"
 
 
 def _floor(cell: Cell) -> Cell:

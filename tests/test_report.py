@@ -190,7 +190,7 @@ EVERYTHING = (*PICTURES, *GAMES)
         ({"mix": 11, "attacks": tuple(PICTURES)}, "holds with gaps"),  # the games are missing
         ({"mix": 11.9, "attacks": ("no key",)}, "undecided"),
         ({"mix": 11, "attacks": tuple(PICTURES), "control": 12}, "void"),
-        ({"mix": 15, "attacks": tuple(PICTURES), "control": 12}, "void"),
+        ({"mix": 15, "attacks": tuple(PICTURES), "control": 12}, "falls"),  # what Eve saw, she saw
         ({"mix": 11, "attacks": ("brute force",)}, "not measured"),
     ],
 )
@@ -274,7 +274,8 @@ def test_tables_fit_a_terminal_of_80_columns(tiny):
 
 
 def test_a_terminal_says_void_in_one_word():
-    table = leakage_tables(made_up(11, tuple(PICTURES), control=12))[0]
+    attacks = tuple(name for name in PICTURES if name != "reused V")  # which sees here
+    table = leakage_tables(made_up(11, attacks, control=12))[0]
     for column in table.columns[1:]:
         assert set(column.cells) <= {"void", "-"}
 
