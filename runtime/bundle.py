@@ -34,7 +34,7 @@ from semseal.runtime import signing
 from semseal.runtime.files import write_atomically
 from semseal.runtime.onnxfile import OnnxFileError, check_onnx
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 SIGNATURE = "signature"
 ENGINES = "engines"
@@ -260,7 +260,9 @@ def _parse(path: Path, text: bytes) -> Bundle:
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path / MANIFEST} is damaged: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise BundleError(f"{path / MANIFEST} is not of bundle format {FORMAT}, which this version of semseal reads")
+        raise BundleError(
+            f"{path / MANIFEST} is not of bundle format {FORMAT}, which this version of semseal reads; export the run again"
+        )
     bundle = Bundle(path, manifest)
     try:
         sizes = (bundle.height, bundle.width, bundle.h, bundle.row_width)

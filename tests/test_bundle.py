@@ -73,7 +73,7 @@ def test_what_was_written_is_read(made):
         [*FILES, "manifest.json", "signature"]
     )
     bundle = open_bundle(made)
-    assert bundle.manifest["format"] == 2
+    assert bundle.manifest["format"] == 3
     digests = [hashlib.sha256(FILES[f"{side}.fp32.onnx"]).digest() for side in ("transmitter", "receiver")]
     assert bundle.digest == hashlib.sha256(b"".join(digests)).digest()
 
@@ -175,7 +175,7 @@ def test_damaged_manifests_are_refused_whoever_signed_them(made):
     good = json.loads((made / "manifest.json").read_text())
     sizes = [{"h": 0}, {"h": 10**12}, {"height": float("inf")}, {"width": "wide"}, {"digest": "00" * 32}, {"digest": "xyz"}]
     bad = [{"model": {**MODEL, **size}} for size in sizes]
-    bad += [{"format": 1}, {"format": 3}, {"model": {}}, {"files": []}, {"files": {}}, {"precisions": [1]}]
+    bad += [{"format": 1}, {"format": 2}, {"format": 4}, {"model": {}}, {"files": []}, {"files": {}}, {"precisions": [1]}]
     bad += [{"snr_db": float("inf")}]
     bad += [{"files": {name: {"size": 1} for name in good["files"]}}]
     first = good["files"]["transmitter.int8.onnx"]
