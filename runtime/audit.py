@@ -24,7 +24,7 @@ import numpy as np
 from joblib import Parallel, delayed, parallel_config
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from semseal.runtime.attacks import blackbox, learned
-from semseal.runtime.attacks.surrogate import Surrogate, UnsupportedGraphError
+from semseal.runtime.attacks.surrogate import why_unsupported
 from semseal.runtime.bundle import Bundle, open_bundle
 from semseal.runtime.files import write_atomically
 from semseal.runtime.leakage import Ground, measure, read_answers, read_games
@@ -56,27 +56,39 @@ def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL, 
     own = eves.take(settings.eve_pictures, height, width, seed=1)
     skipped = {str(path): reason for path, reason in (sent.skipped | eves.skipped).items()}
     identity = {
-        "bundles": {f"{bundle.snr_db:g}": bundle.digest.hex() for bundle in opened},
+        "bundles": {f"{bundle.snr_db:g}": _digest_of_graphs(bundle) for bundle in opened},
         "data": data,
         "pictures": hashlib.sha256(images.tobytes() + own.tobytes()).hexdigest(),
         "effort": settings.effort(),
+        "code": _digest_of_code(),
         "environment": environment(),
     }
     _claim(out, identity)
+    everything = _with_earlier(settings, out)
+    threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
     planned: list[tuple[Cell, _Work]] = []
     for bundle in opened:
-        reason = _no_surrogate(bundle)
-        if reason:
-            skipped[f"{' and '.join(OPTIMISED)} on {bundle.path}"] = reason
-        threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
-        for cell in cells(settings, bundle.snr_db):
-            if not (reason and cell.attack in OPTIMISED):
+        sizes = bundle.height, bundle.width, bundle.h
+        reasons = {name: why_unsupported(bundle.graph("transmitter", name), *sizes) for name in everything.precisions}
+        for precision, reason in reasons.items():
+            if reason:
+                skipped[f"{' and '.join(OPTIMISED)} on {bundle.path}, {precision}"] = reason
+        asked = set(cells(settings, bundle.snr_db))
+        for cell in cells(everything, bundle.snr_db):
+            # what others are compared with is there for all of them
+            if (cell in asked or cell.eve_snr is None) and not (reasons[cell.precision] and cell.attack in OPTIMISED):
                 work = _Work(json.dumps(identity), bundle.path, cell.precision, threads, images, own, settings)
                 planned.append((cell, work))
     _measure_all(planned, out / "cells", settings, jobs)
-    pictures = {cell: read_answers(out / "cells" / cell.file) for cell, _ in planned if cell.attack not in GAMES}
-    games = {cell: read_games(out / "cells" / cell.file) for cell, _ in planned if cell.attack in GAMES}
-    results = {**summarise(pictures, games, opened, data, settings), "skipped": skipped}
+    measured = {
+        cell: out / "cells" / cell.file
+        for bundle in opened
+        for cell in cells(everything, bundle.snr_db)
+        if (out / "cells" / cell.file).exists()
+    }
+    pictures = {cell: read_answers(file) for cell, file in measured.items() if cell.attack not in GAMES}
+    games = {cell: read_games(file) for cell, file in measured.items() if cell.attack in GAMES}
+    results = {**summarise(pictures, games, opened, data, everything), "skipped": skipped}
     write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     write_atomically(out / "tables.md", markdown_tables(results).encode())
     write_first_look(out / "first-look.png", results, pictures, images)
@@ -93,8 +105,11 @@ def _check(bundles: list[Bundle], settings: Settings) -> None:
         raise AuditError("the bundles take images of different sizes; audit them one at a time")
     if not settings.eve_snrs or not np.isfinite(settings.eve_snrs).all():
         raise AuditError(f"Eve's SNRs must be finite numbers of dB, got {settings.eve_snrs}")
-    if settings.pictures < 2 or settings.pictures % 2:
-        raise AuditError(f"the pictures are sent in pairs: their number must be even and at least 2, got {settings.pictures}")
+    for count in (settings.pictures, settings.optimised_pictures):
+        if count < 4 or count % 2:
+            raise AuditError(
+                f"the pictures are sent in pairs and compared: their number must be even and at least 4, got {count}"
+            )
     for bundle in bundles:
         for precision in settings.precisions:
             for side in ("transmitter", "receiver"):
@@ -165,17 +180,18 @@ def _seconds(cell: Cell, settings: Settings) -> float:
     }
     if cell.attack in steps:
         return steps[cell.attack] * _SECONDS[cell.attack]
-    packets = {"which": 5 * settings.pictures + settings.eve_pictures, "distinguish": 14 * settings.trials}
+    packets = {
+        "which": 5 * settings.pictures + settings.eve_pictures,
+        "link": 10 * settings.pictures + 2 * settings.eve_pictures,
+        "distinguish": 14 * settings.trials,
+    }
     return 0.01 * packets.get(cell.attack, settings.pictures)
 
 
-def _no_surrogate(bundle: Bundle) -> str:
-    """Why the transmitter cannot be attacked white-box, if it cannot."""
-    try:
-        Surrogate(bundle.graph("transmitter"))
-    except UnsupportedGraphError as error:
-        return str(error)
-    return ""
+def _with_earlier(settings: Settings, out: Path) -> Settings:
+    """``settings`` asked for what an earlier run of this audit finished as well: its results stay in the report."""
+    file = out / "results.json"
+    return settings.and_also(json.loads(file.read_text())["settings"]) if file.exists() else settings
 
 
 def summarise(pictures: Pictures, games: Games, bundles: list[Bundle], data: str, settings: Settings) -> dict[str, Any]:
@@ -210,7 +226,7 @@ def summarise(pictures: Pictures, games: Games, bundles: list[Bundle], data: str
 def environment() -> dict[str, Any]:
     """Versions and processor, for results files."""
     packages = {}
-    for package in ("semseal", "numpy", "onnxruntime", "torch", "scikit-image"):
+    for package in ("semseal", "numpy", "scipy", "onnxruntime", "torch", "scikit-image", "scikit-learn"):
         try:
             packages[package] = version(package)
         except PackageNotFoundError:
@@ -228,6 +244,20 @@ def environment() -> dict[str, Any]:
         "gpu": None,
         "packages": packages,
     }
+
+
+def _digest_of_graphs(bundle: Bundle) -> str:
+    """Of every graph in every precision, not only of those that name the model."""
+    graphs = {name: entry["sha256"] for name, entry in bundle.manifest["files"].items() if name.endswith(".onnx")}
+    return hashlib.sha256(json.dumps(graphs, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_of_code() -> str:
+    """Of the modules that a cell's content depends on."""
+    folder = Path(__file__).parent
+    names = ("channel", "engine", "leakage", "link", "metrics", "pictures", "scene")
+    files = [*(folder / f"{name}.py" for name in names), *folder.glob("attacks/*.py"), *folder.glob("defense/*.py")]
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in sorted(files))).hexdigest()
 
 
 def _claim(out: Path, identity: dict[str, Any]) -> None:

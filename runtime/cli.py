@@ -233,21 +233,21 @@ def audit(
     """
     from semseal.runtime.attacks import whitebox
     from semseal.runtime.audit import audit as run_audit
-    from semseal.runtime.plan import DEFENSES, FULL, GAMES, PICTURES, QUICK
+    from semseal.runtime.plan import ATTACKS, DEFENSES, FULL, PRECISIONS, QUICK
     from semseal.runtime.verdict import worst_rate
 
     settings = dataclasses.replace(QUICK if quick else FULL, seed=seed)
     if white_box == "paper":
         settings = dataclasses.replace(settings, whitebox=whitebox.PAPER)
     if pictures is not None:
-        if pictures < 2 or pictures % 2:
-            raise click.UsageError(f"--pictures must be even, as they are sent in pairs, and at least 2, got {pictures}")
+        if pictures < 4 or pictures % 2:
+            raise click.UsageError(f"--pictures must be even, as they are sent in pairs, and at least 4, got {pictures}")
         few = min(pictures, settings.optimised_pictures)
         settings = dataclasses.replace(settings, pictures=pictures, optimised_pictures=few)
     for option, chosen, known in (
         ("defense", defenses, DEFENSES),
-        ("attack", attacks, (*PICTURES, *GAMES)),
-        ("precision", precisions, ("fp32", "fp16", "int8")),
+        ("attack", attacks, ATTACKS),
+        ("precision", precisions, PRECISIONS),
     ):
         for name in chosen:
             if name not in known:
@@ -267,7 +267,9 @@ def audit(
         raise
     _print_results(results, folder)
     if budget is not None:
-        worst = worst_rate(results["games"], judged)
+        chosen = {"eve_snr": settings.eve_snrs, "precision": settings.precisions}
+        asked = [game for game in results["games"] if all(game[name] in values for name, values in chosen.items())]
+        worst = worst_rate(asked, judged)
         if worst is None or worst > budget:
             found = "was not measured" if worst is None else f"may be as high as {worst:.4f} (upper 95 % bound)"
             raise RuntimeError(f"over the leakage budget: Eve's rate in naming the picture {found}, the budget is {budget:g}")

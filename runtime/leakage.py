@@ -28,10 +28,16 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Answers:
-    """Per-picture PSNR in dB and SSIM, float64 [n], and the first answers, float32 [SHOWN, 3, height, width]."""
+    """Per-picture PSNR in dB and SSIM, float64 [n], and the first answers, float32 [SHOWN, 3, height, width].
+
+    ``nearer``, float64 [n], of pairs under substitution [n / 2]: how many dB an answer is nearer to the picture that was sent
+    than to the others, beyond what any answer is to any picture. Its mean is 0 for an Eve who saw nothing, however good her
+    guess.
+    """
 
     psnr: NDArray[np.float64]
     ssim: NDArray[np.float64]
+    nearer: NDArray[np.float64]
     shown: Images
 
 
@@ -90,12 +96,13 @@ class Ground:
             "no key": adaptive.no_key,
             "row ordering": adaptive.row_ordering,
             "brute force": adaptive.brute_force,
-            "reused V": adaptive.reused,
+            "reused V": adaptive.reused_scheme,
+            "reused stream": adaptive.reused_stream,
             "four packets": adaptive.four_packets,
         }[cell.attack](scene, defense, snr)
 
     def play(self, cell: Cell) -> list[Played]:
-        """A game. The distinguishing pairs share one error rate: each is played at level 1 - 0.05 / pairs."""
+        """A game. The seven distinguishing pairs share one error rate, so the bounds of each are at 1 - 0.05 / 7."""
         scene, defense, snr = self.scene, cell.defense, cell.eve_snr
         assert snr is not None
         if cell.attack == "which":
@@ -135,13 +142,33 @@ def measure(ground: Ground, cell: Cell, file: Path, advance: Advance = lambda im
     sent = ground.images[: len(pictures)]
     shown = np.round(pictures[:SHOWN].clip(0, 1) * 255).astype(np.uint8)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, psnr=metrics.psnr(sent, pictures), ssim=metrics.ssim(sent, pictures), shown=shown)
+    np.savez_compressed(
+        buffer,
+        psnr=metrics.psnr(sent, pictures),
+        ssim=metrics.ssim(sent, pictures),
+        nearer=nearer(sent, pictures, ground.scene.streams(cell.defense)),
+        shown=shown,
+    )
     write_atomically(file, buffer.getvalue())
+
+
+def nearer(sent: Images, answers: Images, streams: int) -> NDArray[np.float64]:
+    """``Answers.nearer`` of pictures [n, 3, height, width], 4 or more.
+
+    With two ``streams`` a pair of answers is scored in its better order against every pair, as an Eve who cannot tell which of
+    her two answers is which would be against the right one.
+    """
+    scores = metrics.psnr_of_all(sent, answers)
+    if streams == 2:
+        half = len(sent) // 2
+        pairs = scores.reshape(half, 2, half, 2)
+        scores = np.maximum(pairs[:, 0, :, 0] + pairs[:, 1, :, 1], pairs[:, 0, :, 1] + pairs[:, 1, :, 0]) / 2
+    return metrics.own_effect(scores)
 
 
 def read_answers(file: Path) -> Answers:
     with np.load(file) as kept:
-        return Answers(kept["psnr"], kept["ssim"], kept["shown"].astype(np.float32) / 255)
+        return Answers(kept["psnr"], kept["ssim"], kept["nearer"], kept["shown"].astype(np.float32) / 255)
 
 
 def read_games(file: Path) -> list[Played]:

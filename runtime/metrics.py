@@ -1,6 +1,7 @@
 """Picture quality and its uncertainty.
 
-PSNR is per image over all colours, for values in 0..1, then averaged in dB. SSIM is that of Wang, Bovik, Sheikh and
+PSNR is per image over all colours, for values in 0..1, then averaged in dB; it ends at 100 dB, so that means and intervals over
+pictures that were met exactly stay finite. SSIM is that of Wang, Bovik, Sheikh and
 Simoncelli (2004): Gaussian window of sigma 1.5 (11 x 11), K1 = 0.01, K2 = 0.03, per colour, averaged; scikit-image computes it.
 
 Rates have exact bounds (Clopper and Pearson 1934): never too narrow, whatever the rate. Areas under the ROC curve have
@@ -24,10 +25,33 @@ class Mean:
 
 
 def psnr(reference: NDArray[np.float32], image: NDArray[np.float32]) -> NDArray[np.float64]:
-    """PSNR in dB of each image of [batch, 3, height, width] in 0..1; infinite where they are equal."""
-    error = np.square(reference.astype(np.float64) - image).mean(axis=(1, 2, 3))
-    with np.errstate(divide="ignore"):
-        return -10 * np.log10(error)
+    """PSNR in dB of each image of [batch, 3, height, width] in 0..1; 100 where they are equal, or nearly."""
+    return _decibels(np.square(reference.astype(np.float64) - image).mean(axis=(1, 2, 3)))
+
+
+def psnr_of_all(references: NDArray[np.float32], images: NDArray[np.float32]) -> NDArray[np.float64]:
+    """PSNR in dB [n, m] of every one of ``images`` [m, 3, height, width] as an answer to each of ``references`` [n, ...]."""
+    a, b = (part.reshape(len(part), -1).astype(np.float64) for part in (references, images))
+    squares = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T
+    return _decibels(squares / a.shape[1])
+
+
+def _decibels(error: NDArray[np.float64]) -> NDArray[np.float64]:
+    return -10 * np.log10(np.maximum(error, 1e-10))
+
+
+def own_effect(table: NDArray[np.float64]) -> NDArray[np.float64]:
+    """By how much each answer fits its own question better than chance has it: scores [n, n] to [n], n at least 2.
+
+    The diagonal less what is the question's (some pictures are easy) and what is the answer's (some suit every picture), both
+    estimated off the diagonal: the interaction of a two-way layout. Its mean is 0 for answers that know nothing.
+    """
+    n = len(table)
+    right = np.diagonal(table)
+    wrong = table.sum() - right.sum()
+    questions, answers = ((table.sum(axis) - right) / (n - 1) for axis in (1, 0))
+    effect: NDArray[np.float64] = right - questions - answers + wrong / (n * (n - 1))
+    return effect
 
 
 def ssim(reference: NDArray[np.float32], image: NDArray[np.float32]) -> NDArray[np.float64]:

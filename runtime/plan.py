@@ -5,8 +5,9 @@ the control's cell belongs to every plan that holds the attack.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 from semseal.runtime.attacks.whitebox import FAST, WhiteBoxSettings
 
@@ -23,11 +24,14 @@ PICTURES = {
     "brute force": "permute",
     "learned": "none",
     "set inverse": "permute",
-    "row matching": "none",
+    "row matching": "permute",
     "reused V": "permute",
+    "reused stream": "permute",
     "four packets": "permute",
 }
 GAMES = {"which": "none", "link": "none", "distinguish": "none"}
+ATTACKS = (*PICTURES, *GAMES)
+PRECISIONS = ("fp32", "fp16", "int8")
 OPTIMISED = ("white-box", "row matching")  # picture by picture, and so on few of them
 
 
@@ -35,17 +39,17 @@ OPTIMISED = ("white-box", "row matching")  # picture by picture, and so on few o
 class Settings:
     """How much is measured, and how hard Eve tries."""
 
-    pictures: int = 200  # even: they are sent in pairs
-    optimised_pictures: int = 24  # of them, the first, for the attacks in OPTIMISED; even
+    pictures: int = 200  # even, as they are sent in pairs, and at least 4
+    optimised_pictures: int = 24  # of them, the first, for the attacks in OPTIMISED; the same
     eve_pictures: int = 800  # that Eve trains on
     whitebox: WhiteBoxSettings = FAST
     matching: WhiteBoxSettings = FAST
     blackbox_steps: int = 600
     learned_steps: int = 1500
-    trials: int = 600  # of each chosen pair in "distinguish"
+    trials: int = 1000  # of each chosen pair in "distinguish"
     eve_snrs: tuple[float, ...] = (0.0, 10.0, 20.0)
     defenses: tuple[str, ...] = DEFENSES
-    attacks: tuple[str, ...] = (*PICTURES, *GAMES)
+    attacks: tuple[str, ...] = ATTACKS
     precisions: tuple[str, ...] = ("fp32",)
     seed: int = 0
 
@@ -53,6 +57,20 @@ class Settings:
         """What the content of a cell depends on, besides its place; the rest only says which cells are measured."""
         chosen = ("eve_snrs", "defenses", "attacks", "precisions")
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in chosen}
+
+    def and_also(self, other: Mapping[str, Any]) -> Self:
+        """These settings, asked for the cells of ``other`` (the settings in results.json) as well."""
+
+        def both(known: tuple[str, ...], name: str) -> tuple[str, ...]:
+            return tuple(value for value in known if value in {*getattr(self, name), *other[name]})
+
+        return dataclasses.replace(
+            self,
+            eve_snrs=tuple(sorted({*self.eve_snrs, *other["eve_snrs"]})),
+            defenses=both(DEFENSES, "defenses"),
+            attacks=both(ATTACKS, "attacks"),
+            precisions=both(PRECISIONS, "precisions"),
+        )
 
 
 FULL = Settings()
@@ -95,10 +113,10 @@ class Cell:
 
 
 def applies(attack: str, defense: str) -> bool:
-    """Scheme sets are the paper's modes' only; without a defence there is no V to reuse."""
-    if attack == "brute force":
+    """Schemes are the paper's modes' only; what undoes one orthogonal map of a picture's symbols needs there to be one."""
+    if attack in ("brute force", "reused V"):
         return defense in PAPER_MODES
-    return not (attack == "reused V" and defense == "none")
+    return attack != "reused stream" or defense in ("permute", "mix")
 
 
 def cells(settings: Settings, main_snr: float) -> Iterator[Cell]:

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from semseal.runtime.plan import DEFENSES, GAMES, PICTURES, applies
+from semseal.runtime.plan import ATTACKS, DEFENSES, PICTURES, applies
 
 NAMES = {
     "none": "no defence",
@@ -61,7 +61,7 @@ def _standing(results: Results, defense: str) -> Standing:
     verdicts = [row["verdict"] for row in measured]
     void = tuple(dict.fromkeys(row["attack"] for row in measured if row["verdict"] == "void"))
     there = {row["attack"] for row in measured}
-    missing = tuple(name for name in (*PICTURES, *GAMES) if name not in there and name not in MISUSE and applies(name, defense))
+    missing = tuple(name for name in ATTACKS if name not in there and name not in MISUSE and applies(name, defense))
     counted = [row for row in rows if row["verdict"] != "void"]
     named = [row for row in games if row["attack"] == "which" and row["name"] == "top-1"]
     return Standing(

@@ -6,7 +6,8 @@ brute force    ``bruteforce``: the scheme sets are known, the key is not
 learned        ``learned``: a U-Net trained on the defence under random keys, rows as they come
 set inverse    ``learned``: the same behind an encoder that does not depend on the order of rows
 row matching   ``rowmatching``: white-box, from that order on rows matched inside the optimisation
-reused V       ``reuse``: one known pair under the V (or key stream) of the others; semseal never sends that
+reused V       ``reuse``: one known pair under the V of the others; semseal never sends that
+reused stream  ``reuse``: 64 known packets under the orthogonal map of the others; semseal never sends that
 four packets   ``accumulate``: each picture is sent four times, under fresh schemes
 
 which          ``which``: one of M known pictures
@@ -15,7 +16,7 @@ link           ``distinguish``: do two packets show the same picture?
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,8 @@ from semseal.runtime.defense.schemes import scheme_sets
 from semseal.runtime.scene import Images, Rows, Scene
 
 REPEATS = 4
-KNOWN_MIXED = 64  # packets under a reused key stream
-TRIALS_EACH = 5  # packets of each candidate: with 200 in all, one lucky guess would already pass 2.5 %
+KNOWN_PACKETS = 64  # under a reused key stream
+TRIALS_EACH = 5  # packets of each picture: with 200 in all, one lucky guess would already pass 2.5 %
 
 Advance = Callable[[int], None]
 
@@ -59,7 +60,7 @@ def _in_order(likeness: ordering.Likeness, heard: Rows) -> Rows:
     return np.concatenate([ordering.arrange(pool, ordering.order(likeness, pool, streams)) for pool in pools])
 
 
-@cache
+@lru_cache(maxsize=2)  # of one packet and of four; a scene is large, so no more are held
 def _likeness(scene: Scene, snr: float) -> ordering.Likeness:
     return ordering.fit(scene.own_rows, snr)
 
@@ -88,15 +89,16 @@ def row_matching(
 
 
 def learned_inverse(scene: Scene, defense: str, snr: float, ordered: bool, steps: int, advance: Advance) -> Images:
-    """Trained on single frames, and asked for the picture that sent each."""
-    bundle = scene.bundle
+    """Trained on a frame, with that of its pair if rows are swapped, and asked for the picture that sent it."""
+    bundle, streams = scene.bundle, scene.streams(defense)
     model = bundle.manifest["model"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(scene.seed)
-        network = learned.Inverse(1, model["h"], model["w"], model["c"], bundle.height, bundle.width, ordered)
+        network = learned.Inverse(streams, model["h"], model["w"], model["c"], bundle.height, bundle.width, ordered)
     learned.train(network, _simulate(scene, defense, snr), scene.own, steps=steps, seed=scene.seed, advance=advance)
     heard = scene.hear(scene.images, defense, snr, 1)
-    return learned.invert(network, heard.reshape(-1, 1, *heard.shape[2:]))
+    each = np.stack([np.roll(heard, -first, axis=1) for first in range(streams)], axis=1)  # every frame of a group first once
+    return learned.invert(network, each.reshape(-1, *heard.shape[1:]))
 
 
 def four_packets(scene: Scene, defense: str, snr: float) -> Images:
@@ -110,11 +112,12 @@ def four_packets(scene: Scene, defense: str, snr: float) -> Images:
 
 def play_which(scene: Scene, defense: str, snr: float) -> Guess:
     """Every picture is sent five times, each time with another partner, one of Eve's, if rows are swapped; both are heard."""
-    practice = _packets(scene, scene.own, scene.own[::-1], defense, snr, 20, generate_key())
+    partners = np.arange(len(scene.own))[::-1]
+    practice = _packets(scene, scene.own, partners, defense, snr, 20, generate_key())
     eve = learn(scene.own_rows, practice, np.arange(len(scene.own)))
     rng = np.random.default_rng([scene.seed, 21])
     packets = [
-        _packets(scene, scene.images, rng.permutation(scene.own), defense, snr, 60 + k, None) for k in range(TRIALS_EACH)
+        _packets(scene, scene.images, rng.permutation(len(scene.own)), defense, snr, 60 + k, None) for k in range(TRIALS_EACH)
     ]
     truth = np.tile(np.arange(len(scene.images)), TRIALS_EACH)
     return which(eve, scene.clean(scene.images), np.concatenate(packets), truth)
@@ -123,11 +126,11 @@ def play_which(scene: Scene, defense: str, snr: float) -> Guess:
 def play_distinguish(scene: Scene, defense: str, snr: float, trials: int, level: float) -> dict[str, Game]:
     """For every pair of ``chosen_pairs``: half of the trials carry either picture."""
     truth = np.arange(trials) % 2
+    rng = np.random.default_rng([scene.seed, 22])
     played = {}
     for i, (name, pair) in enumerate(chosen_pairs(scene.images[0], scene.images[1]).items()):
-        partners = np.resize(scene.own, (trials, *pair.shape[1:]))
         practice, packets = (
-            _packets(scene, pair[truth], partners, defense, snr, 30 + 2 * i + k, key)
+            _packets(scene, pair[truth], rng.integers(len(scene.own), size=trials), defense, snr, 30 + 2 * i + k, key)
             for k, key in enumerate((generate_key(), None))
         )
         played[name] = distinguish(scene.clean(pair), practice, truth, packets, truth, level)
@@ -137,34 +140,60 @@ def play_distinguish(scene: Scene, defense: str, snr: float, trials: int, level:
 def play_link(scene: Scene, defense: str, snr: float, level: float) -> Game:
     """Half of the trials show one picture twice; one stream of either packet is heard, each with a partner of its own."""
 
-    def trials(images: Images, stream: int, key: bytes | None) -> tuple[Rows, NDArray[np.integer]]:
+    def trials(images: Images, stream: int, key: bytes | None, times: int) -> tuple[Rows, NDArray[np.integer]]:
         same = np.arange(len(images)) % 2
-        others = np.where(same[:, None, None, None] == 1, images, np.roll(images, 1, axis=0))
         rng = np.random.default_rng([scene.seed, stream])
-        packets = [
-            _packets(scene, pictures, rng.permutation(scene.own), defense, snr, stream + k, key)[:, 0]
-            for k, pictures in enumerate((images, others))
-        ]
-        return np.stack(packets, axis=1), same
+        heard = []
+        for k in range(times):
+            # every time another picture beside it
+            other = np.roll(images, 1 + k % (len(images) - 1), axis=0)
+            pair = images, np.where(same[:, None, None, None] == 1, images, other)
+            partners = [rng.permutation(len(scene.own)) for _ in pair]
+            packets = [
+                _packets(scene, pictures, partner, defense, snr, stream + 2 * k + i, key)[:, 0]
+                for i, (pictures, partner) in enumerate(zip(pair, partners, strict=True))
+            ]
+            heard.append(np.stack(packets, axis=1))
+        return np.concatenate(heard), np.tile(same, times)
 
-    practice, packets = trials(scene.own, 50, generate_key()), trials(scene.images, 52, None)
+    practice, packets = trials(scene.own, 50, generate_key(), 1), trials(scene.images, 70, None, TRIALS_EACH)
     return link(*practice, *packets, level)
 
 
-def _packets(scene: Scene, images: Images, partners: Images, defense: str, snr: float, stream: int, key: bytes | None) -> Rows:
-    """One packet for each image, float32 [n, streams, h, r]: its own frame first, then its partner's."""
+def _packets(
+    scene: Scene, images: Images, partners: NDArray[np.integer], defense: str, snr: float, stream: int, key: bytes | None
+) -> Rows:
+    """One packet for each image, float32 [n, streams, h, r]: its own frame first, then that of a partner, one of Eve's."""
     if scene.streams(defense) == 1:
         return scene.hear(images, defense, snr, stream, key)
-    both = np.stack([images, np.resize(partners, images.shape)], axis=1).reshape(-1, *images.shape[1:])
+    both = np.stack([images, scene.own[np.resize(partners, len(images))]], axis=1).reshape(-1, *images.shape[1:])
     return scene.hear(both, defense, snr, stream, key)
 
 
-def reused(scene: Scene, defense: str, snr: float) -> Images:
-    """All packets share one V (``mix``: one key stream), and Eve knows the first pair (``mix``: the first packets).
+def reused_scheme(scene: Scene, defense: str, snr: float) -> Images:
+    """All packets share one V, and Eve knows the pictures of the first pair, two of hers."""
+    streams, (h, r) = scene.streams(defense), scene.rows
+    clean = np.concatenate([scene.clean(scene.own[:2]), scene.clean(scene.images)])
+    pools = _under_one_key(scene, defense, clean, snr).reshape(-1, streams * h, r)
+    places = reuse.find_places(clean[:streams].reshape(1, streams * h, r), pools[:1])
+    return scene.decode(pools[:, places].reshape(clean.shape)[2:])
 
-    Alice's transmitter refuses to do that, so it is done here. The known pictures are part of the answer.
-    """
+
+def reused_stream(scene: Scene, defense: str, snr: float) -> Images:
+    """All packets share one key stream, and Eve knows the pictures of the first 64, some of hers."""
+    own = scene.own_rows.reshape(len(scene.own), -1)
+    known = min(KNOWN_PACKETS, len(own) // 4 * 2)
     clean = scene.clean(scene.images)
+    heard = _under_one_key(scene, defense, np.concatenate([scene.own_rows[:known], clean]), snr)
+    rows = reuse.unmix(own[known:], own[:known], heard[:known], heard[known:], snr)
+    return scene.decode(rows.reshape(clean.shape))
+
+
+def _under_one_key(scene: Scene, defense: str, clean: Rows, snr: float) -> NDArray[np.float32]:
+    """What Eve hears of clean rows [n, h, r], n even, under one V or key stream: [n, N].
+
+    Alice's transmitter refuses to do that, so it is done here.
+    """
     n, h, r = clean.shape
     if defense == "mix":
         keys = mix.derive_keys(scene.key, bytes(mix.SESSION_SIZE), [0], scene.bundle.digest, h * r)
@@ -172,16 +201,7 @@ def reused(scene: Scene, defense: str, snr: float) -> Images:
         on_air = mix.mix(clean.reshape(n, -1), same)
     else:
         on_air = index.gather(clean.reshape(n * h, r), _one_scheme(scene, defense, n)).reshape(n, -1)
-    heard = scene.through(np.ascontiguousarray(on_air).view(np.complex64), snr, 3).view(np.float32)
-    if defense == "mix":
-        known = slice(0, KNOWN_MIXED)
-        sent = clean.reshape(n, -1)[known]
-        rows = reuse.unmix(scene.own_rows.reshape(len(scene.own), -1), sent, heard[known], heard, snr)
-        return scene.decode(rows.reshape(clean.shape))
-    streams = scene.streams(defense)
-    pools = heard.reshape(-1, streams * h, r)
-    places = reuse.find_places(clean[:streams].reshape(1, streams * h, r), pools[:1])
-    return scene.decode(pools[:, places].reshape(n, h, r))
+    return scene.through(np.ascontiguousarray(on_air).view(np.complex64), snr, 3).view(np.float32)
 
 
 def _one_scheme(scene: Scene, defense: str, n: int) -> NDArray[np.int32]:
@@ -203,19 +223,22 @@ def _simulate(scene: Scene, defense: str, snr: float) -> learned.Simulate:
     sigma = np.float32(np.sqrt(10 ** (-snr / 10) / 2))
 
     def draw(chosen: NDArray[np.integer], rng: np.random.Generator) -> Rows:
-        rows = own[chosen]
-        batch, h, _ = rows.shape
-        if "permute" in defense:
-            rows = np.take_along_axis(rows, _permutations(rng, batch, h)[:, :, None], 1)
+        frames = [own[chosen]]
+        batch, h, _ = frames[0].shape
         if "substitute" in defense:
-            other = own[rng.integers(len(own), size=batch)]
-            if "permute" in defense:
-                other = np.take_along_axis(other, _permutations(rng, batch, h)[:, :, None], 1)
-            rows = np.where((_permutations(rng, batch, h) < h // 2)[:, :, None], other, rows)
+            frames.append(own[rng.integers(len(own), size=batch)])
+        if "permute" in defense:
+            frames = [np.take_along_axis(rows, _permutations(rng, batch, h)[:, :, None], 1) for rows in frames]
+        if "substitute" in defense:
+            swapped = (_permutations(rng, batch, h) < h // 2)[:, :, None]
+            one, two = frames
+            frames = [np.where(swapped, two, one), np.where(swapped, one, two)]
         if defense == "mix":
-            keys = mix.derive_keys(rng.bytes(32), bytes(mix.SESSION_SIZE), range(batch), scene.bundle.digest, rows[0].size)
-            rows = mix.mix(rows.reshape(batch, -1), keys)[:, : rows[0].size].reshape(rows.shape)
-        return (rows + sigma * rng.standard_normal(rows.shape, np.float32))[:, None]
+            rows = frames[0].reshape(batch, -1)
+            keys = mix.derive_keys(rng.bytes(32), bytes(mix.SESSION_SIZE), range(batch), scene.bundle.digest, rows.shape[1])
+            frames = [mix.mix(rows, keys)[:, : rows.shape[1]].reshape(frames[0].shape)]
+        on_air = np.stack(frames, axis=1)
+        return on_air + sigma * rng.standard_normal(on_air.shape, np.float32)
 
     return draw
 

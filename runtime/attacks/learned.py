@@ -31,12 +31,13 @@ Simulate = Callable[[NDArray[np.integer], np.random.Generator], NDArray[np.float
 
 
 class SetEncoder(nn.Module):
-    """Rows [batch, rows, row_width] in no order to features [batch, channels, h, w] in order."""
+    """Rows of each frame [batch, streams, rows, row_width] in no order to features [batch, channels, h, w] in order."""
 
-    def __init__(self, row_width: int, h: int, w: int, channels: int) -> None:
+    def __init__(self, streams: int, row_width: int, h: int, w: int, channels: int) -> None:
         super().__init__()
         self.shape = channels, h, w
         self.embed = nn.Sequential(nn.Linear(row_width, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
+        self.frame = nn.Parameter(torch.randn(streams, 1, WIDTH) * WIDTH**-0.5)  # tells the frame of a row, not its place
         layer = nn.TransformerEncoderLayer(WIDTH, 4, 2 * WIDTH, dropout=0.0, batch_first=True, norm_first=True)
         self.mix = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
         self.queries = nn.Parameter(torch.randn(h, WIDTH) * WIDTH**-0.5)
@@ -47,7 +48,8 @@ class SetEncoder(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         channels, h, w = self.shape
-        placed = self.place(self.queries.expand(len(rows), -1, -1), self.mix(self.embed(rows)))
+        embedded = (self.embed(rows) + self.frame).flatten(1, 2)
+        placed = self.place(self.queries.expand(len(rows), -1, -1), self.mix(embedded))
         return self.project(placed).reshape(-1, h, w, channels).permute(0, 3, 1, 2)
 
 
@@ -66,13 +68,13 @@ def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 class Inverse(nn.Module):
     """What was heard, [batch, streams, h, w*c], to pictures [batch, 3, height, width] in 0..1.
 
-    With ``ordered`` the streams become channels; else all their rows form one set.
+    With ``ordered`` the streams become channels; else the rows of each are a set.
     """
 
     def __init__(self, streams: int, h: int, w: int, c: int, height: int, width: int, ordered: bool) -> None:
         super().__init__()
         self.input, self.size = (streams, h, w, c), (height, width)
-        self.encoder = None if ordered else SetEncoder(w * c, h, w, 32)
+        self.encoder = None if ordered else SetEncoder(streams, w * c, h, w, 32)
         self.enter = _block(streams * c if ordered else 32, 64)
         self.down, self.deep = _block(64, 128, 2), _block(128, 192, 2)
         self.up, self.leave = _block(192 + 128, 128), _block(128 + 64, 64)
@@ -84,7 +86,7 @@ class Inverse(nn.Module):
         if self.encoder is None:
             features = heard.reshape(-1, streams, h, w, c).permute(0, 1, 4, 2, 3).flatten(1, 2)
         else:
-            features = self.encoder(heard.reshape(-1, streams * h, w * c))
+            features = self.encoder(heard)
         fine = self.enter(features.contiguous(memory_format=torch.channels_last))
         middle = self.down(fine)
         coarse = F.interpolate(self.deep(middle), middle.shape[2:], mode="nearest")

@@ -7,7 +7,8 @@ mean she starts from. She does not know the key or the scheme sets. An order of 
 some picture, so from a poor one the matching does not get away: she first puts the rows in order by likeness (``ordering``).
 She does: Eq. (5) of the paper as in ``whitebox``, with the rows of all streams pooled, and the best assignment (Kuhn 1955) of
 heard to computed rows found anew every few steps, as iterative closest points does (Besl and McKay, PAMI 1992).
-Positive control: without a defence, where the matching must find the identity and she must see about what white-box sees.
+Positive control: row permutation, where she must see about what white-box sees without a defence. Without one the order by
+likeness and the matching have nothing to find.
 """
 
 from collections.abc import Callable

@@ -60,6 +60,16 @@ class Surrogate(nn.Module):
         return result
 
 
+def why_unsupported(transmitter: bytes, height: int, width: int, h: int) -> str:
+    """Why a transmitter's graph for pictures of that size, with h feature rows, cannot be differentiated; empty if it can."""
+    try:
+        with torch.no_grad():
+            Surrogate(transmitter)(torch.zeros(1, 3, height, width), torch.arange(h, dtype=torch.int32)[None])
+    except UnsupportedGraphError as error:
+        return str(error)
+    return ""
+
+
 def _tensor(array: NDArray[Any]) -> Tensor:
     """A weight as torch likes it; half precision becomes float32."""
     tensor = torch.from_numpy(array.astype(np.float32) if array.dtype == np.float16 else array.copy())
@@ -80,7 +90,7 @@ def _join_prelu(nodes: list[_Node], constants: dict[str, NDArray[Any]], output: 
     }
     joined: dict[str, _Node] = {}
     for node, attributes in nodes:
-        product = scaled.get(node.input[-1]) if node.op_type == "Max" else None
+        product = scaled.get(node.input[1]) if node.op_type == "Max" and len(node.input) == 2 else None
         if product is not None and node.input[0] == product.input[0] and uses[product.output[0]] == 1:
             del joined[product.output[0]]
             node = helper.make_node("PRelu", list(product.input), list(node.output))
