@@ -32,7 +32,7 @@ from semseal.runtime.pictures import open_pictures
 from semseal.runtime.plan import FULL, GAMES, OPTIMISED, Cell, Settings, cells
 from semseal.runtime.report import markdown_tables, write_first_look, write_report
 from semseal.runtime.scene import ENGINE, Images
-from semseal.runtime.verdict import Games, Pictures, game_rows, orderings, picture_rows
+from semseal.runtime.verdict import Games, Pictures, figures, game_rows, orderings, picture_rows
 
 
 class AuditError(ValueError):
@@ -106,9 +106,9 @@ def _check(bundles: list[Bundle], settings: Settings) -> None:
     if not settings.eve_snrs or not np.isfinite(settings.eve_snrs).all():
         raise AuditError(f"Eve's SNRs must be finite numbers of dB, got {settings.eve_snrs}")
     for count in (settings.pictures, settings.optimised_pictures):
-        if count < 4 or count % 2:
+        if count < 6 or count % 2:
             raise AuditError(
-                f"the pictures are sent in pairs and compared: their number must be even and at least 4, got {count}"
+                f"the pictures are sent in pairs and compared: their number must be even and at least 6, got {count}"
             )
     for bundle in bundles:
         for precision in settings.precisions:
@@ -196,6 +196,7 @@ def _with_earlier(settings: Settings, out: Path) -> Settings:
 
 def summarise(pictures: Pictures, games: Games, bundles: list[Bundle], data: str, settings: Settings) -> dict[str, Any]:
     """The content of results.json: environment, seeds, rows with intervals, games, and the orderings."""
+    among = figures(pictures, games)
     return {
         "what": "semseal audit",
         "environment": environment(),
@@ -217,8 +218,8 @@ def summarise(pictures: Pictures, games: Games, bundles: list[Bundle], data: str
             if data == "photos"
             else "pictures that no network was trained on"
         ),
-        "rows": picture_rows(pictures),
-        "games": game_rows(games),
+        "rows": picture_rows(pictures, among),
+        "games": game_rows(games, among),
         "orderings": orderings(pictures),
     }
 

@@ -240,8 +240,8 @@ def audit(
     if white_box == "paper":
         settings = dataclasses.replace(settings, whitebox=whitebox.PAPER)
     if pictures is not None:
-        if pictures < 4 or pictures % 2:
-            raise click.UsageError(f"--pictures must be even, as they are sent in pairs, and at least 4, got {pictures}")
+        if pictures < 6 or pictures % 2:
+            raise click.UsageError(f"--pictures must be even, as they are sent in pairs, and at least 6, got {pictures}")
         few = min(pictures, settings.optimised_pictures)
         settings = dataclasses.replace(settings, pictures=pictures, optimised_pictures=few)
     for option, chosen, known in (

@@ -153,7 +153,7 @@ def measure(ground: Ground, cell: Cell, file: Path, advance: Advance = lambda im
 
 
 def nearer(sent: Images, answers: Images, streams: int) -> NDArray[np.float64]:
-    """``Answers.nearer`` of pictures [n, 3, height, width], 4 or more.
+    """``Answers.nearer`` of pictures [n, 3, height, width], 6 or more.
 
     With two ``streams`` a pair of answers is scored in its better order against every pair, as an Eve who cannot tell which of
     her two answers is which would be against the right one.

@@ -41,16 +41,16 @@ def _decibels(error: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def own_effect(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """By how much each answer fits its own question better than chance has it: scores [n, n] to [n], n at least 2.
+    """By how much each answer fits its own question better than chance has it: scores [n, n] to [n], n at least 3.
 
-    The diagonal less what is the question's (some pictures are easy) and what is the answer's (some suit every picture), both
-    estimated off the diagonal: the interaction of a two-way layout. Its mean is 0 for answers that know nothing.
+    The diagonal less what is the question's (some pictures are easy) and what is the answer's (some suit every picture): an
+    additive model, fitted to all but the diagonal by least squares. Its mean is 0 for answers that know nothing.
     """
     n = len(table)
     right = np.diagonal(table)
     wrong = table.sum() - right.sum()
-    questions, answers = ((table.sum(axis) - right) / (n - 1) for axis in (1, 0))
-    effect: NDArray[np.float64] = right - questions - answers + wrong / (n * (n - 1))
+    beside = table.sum(0) + table.sum(1) - 2 * right
+    effect: NDArray[np.float64] = right - beside / (n - 2) + wrong / ((n - 1) * (n - 2))
     return effect
 
 

@@ -39,7 +39,7 @@ OPTIMISED = ("white-box", "row matching")  # picture by picture, and so on few o
 class Settings:
     """How much is measured, and how hard Eve tries."""
 
-    pictures: int = 200  # even, as they are sent in pairs, and at least 4
+    pictures: int = 200  # even, as they are sent in pairs, and at least 6
     optimised_pictures: int = 24  # of them, the first, for the attacks in OPTIMISED; the same
     eve_pictures: int = 800  # that Eve trains on
     whitebox: WhiteBoxSettings = FAST
@@ -76,7 +76,7 @@ class Settings:
 FULL = Settings()
 QUICK = Settings(
     pictures=16,
-    optimised_pictures=4,
+    optimised_pictures=6,
     eve_pictures=200,
     whitebox=dataclasses.replace(FAST, steps=100, lr=0.1),
     matching=dataclasses.replace(FAST, steps=50, lr=0.1),

@@ -1,9 +1,10 @@
 """From cells to what an audit says: rows with intervals, verdicts under positive controls, the orderings, the worst rate.
 
-A row "sees" when its attack beats the mean picture, or a game chance, by more than luck explains once in a thousand figures: an
-audit has a hundred of them, and one that sees makes a defence fall. It says "nothing" when its 95 % interval lies below the
-mean picture, or a game's holds chance or lies below it, and "open" between. Where the positive control of the attack did not
-win clearly, and the attack did not see, the verdict is "void".
+A row "sees" when its answers are nearer to the pictures that were sent than to others, or a game is won more often than chance,
+by more than luck explains: one audit in a hundred may hold such a row where there is nothing to see, however many rows it has. That
+she beats the mean picture is not asked: an Eve whose guesses are worse may know more. It says "nothing" only when the upper end of
+its interval, too, is next to nothing, and "open" between: few pictures or trials do not show that nothing leaks. Where the
+positive control of the attack did not win clearly, and the attack did not see, the verdict is "void".
 """
 
 import dataclasses
@@ -14,9 +15,12 @@ from semseal.runtime import metrics, paper
 from semseal.runtime.leakage import Answers, Played
 from semseal.runtime.plan import GAMES, PAPER_ATTACKS, PAPER_MODES, PICTURES, Cell
 
-LUCK = 1e-3
+FALSE_ALARM = 0.01  # of an audit, shared by its figures (Bonferroni)
 CLEAR_WIN_DB = 1.0  # above the mean picture, paired, by the lower end of the interval
 CLEAR_WIN_RATE = 0.9
+NEXT_TO_NOTHING_DB = 0.5  # nearer to the right picture
+NEXT_TO_NOTHING_AUC = 0.6
+NEXT_TO_NOTHING_RATE = 0.02  # or three times as often as by chance
 
 Pictures = Mapping[Cell, Answers]
 Games = Mapping[Cell, list[Played]]
@@ -28,12 +32,17 @@ def paired(better: Answers, worse: Answers) -> metrics.Mean:
     return metrics.mean(better.psnr[:n] - worse.psnr[:n])
 
 
-def picture_rows(cells: Pictures) -> list[dict[str, Any]]:
-    """A row of results.json for every cell that ends in pictures."""
-    return [_row(cell, cells) for cell in cells]
+def figures(pictures: Pictures, games: Games) -> int:
+    """How many figures of an audit get a verdict."""
+    return sum(cell.attack in PICTURES for cell in pictures) + sum(map(len, games.values()))
 
 
-def _row(cell: Cell, cells: Pictures) -> dict[str, Any]:
+def picture_rows(cells: Pictures, among: int) -> list[dict[str, Any]]:
+    """A row of results.json for every cell that ends in pictures, in an audit of ``among`` figures."""
+    return [_row(cell, cells, among) for cell in cells]
+
+
+def _row(cell: Cell, cells: Pictures, among: int) -> dict[str, Any]:
     found = cells[cell]
     psnr, ssim = metrics.mean(found.psnr), metrics.mean(found.ssim)
     published = None
@@ -55,22 +64,25 @@ def _row(cell: Cell, cells: Pictures) -> dict[str, Any]:
     }
     if cell.attack in PICTURES:
         above, below = paired(found, cells[_floor(cell)]), paired(cells[_bob(cell)], found)
+        nearer = metrics.mean(found.nearer)
         row |= {
+            "nearer_db": nearer.value,
+            "nearer_95": nearer.half_width,
             "above_mean_picture_db": above.value,
             "above_mean_picture_95": above.half_width,
             "below_bob_db": below.value,
             "below_bob_95": below.half_width,
             "control": PICTURES[cell.attack],
-            "verdict": _believed(_verdict(found, cells[_floor(cell)]), picture_control(cell, cells)),
+            "verdict": _believed(_verdict(found, among), picture_control(cell, cells)),
         }
     return row
 
 
-def game_rows(cells: Games) -> list[dict[str, Any]]:
-    """A row of results.json for every rate that a game gave."""
+def game_rows(cells: Games, among: int) -> list[dict[str, Any]]:
+    """A row of results.json for every rate that a game gave, in an audit of ``among`` figures."""
     return [
         {**dataclasses.asdict(cell), **dataclasses.asdict(game), "control": GAMES[cell.attack]}
-        | {"verdict": _believed(_game_verdict(cell, game), game_control(cell, cells))}
+        | {"verdict": _believed(_game_verdict(cell, game, among), game_control(cell, cells))}
         for cell, games in cells.items()
         for game in games
     ]
@@ -104,22 +116,23 @@ def game_control(cell: Cell, cells: Games) -> bool:
     return control is not None and all(game.value >= CLEAR_WIN_RATE for game in control)
 
 
-def _verdict(found: Answers, floor: Answers) -> str:
-    n = min(len(found.psnr), len(floor.psnr))
-    if metrics.luck_of_mean(found.psnr[:n] - floor.psnr[:n]) < LUCK:
+def _verdict(found: Answers, among: int) -> str:
+    if metrics.luck_of_mean(found.nearer) < FALSE_ALARM / among:
         return "sees"
-    gain = paired(found, floor)
-    return "nothing" if gain.half_width is not None and gain.value + gain.half_width <= 0 else "open"
+    nearer = metrics.mean(found.nearer)
+    return "nothing" if nearer.half_width is not None and nearer.value + nearer.half_width < NEXT_TO_NOTHING_DB else "open"
 
 
-def _game_verdict(cell: Cell, game: Played) -> str:
+def _game_verdict(cell: Cell, game: Played, among: int) -> str:
     if cell.attack == "which":
         luck = metrics.luck_of_rate(round(game.value * game.trials), game.trials, game.chance)
+        little = max(3 * game.chance, NEXT_TO_NOTHING_RATE)
     else:
         luck = metrics.luck_of_auc(game.value, game.trials // 2, game.trials - game.trials // 2)
-    if luck < LUCK:
+        little = NEXT_TO_NOTHING_AUC
+    if luck < FALSE_ALARM / among:
         return "sees"
-    return "nothing" if game.low <= game.chance else "open"
+    return "nothing" if game.low <= game.chance and game.high < little else "open"
 
 
 def worst_rate(games: list[dict[str, Any]], defenses: tuple[str, ...]) -> float | None:
