@@ -29,6 +29,7 @@ STYLE: Any = {
 # five hues of Okabe and Ito (2008) told apart without colour vision by their lightness, twice: full, and dashed with open marks
 HUES = ("#0072b2", "#d55e00", "#009e73", "#a5568a", "#b07a00")
 COLOURS = {name: HUES[i % 5] for i, name in enumerate(PICTURES)}
+COLOURS["reused stream"] = COLOURS["reused V"]  # an eleventh; both are what a reused key gives
 DASHED = tuple(PICTURES)[5:]
 
 
@@ -47,7 +48,7 @@ class Point:
 def gains(
     points: Sequence[Point], void: Sequence[str], names: Sequence[str], snrs: Sequence[float], ends: tuple[float, float]
 ) -> str:
-    """One panel: dB above the mean picture, of Bob and each Eve; the mean picture is the dashed zero.
+    """One panel: how many dB nearer the answers of Bob and each Eve are to the right picture; who saw nothing is at zero.
 
     ``names`` has the places of a dot plot, the same in every panel; ``ends`` are those of the axis.
     """
@@ -62,11 +63,11 @@ def gains(
         there = {*void, *(point.name for point in points)}
         _rows(axes, [name if name in there else "" for name in names])
         axes.set_xlim(ends)
-        axes.set_xlabel("dB above the mean picture", color="#4a5361")
+        axes.set_xlabel("dB nearer to the right picture", color="#4a5361")
         return _svg(figure)
     figure, axes = _figure(340, left=34, right=118, top=30)
     axes.axhline(0, color="#8a93a0", linestyle=(0, (5, 4)), linewidth=1)
-    labels = {"mean picture": (0.0, "#4a5361")}
+    labels = {"saw nothing": (0.0, "#4a5361")}
     for point in points:
         if point.snr is None:
             axes.axhspan(point.low, point.high, color="#1c2430", alpha=0.1, linewidth=0)
@@ -76,7 +77,7 @@ def gains(
         line = [point for point in points if point.name == name]
         labels[name] = (_line(axes, line, COLOURS[name], name in DASHED), COLOURS[name])
     axes.set_ylim(ends)
-    axes.set_title("dB above the mean picture", loc="left", fontsize=FONT, color="#4a5361")
+    axes.set_title("dB nearer to the right picture", loc="left", fontsize=FONT, color="#4a5361")
     _over_snr(axes, snrs, labels)
     return _svg(figure)
 

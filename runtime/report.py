@@ -16,7 +16,7 @@ from semseal.runtime.leakage import Answers
 from semseal.runtime.plan import PAPER_ATTACKS, PICTURES, Cell, applies
 from semseal.runtime.standing import NAMES, Results, Row, headline, limits, percent, standings
 from semseal.runtime.tables import SHORT, defenses, groups, mains, markdown_tables, measured, paper_defenses, table_lines, tally
-from semseal.runtime.verdict import paired
+from semseal.runtime.verdict import NEXT_TO_NOTHING_AUC, NEXT_TO_NOTHING_DB, NEXT_TO_NOTHING_RATE, paired
 
 __all__ = ["markdown_tables", "write_first_look", "write_report"]
 
@@ -33,7 +33,8 @@ ABOUT = {
     "learned": "a U-Net trained on the defence under random keys",
     "set inverse": "the same, blind to the order of rows",
     "row matching": "white-box, rows matched inside the optimisation",
-    "reused V": "one known pair under a key that was used again; semseal never does that",
+    "reused V": "one known pair under a V that was used again; semseal never does that",
+    "reused stream": "64 known packets under a key stream that was used again; semseal never does that",
     "four packets": "hears each picture four times, under fresh keys",
     "which": "names the picture among those that she knows",
     "link": "says whether two packets show the same picture",
@@ -71,6 +72,7 @@ def write_report(path: Path, results: Results, pictures: Pictures, images: Image
         applies=applies,
         measured=measured,
         percent=percent,
+        margins={"db": NEXT_TO_NOTHING_DB, "area": NEXT_TO_NOTHING_AUC, "rate": NEXT_TO_NOTHING_RATE},
     )
     write_atomically(path, page.encode())
 
@@ -121,17 +123,15 @@ def _grids(results: Results, pictures: Pictures, images: Images) -> list[tuple[f
 
 
 def _gain_curves(results: Results, pictures: Pictures) -> list[tuple[float, list[tuple[str, str, list[str]]]]]:
-    """For each main SNR and defence: what Bob and each Eve are above the mean picture, and which Eves are void."""
+    """For each main SNR and defence: how much nearer Bob and each Eve are to the right picture, and which Eves are void."""
     settings, void = results["settings"], _void(results)
     precision = settings["precisions"][0]
     panels: dict[float, list[tuple[str, list[Point], list[str]]]] = {}
     for main in mains(results):
-        floor = pictures[Cell("mean picture", "none", main, None, precision)]
         for defense in defenses(results):
             here = [cell for cell in pictures if (cell.main_snr, cell.defense, cell.precision) == (main, defense, precision)]
             here = [cell for cell in here if cell.attack != "mean picture"]
-            points = [_gain(cell, paired(pictures[cell], floor)) for cell in here if cell not in void]
-            points = [point for point in points if np.isfinite(point.value)]  # a picture met exactly has no finite PSNR
+            points = [_gain(cell, metrics.mean(pictures[cell].nearer)) for cell in here if cell not in void]
             failed = [cell.attack for cell in here if cell in void]
             panels.setdefault(main, []).append((defense, points, list(dict.fromkeys(failed))))
     names = ["Bob", *(name for name in PICTURES if name in {cell.attack for cell in pictures})]

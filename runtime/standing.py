@@ -6,6 +6,7 @@ when attacks are void or were not measured. Nothing that is void, undecided or n
 
 import math
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from semseal.runtime.plan import ATTACKS, DEFENSES, PICTURES, applies
@@ -17,7 +18,7 @@ NAMES = {
     "permute+substitute": "permutation + substitution",
     "mix": "mix",
 }
-MISUSE = ("reused V",)  # one key for several packets: no defence can stand that, and semseal never sends it
+MISUSE = ("reused V", "reused stream")  # one key for several packets: no defence can stand that, and semseal never sends it
 FEW_PICTURES = 100
 
 Row = dict[str, Any]
@@ -34,8 +35,8 @@ class Standing:
     nothing: int
     undecided: int
     void: tuple[str, ...]  # attacks
-    missing: tuple[str, ...]
-    worst: Row | None  # the row that is most above the mean picture
+    missing: tuple[str, ...]  # not measured at every SNR and precision of the audit
+    worst: Row | None  # the row whose answers are nearest to the right pictures
     named: Row | None  # the game of naming the picture, its highest upper bound
     misuse: Row | None
 
@@ -60,8 +61,15 @@ def _standing(results: Results, defense: str) -> Standing:
     measured = rows + games
     verdicts = [row["verdict"] for row in measured]
     void = tuple(dict.fromkeys(row["attack"] for row in measured if row["verdict"] == "void"))
-    there = {row["attack"] for row in measured}
-    missing = tuple(name for name in ATTACKS if name not in there and name not in MISUSE and applies(name, defense))
+    settings = results["settings"]
+    there = {(row["attack"], row["main_snr"], row["eve_snr"], row["precision"]) for row in measured}
+    mains = [bundle["main_snr"] for bundle in results["bundles"]]
+    places = list(product(mains, settings["eve_snrs"], settings["precisions"]))
+    missing = tuple(
+        name
+        for name in ATTACKS
+        if name not in MISUSE and applies(name, defense) and any((name, *place) not in there for place in places)
+    )
     counted = [row for row in rows if row["verdict"] != "void"]
     named = [row for row in games if row["attack"] == "which" and row["name"] == "top-1"]
     return Standing(
@@ -72,9 +80,9 @@ def _standing(results: Results, defense: str) -> Standing:
         undecided=verdicts.count("open"),
         void=void,
         missing=missing,
-        worst=max(counted, key=lambda row: (row["verdict"] == "sees", row["above_mean_picture_db"]), default=None),
+        worst=max(counted, key=lambda row: (row["verdict"] == "sees", row["nearer_db"]), default=None),
         named=max(named, key=lambda row: (row["verdict"] == "void", row["high"]), default=None),
-        misuse=max(misused, key=lambda row: row["above_mean_picture_db"], default=None),
+        misuse=max(misused, key=lambda row: row["nearer_db"], default=None),
     )
 
 
@@ -102,7 +110,7 @@ def headline(results: Results) -> list[str]:
         if attack is None:
             sentences.append(f"{text}: Eve gets no picture, but wins games without the key.")
             continue
-        worst = max((standing.worst for standing in group if standing.worst), key=lambda row: row["above_mean_picture_db"])
+        worst = max((standing.worst for standing in group if standing.worst), key=lambda row: row["nearer_db"])
         sentences.append(
             f'{text} to an Eve without the key: by "{attack}" she gets {worst["psnr"]:.1f} dB, {beside_bob(worst)}.'
         )
@@ -117,7 +125,7 @@ def headline(results: Results) -> list[str]:
                 text += f"; Eve names the picture at most {at_most(standing.named['high'])} % of the time"
             sentences.append(text + ". That is no proof.")
         elif standing.word == "undecided":
-            sentences.append(f"{name} is undecided: too few pictures to say whether Eve saw anything.")
+            sentences.append(f"{name} is undecided: too few pictures and trials to say whether Eve saw anything.")
         elif standing.word in ("void", "not measured"):
             sentences.append(f"{name} is {standing.word}: nothing here says whether it holds.")
     bare = found.get("none")
@@ -158,7 +166,8 @@ def limits(results: Results) -> list[str]:
         )
     missing = sorted({name for standing in found for name in standing.missing})
     if missing:
-        said.append(f"Not measured: {_listed(missing)}.")
+        everywhere = len(results["bundles"]) * len(settings["eve_snrs"]) * len(settings["precisions"]) == 1
+        said.append(f"Not measured{'' if everywhere else ', or not everywhere'}: {_listed(missing)}.")
     gains = {standing.defense: standing.misuse["above_mean_picture_db"] for standing in found if standing.misuse}
     if gains:
         told = ", ".join(f"{NAMES[name]} {gain:+.1f} dB" for name, gain in gains.items())

@@ -1,10 +1,10 @@
 """From cells to what an audit says: rows with intervals, verdicts under positive controls, the orderings, the worst rate.
 
-A row "sees" when its answers are nearer to the pictures that were sent than to others, or a game is won more often than chance,
-by more than luck explains: one audit in a hundred may hold such a row where there is nothing to see, however many rows it has. That
-she beats the mean picture is not asked: an Eve whose guesses are worse may know more. It says "nothing" only when the upper end of
-its interval, too, is next to nothing, and "open" between: few pictures or trials do not show that nothing leaks. Where the
-positive control of the attack did not win clearly, and the attack did not see, the verdict is "void".
+A row "sees" when its answers are nearer to the pictures that were sent than to others, or a game is won more often than by
+chance, and luck does not explain it: of the audits of a defence that leaks nothing, one in a hundred has such a row, however
+many rows they have. To beat the mean picture is not asked: an Eve with poor guesses may know more than that. It says "nothing"
+only when the upper end of the interval is next to nothing too, and "open" between: a few pictures or trials cannot show that
+nothing leaks. Where the positive control of the attack did not win clearly, and the attack did not see, the verdict is "void".
 """
 
 import dataclasses
@@ -117,9 +117,10 @@ def game_control(cell: Cell, cells: Games) -> bool:
 
 
 def _verdict(found: Answers, among: int) -> str:
-    if metrics.luck_of_mean(found.nearer) < FALSE_ALARM / among:
+    found_nearer = found.nearer.round(6)  # of one answer to everything the rest is rounding
+    if metrics.luck_of_mean(found_nearer) < FALSE_ALARM / among:
         return "sees"
-    nearer = metrics.mean(found.nearer)
+    nearer = metrics.mean(found_nearer)
     return "nothing" if nearer.half_width is not None and nearer.value + nearer.half_width < NEXT_TO_NOTHING_DB else "open"
 
 

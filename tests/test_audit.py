@@ -12,7 +12,7 @@ from semseal.runtime.leakage import Ground
 from semseal.runtime.pictures import PictureError
 from semseal.runtime.plan import PAPER_ATTACKS, Settings
 
-TINY = Settings(pictures=6, optimised_pictures=4, eve_pictures=12, blackbox_steps=8,
+TINY = Settings(pictures=8, optimised_pictures=6, eve_pictures=12, blackbox_steps=8,
                 whitebox=dataclasses.replace(whitebox.FAST, steps=5), eve_snrs=(0.0, 10.0),
                 defenses=tuple(paper.PLACES), attacks=PAPER_ATTACKS)  # fmt: skip
 
@@ -28,8 +28,8 @@ def test_every_cell_is_measured_and_written(done):
     assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
     rows = {(row["attack"], row["defense"], row["eve_snr"]): row for row in results["rows"]}
     assert len(rows) == 4 * (1 + 2 * 2) + 1
-    assert rows["white-box", "permute", 10.0]["pictures"] == 4
-    assert rows["black-box", "permute", 10.0]["pictures"] == 6
+    assert rows["white-box", "permute", 10.0]["pictures"] == 6
+    assert rows["black-box", "permute", 10.0]["pictures"] == 8
     assert all(row["psnr_95"] > 0 for row in rows.values())
     assert rows["white-box", "none", 0.0]["paper_psnr"] == 16.69
     assert rows["bob", "none", None]["paper_psnr"] == 32.28
@@ -106,16 +106,16 @@ def test_a_folder_of_another_audit_is_refused(done, small_bundle, tmp_path):
 def test_too_few_pictures_are_an_error(small_bundle, tmp_path):
     for i in range(10):
         Image.new("RGB", (30, 30), (20 * i, 0, 0)).save(tmp_path / f"{i}.png")
-    with pytest.raises(PictureError, match="6 pictures wanted of split 'valid', 2 of 2 files usable"):
+    with pytest.raises(PictureError, match="8 pictures wanted of split 'valid', 2 of 2 files usable"):
         audit([small_bundle], f"folder:{tmp_path}", tmp_path / "out", TINY)
 
 
 def test_pictures_that_cannot_be_decoded_are_named_in_the_results(small_bundle, tmp_path):
-    for i in range(30):
+    for i in range(40):
         (tmp_path / f"{i:02}.png").write_bytes(b"no picture")
         if i not in (3, 9):
-            Image.new("RGB", (30, 30), (8 * i, 0, 0)).save(tmp_path / f"{i:02}.png")
-    settings = dataclasses.replace(TINY, pictures=4, eve_pictures=5, eve_snrs=(10.0,), defenses=("none",))
+            Image.new("RGB", (30, 30), (6 * i, 0, 0)).save(tmp_path / f"{i:02}.png")
+    settings = dataclasses.replace(TINY, pictures=6, eve_pictures=5, eve_snrs=(10.0,), defenses=("none",))
     results = audit([small_bundle], f"folder:{tmp_path}", tmp_path / "out", settings)
     assert list(results["skipped"]) == [str(tmp_path / "03.png"), str(tmp_path / "09.png")]  # one measured on, one Eve's
     assert "03.png" in (tmp_path / "out" / "report.html").read_text()

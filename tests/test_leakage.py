@@ -11,11 +11,11 @@ from semseal.runtime.leakage import Ground, measure, read_answers, read_games
 from semseal.runtime.pictures import open_pictures
 from semseal.runtime.plan import DEFENSES, GAMES, PAPER_MODES, PICTURES, Cell, Settings, applies, cells
 from semseal.runtime.scene import Scene
-from semseal.runtime.verdict import game_rows, picture_rows
+from semseal.runtime.verdict import figures, game_rows, picture_rows
 
 STEPS = WhiteBoxSettings(5, 0.1, True)
 SETTINGS = Settings(
-    pictures=12, optimised_pictures=4, eve_pictures=80, whitebox=STEPS, matching=STEPS,
+    pictures=12, optimised_pictures=6, eve_pictures=80, whitebox=STEPS, matching=STEPS,
     blackbox_steps=5, learned_steps=3, trials=40, eve_snrs=(20.0,),
 )  # fmt: skip
 
@@ -34,7 +34,8 @@ def done(setting, tmp_path_factory):
         measure(ground, cell, folder / cell.file)
     pictures = {cell: read_answers(folder / cell.file) for cell in planned if cell.attack not in GAMES}
     games = {cell: read_games(folder / cell.file) for cell in planned if cell.attack in GAMES}
-    return folder, picture_rows(pictures), game_rows(games)
+    among = figures(pictures, games)
+    return folder, picture_rows(pictures, among), game_rows(games, among)
 
 
 def test_every_attack_meets_every_defence_that_it_is_for(done):
@@ -56,6 +57,8 @@ def test_who_wins_where_it_must_and_what_mix_leaves(done):
         # this small link sees little itself, and a dozen pictures vary
         assert rows[attack, "none"]["above_mean_picture_db"] > 2
         assert rows[attack, "mix"]["above_mean_picture_db"] < 1
+        assert rows[attack, "none"]["nearer_db"] > 2
+        assert abs(rows[attack, "mix"]["nearer_db"]) < 3 * rows[attack, "mix"]["nearer_95"]
     games = {(game["attack"], game["name"], game["defense"]): game for game in done[2]}
     assert games["which", "top-1", "none"]["value"] > 0.9
     assert games["which", "top-1", "mix"]["low"] < 1 / 12

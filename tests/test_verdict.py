@@ -7,19 +7,27 @@ import pytest
 from semseal.runtime import metrics, paper
 from semseal.runtime.leakage import Answers, Played
 from semseal.runtime.plan import PAPER_ATTACKS, Cell
-from semseal.runtime.verdict import game_rows, orderings, picture_rows, worst_rate
+from semseal.runtime.verdict import figures, game_rows, orderings, picture_rows, worst_rate
 
 
 def cell(attack, defense="none", eve=10.0):
     return Cell(attack, defense, 10.0, eve)
 
 
-def made(*psnr):
-    return Answers(np.array(psnr, float), np.zeros(len(psnr)), np.zeros((0, 3, 2, 2), np.float32))
+def made(*psnr, nearer=None):
+    """Answers to pictures, nearer to them by ``nearer``, or by as much as they are better than the mean picture."""
+    scores = np.array(psnr, float)
+    told = scores - 12 if nearer is None else np.array(nearer, float)
+    return Answers(scores, np.zeros(len(psnr)), told, np.zeros((0, 3, 2, 2), np.float32))
 
 
-SEEN, BLIND, NEARLY = made(20, 21, 19, 20), made(10, 11, 10, 11), made(12.5, 12.6, 11.4, 12.1)
-LUCKY = made(12.6, 12.7, 11.9, 12.2)  # above the mean picture, its interval too, but once in some dozens by luck
+AMONG = 10  # figures, so one sees when luck explains it less than once in a thousand
+SEEN, BLIND = made(20, 21, 19, 20), made(10, 11, 10, 11)
+NEARLY = made(10, 11, 10, 11, nearer=(0.5, 0.6, -0.6, 0.1))  # 0.15 ± 0.87
+LUCKY = made(10, 11, 10, 11, nearer=(0.5, 0.6, 0.3, 0.4))  # 0.45 ± 0.21, by luck three times in a thousand
+LITTLE = made(10, 11, 10, 11, nearer=(0.1, 0.05, 0.0, -0.1))
+POOR = made(9, 10, 9, 10, nearer=(2, 2.1, 2.2, 2.1))  # her guesses are poor, but she knows which picture it is
+CONSTANT = made(12, 12, 12, 12, nearer=(1e-16, 2e-16, 1e-16, 2e-16))
 AROUND = {
     cell("mean picture", eve=None): made(12, 12.5, 11.5, 12),
     **{cell("bob", defense, None): made(30, 31, 30, 29) for defense in ("none", "permute", "mix")},
@@ -28,21 +36,23 @@ AROUND = {
 
 @pytest.mark.parametrize(
     ("control", "mix", "verdict"),
-    [(SEEN, BLIND, "nothing"), (SEEN, SEEN, "sees"), (SEEN, NEARLY, "open"), (SEEN, LUCKY, "open"), (BLIND, BLIND, "void"),
+    [(SEEN, BLIND, "nothing"), (SEEN, LITTLE, "nothing"), (SEEN, CONSTANT, "nothing"), (SEEN, NEARLY, "open"),
+     (SEEN, LUCKY, "open"), (SEEN, SEEN, "sees"), (SEEN, POOR, "sees"), (BLIND, BLIND, "void"), (NEARLY, LUCKY, "void"),
      (NEARLY, SEEN, "sees"), (None, BLIND, "void"), (None, SEEN, "sees")],
 )  # fmt: skip
 def test_an_attack_that_sees_nothing_is_void_unless_its_control_wins_clearly(control, mix, verdict):
     found = AROUND | {cell("row ordering", "mix"): mix}
     if control is not None:
         found[cell("row ordering", "permute")] = control
-    rows = {(row["attack"], row["defense"]): row for row in picture_rows(found)}
+    rows = {(row["attack"], row["defense"]): row for row in picture_rows(found, AMONG)}
     assert rows["row ordering", "mix"]["verdict"] == verdict
     assert "verdict" not in rows["bob", "mix"]
     assert "verdict" not in rows["mean picture", "none"]
 
 
 def test_rows_compare_with_bob_and_the_mean_picture_picture_by_picture():
-    row = picture_rows(AROUND | {cell("no key", "mix"): made(13, 13.5)})[-1]
+    row = picture_rows(AROUND | {cell("no key", "mix"): made(13, 13.5, nearer=(1, 2))}, AMONG)[-1]
+    assert (row["nearer_db"], row["verdict"]) == (1.5, "void")
     assert (row["above_mean_picture_db"], row["above_mean_picture_95"]) == (1.0, 0.0)
     assert (row["below_bob_db"], row["pictures"]) == (17.25, 2)
 
@@ -66,28 +76,58 @@ WON = game(1.0, 0.95, 0.9)
     ],
 )
 def test_the_budget_takes_the_worst_upper_bound_and_nothing_void(games, defenses, worst):
-    assert worst_rate(game_rows({cell("which", d): [g] for d, g in games.items()}), defenses) == worst
+    assert worst_rate(game_rows({cell("which", d): [g] for d, g in games.items()}, AMONG), defenses) == worst
 
 
 @pytest.mark.parametrize(
     ("attack", "hits", "chance", "verdict"),
     [
-        ("which", 100, 0.01, "sees"), ("which", 7, 0.01, "sees"), ("which", 5, 0.01, "open"), ("which", 2, 0.01, "nothing"),
-        ("which", 0, 0.01, "nothing"), ("link", 70, 0.5, "sees"), ("link", 62, 0.5, "open"), ("link", 52, 0.5, "nothing"),
-        ("link", 20, 0.5, "nothing"),
+        ("which", 1000, 0.01, "sees"), ("which", 22, 0.01, "sees"), ("which", 18, 0.01, "open"), ("which", 10, 0.01, "nothing"),
+        ("which", 0, 0.01, "nothing"), ("link", 560, 0.5, "sees"), ("link", 550, 0.5, "open"), ("link", 500, 0.5, "nothing"),
+        ("link", 400, 0.5, "nothing"),
     ],
 )  # fmt: skip
 def test_a_game_is_seen_when_luck_does_not_explain_it(attack, hits, chance, verdict):
-    """100 trials: 7 hits at 1 % have probability 8e-5, 5 have 0.003; an area of 0.70 has 3e-4, one of 0.62 has 0.02."""
+    """1,000 trials: 22 hits at 1 % have probability 5e-4, 18 have 0.014; an area of 0.56 has 5e-4, one of 0.55 has 0.003."""
     if attack == "which":
-        bounds = metrics.proportion(hits, 100)
+        bounds = metrics.proportion(hits, 1000)
     else:
-        spread = 1.96 * (101 / (12 * 50 * 50)) ** 0.5
-        bounds = metrics.Proportion(hits, 100, hits / 100, hits / 100 - spread, hits / 100 + spread)
+        spread = 1.96 * (1001 / (12 * 500 * 500)) ** 0.5
+        bounds = metrics.Proportion(hits, 1000, hits / 1000, hits / 1000 - spread, hits / 1000 + spread)
     rows = game_rows(
-        {cell(attack): [WON], cell(attack, "mix"): [Played("", bounds.value, bounds.low, bounds.high, 100, chance)]}
+        {cell(attack): [WON], cell(attack, "mix"): [Played("", bounds.value, bounds.low, bounds.high, 1000, chance)]}, AMONG
     )
     assert [row["verdict"] for row in rows] == ["sees", verdict]
+
+
+@pytest.mark.parametrize(("attack", "chance"), [("which", 0.01), ("link", 0.5), ("distinguish", 0.5)])
+def test_a_game_of_few_trials_does_not_say_nothing(attack, chance):
+    """At chance, but what it may be is far above."""
+    few = Played("", chance, 0.0, chance + 0.25, 20, chance)
+    rows = game_rows({cell(attack): [WON], cell(attack, "mix"): [few]}, AMONG)
+    assert rows[1]["verdict"] == "open"
+
+
+def test_the_more_figures_an_audit_has_the_less_luck_makes_one_see():
+    found = AROUND | {cell("row ordering", "permute"): SEEN, cell("row ordering", "mix"): LUCKY}
+    verdicts = [picture_rows(found, among)[-1]["verdict"] for among in (1, 100)]
+    assert verdicts == ["sees", "open"]
+    games = {cell("link"): [WON, WON]}
+    assert figures(found, games) == 2 + 2
+
+
+def test_noise_sees_about_as_often_as_promised():
+    """Answers that know nothing, in audits of 20 figures: at most a few in a hundred audits hold one that sees."""
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(300):
+        tables = rng.normal(size=(20, 24, 1)) + rng.normal(size=(20, 1, 24)) + 0.3 * rng.normal(size=(20, 24, 24))
+        found = AROUND | {cell("row ordering", "permute"): SEEN}
+        for i, table in enumerate(tables):
+            answers = made(*[12] * 24, nearer=metrics.own_effect(table))
+            found[cell("row ordering", "mix", float(i))] = answers
+        wrong += any(row.get("verdict") == "sees" and row["defense"] == "mix" for row in picture_rows(found, 20))
+    assert wrong <= 10
 
 
 @pytest.mark.parametrize(
