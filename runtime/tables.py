@@ -130,12 +130,7 @@ def verdict_table(results: Results) -> Table:
             SHORT[standing.defense],
             standing.word,
             *(
-                (
-                    worst["attack"],
-                    f"{worst['psnr']:.1f}",
-                    f"{worst['nearer_db']:+.1f}",
-                    f"{worst['below_bob_db']:.1f}",
-                )
+                (worst["attack"], f"{worst['psnr']:.1f}", f"{worst['nearer_db']:+.1f}", f"{worst['below_bob_db']:.1f}")
                 if worst
                 else ("-", "-", "-", "-")
             ),

@@ -7,7 +7,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from semseal.runtime import channel
 from semseal.runtime.attacks import blackbox, rowmatching, whitebox
-from semseal.runtime.attacks.surrogate import Surrogate, UnsupportedGraphError
+from semseal.runtime.attacks.surrogate import Surrogate, UnsupportedGraphError, why_unsupported
 from semseal.runtime.bundle import open_bundle, packaged_bundle
 from semseal.runtime.link import Transmitter
 from semseal.runtime.metrics import psnr, ssim
@@ -91,6 +91,29 @@ def test_a_maximum_with_a_multiple_is_one(slope, used_twice):
     slopes = np.full((4, 1, 1), slope, np.float32)
     expected = torch.maximum(x, slope * x) + used_twice * slope * x
     assert torch.allclose(_graph(nodes, slopes)(x), expected, atol=1e-6)
+
+
+def test_a_maximum_of_three_is_no_prelu():
+    nodes = [
+        helper.make_node("Mul", ["x", "slopes"], ["scaled"]),
+        helper.make_node("Mul", ["scaled", "slopes"], ["again"]),
+        helper.make_node("Max", ["x", "scaled", "again"], ["y"]),
+    ]
+    x, slopes = torch.randn(2, 4, 5, 7), np.full((4, 1, 1), -1, np.float32)
+    assert torch.allclose(_graph(nodes, slopes)(x), x.abs(), atol=1e-6)
+
+
+def test_what_only_shows_when_a_graph_runs_is_told_before_an_attack():
+    """An operator that is known, with an attribute that is not."""
+    picture, index = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("image", "index"))
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    kernel = numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "kernel")
+    for attributes, words in (({"auto_pad": "SAME_UPPER"}, "auto_pad"), ({"pads": [1, 1, 1, 1]}, "")):
+        node = helper.make_node("Conv", ["image", "kernel"], ["y"], kernel_shape=[3, 3], **attributes)
+        graph = helper.make_graph([node], "g", [picture, index], [out], [kernel])
+        reason = why_unsupported(helper.make_model(graph).SerializeToString(), 8, 8, 2)
+        assert words in reason
+        assert bool(words) == bool(reason)
 
 
 def _graph(nodes, slopes):

@@ -7,10 +7,11 @@ from PIL import Image
 from semseal.runtime import paper
 from semseal.runtime.attacks import whitebox
 from semseal.runtime.audit import AuditError, audit
-from semseal.runtime.bundle import BundleError
+from semseal.runtime.bundle import BundleError, open_bundle, write_bundle
 from semseal.runtime.leakage import Ground
 from semseal.runtime.pictures import PictureError
 from semseal.runtime.plan import PAPER_ATTACKS, Settings
+from semseal.runtime.signing import owner_key
 
 TINY = Settings(pictures=8, optimised_pictures=6, eve_pictures=12, blackbox_steps=8,
                 whitebox=dataclasses.replace(whitebox.FAST, steps=5), eve_snrs=(0.0, 10.0),
@@ -82,6 +83,32 @@ def test_a_part_of_an_audit_can_be_asked_for_more(small_bundle, tmp_path):
     results = audit([small_bundle], "photos", tmp_path / "out", more)
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert {(row["attack"], row["precision"]) for row in results["games"]} == {("which", "fp32"), ("which", "int8")}
+
+
+def test_a_gate_in_the_folder_of_an_audit_keeps_what_was_measured(small_bundle, tmp_path):
+    out = tmp_path / "out"
+    whole = dataclasses.replace(TINY, eve_pictures=60, defenses=("none", "permute", "mix"), attacks=("no key", "which"))
+    before = audit([small_bundle], "photos", out, whole)
+    cells = set((out / "cells").iterdir())
+    gate = dataclasses.replace(whole, eve_snrs=(10.0,), defenses=("mix",), attacks=("which",))
+    after = audit([small_bundle], "photos", out, gate)
+    assert set((out / "cells").iterdir()) == cells
+    for part in ("settings", "rows", "games", "orderings"):
+        assert after[part] == json.loads(json.dumps(before[part])) or after[part] == before[part], part
+    assert "no key" in (out / "report.html").read_text()
+
+
+def test_other_graphs_of_the_same_model_are_another_audit(small_bundle, tmp_path):
+    """The fp32 graphs name the model; an audit of other precisions depends on those graphs too."""
+    asked = dataclasses.replace(TINY, eve_pictures=60, eve_snrs=(10.0,), defenses=("none",), attacks=("no key",))
+    bundle = open_bundle(small_bundle)
+    files = {name: (small_bundle / name).read_bytes() for name in bundle.manifest["files"]}
+    audit([small_bundle], "photos", tmp_path / "out", asked)
+    files["transmitter.int8.onnx"] = files["transmitter.fp16.onnx"]
+    other = write_bundle(tmp_path / "other", files, bundle.manifest, owner_key())
+    assert other.digest == bundle.digest
+    with pytest.raises(AuditError, match="holds another audit: bundles differ"):
+        audit([other.path], "photos", tmp_path / "out", asked)
 
 
 def test_a_folder_of_another_audit_is_refused(done, small_bundle, tmp_path):

@@ -40,7 +40,7 @@ def test_keygen(tmp_path):
         (["train", "--preset", "photos-10db", "--data", "photos", "--out", "run", "--resume"], 1, "no run to resume"),
         (["export", "nowhere", "--out", "bundle"], 1, "nowhere is not a run"),
         (["audit", "nowhere", "--data", "photos", "--out", "results"], 1, "nowhere is not a bundle"),
-        (["audit", "photos-10db", "--data", "photos", "--out", "results", "--pictures", "1"], 2, "at least 2"),
+        (["audit", "photos-10db", "--data", "photos", "--out", "results", "--pictures", "4"], 2, "at least 6"),
         (["audit", "photos-10db", "--data", "photos", "--out", "results", "--defense", "mixx"], 2, "must be one of none"),
         (["audit", "photos-10db", "--data", "photos", "--out", "results", "--attack", "guess"], 2, "must be one of white-box"),
         (["audit", "photos-10db", "--data", "photos", "--out", "results", "--precision", "fp8"], 2, "must be one of fp32"),

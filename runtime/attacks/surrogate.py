@@ -4,6 +4,7 @@ The weights are read from the deployed file itself, so the white-box attack need
 training checkpoint, and works on any graph of the operators below.
 """
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -222,7 +223,7 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "LayerNormalization": _layer_normalization,
     "LeakyRelu": lambda a, x: F.leaky_relu(x, a.get("alpha", 0.01)),
     "MatMul": lambda _, a, b: a @ b,
-    "Max": lambda _, a, b: torch.maximum(a, b),
+    "Max": lambda _, *values: functools.reduce(torch.maximum, values),
     "Mul": lambda _, a, b: a * b,
     "PRelu": lambda _, x, slope: _PRelu.apply(x, slope),
     "Pow": lambda _, x, power: x.square() if power.numel() == 1 and power == 2 else x.pow(power),
