@@ -96,11 +96,12 @@ def test_a_maximum_with_a_multiple_is_one(slope, used_twice):
 def test_a_maximum_of_three_is_no_prelu():
     nodes = [
         helper.make_node("Mul", ["x", "slopes"], ["scaled"]),
-        helper.make_node("Mul", ["scaled", "slopes"], ["again"]),
-        helper.make_node("Max", ["x", "scaled", "again"], ["y"]),
+        helper.make_node("Add", ["x", "slopes"], ["moved"]),
+        helper.make_node("Max", ["x", "moved", "scaled"], ["y"]),
     ]
-    x, slopes = torch.randn(2, 4, 5, 7), np.full((4, 1, 1), -1, np.float32)
-    assert torch.allclose(_graph(nodes, slopes)(x), x.abs(), atol=1e-6)
+    x, slopes = torch.randn(2, 4, 5, 7), np.full((4, 1, 1), 0.5, np.float32)
+    expected = torch.stack([x, x + 0.5, 0.5 * x]).amax(0)
+    assert torch.allclose(_graph(nodes, slopes)(x), expected, atol=1e-6)
 
 
 def test_what_only_shows_when_a_graph_runs_is_told_before_an_attack():
