@@ -1,5 +1,8 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy.stats import binom, mannwhitneyu, norm
 from semseal.runtime import metrics
 from semseal.runtime.metrics import auc, mean, proportion, psnr, ssim, true_positive_rate
@@ -126,3 +129,59 @@ def test_luck_is_the_p_value_of_the_test():
     assert metrics.luck_of_mean(np.array([5.0])) == 1
     assert metrics.luck_of_mean(np.array([2.0, 2.0])) == 0
     assert metrics.luck_of_mean(np.array([0.0, 0.0])) == 1
+
+
+def test_psnr_of_all_is_psnr_of_each():
+    rng = np.random.default_rng(0)
+    references, images = rng.random((3, 3, 12, 10), np.float32), rng.random((5, 3, 12, 10), np.float32)
+    images[2] = references[1]
+    images[4] = references[0] + np.float32(1e-4)  # near enough for a difference of sums to lose digits
+    found = metrics.psnr_of_all(references, images)
+    assert found.shape == (3, 5)
+    for i in range(3):
+        for k in range(5):
+            assert found[i, k] == pytest.approx(psnr(references[i : i + 1], images[k : k + 1])[0], abs=1e-4)
+    assert found[1, 2] == 100
+    assert found[0, 4] == pytest.approx(80, abs=0.1)
+    assert np.argwhere(found > 50).tolist() == [[0, 4], [1, 2]]
+
+
+effects = st.integers(3, 12).flatmap(lambda n: arrays(np.float64, (3, n), elements=st.floats(-100, 100)))
+
+
+@given(effects, st.floats(-100, 100))
+def test_an_easy_question_and_an_answer_that_suits_all_are_no_effect(drawn, level):
+    of_question, of_answer, added = drawn
+    table = level + of_question[:, None] + of_answer
+    assert metrics.own_effect(table) == pytest.approx(np.zeros(len(added)), abs=1e-9)
+    assert metrics.own_effect(table + np.diag(added)) == pytest.approx(added, abs=1e-9)
+
+
+@pytest.mark.parametrize("n", [3, 4, 9])
+def test_own_effect_is_what_a_fit_beside_the_diagonal_leaves(n):
+    table = np.random.default_rng(n).normal(size=(n, n))
+    question, answer = np.indices((n, n)).reshape(2, -1)
+    model = np.concatenate([np.eye(n)[question], np.eye(n)[answer]], axis=1)
+    beside = question != answer
+    fitted = np.linalg.lstsq(model[beside], table.ravel()[beside], rcond=None)[0]
+    assert metrics.own_effect(table) == pytest.approx(table.diagonal() - (model @ fitted)[~beside], abs=1e-9)
+
+
+def test_answers_that_know_nothing_have_no_effect_on_average():
+    rng = np.random.default_rng(0)
+    n, times = 6, 4000
+    tables = 5 * rng.normal(size=(times, n, 1)) + 5 * rng.normal(size=(times, 1, n)) + rng.normal(size=(times, n, n))
+    found = np.array([metrics.own_effect(table) for table in tables])
+    # the square of every entry's weight: its own, those of its row and column, all others
+    variance = 1 + 2 * (n - 1) / (n - 1) ** 2 + (n - 1) * (n - 2) / ((n - 1) * (n - 2)) ** 2
+    assert np.abs(found.mean(axis=0)).max() < 4.5 * (variance / times) ** 0.5
+    assert found.var(axis=0) == pytest.approx(np.full(n, variance), rel=4.5 * (2 / times) ** 0.5)
+    # less its row's mean alone, a right answer still differs by what suits all: n - 1 of n parts of 25, and as much of 1
+    plain = np.diagonal(tables, axis1=1, axis2=2) - tables.mean(axis=2)
+    assert plain.var(axis=0) == pytest.approx(np.full(n, 26 * (n - 1) / n), rel=4.5 * (2 / times) ** 0.5)
+
+
+def test_answers_dealt_to_other_questions_have_no_effect_together():
+    """Whatever the table: over all shifts of the answers the mean is nothing."""
+    table = np.random.default_rng(1).exponential(size=(7, 7))
+    assert np.mean([metrics.own_effect(np.roll(table, k, axis=1)) for k in range(7)]) == pytest.approx(0, abs=1e-12)
