@@ -256,7 +256,7 @@ def _digest_of_graphs(bundle: Bundle) -> str:
 def _digest_of_code() -> str:
     """Of the modules that a cell's content depends on."""
     folder = Path(__file__).parent
-    names = ("channel", "engine", "leakage", "link", "metrics", "pictures", "scene")
+    names = ("bundle", "channel", "engine", "leakage", "link", "metrics", "pictures", "scene")
     files = [*(folder / f"{name}.py" for name in names), *folder.glob("attacks/*.py"), *folder.glob("defense/*.py")]
     return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in sorted(files))).hexdigest()
 

@@ -89,7 +89,7 @@ def row_matching(
 
 
 def learned_inverse(scene: Scene, defense: str, snr: float, ordered: bool, steps: int, advance: Advance) -> Images:
-    """Trained on a frame, with that of its pair if rows are swapped, and asked for the picture that sent it."""
+    """Trained on a frame, with that of its pair if rows are swapped, and asked for the pictures behind them."""
     bundle, streams = scene.bundle, scene.streams(defense)
     model = bundle.manifest["model"]
     with torch.random.fork_rng(devices=[]):
@@ -97,8 +97,8 @@ def learned_inverse(scene: Scene, defense: str, snr: float, ordered: bool, steps
         network = learned.Inverse(streams, model["h"], model["w"], model["c"], bundle.height, bundle.width, ordered)
     learned.train(network, _simulate(scene, defense, snr), scene.own, steps=steps, seed=scene.seed, advance=advance)
     heard = scene.hear(scene.images, defense, snr, 1)
-    each = np.stack([np.roll(heard, -first, axis=1) for first in range(streams)], axis=1)  # every frame of a group first once
-    return learned.invert(network, each.reshape(-1, *heard.shape[1:]))
+    found = learned.invert(network, heard)
+    return scene.best_order(found.reshape(-1, *found.shape[2:]), streams)
 
 
 def four_packets(scene: Scene, defense: str, snr: float) -> Images:
@@ -141,11 +141,11 @@ def play_link(scene: Scene, defense: str, snr: float, level: float) -> Game:
     """Half of the trials show one picture twice; one stream of either packet is heard, each with a partner of its own."""
 
     def trials(images: Images, stream: int, key: bytes | None, times: int) -> tuple[Rows, NDArray[np.integer]]:
-        same = np.arange(len(images)) % 2
         rng = np.random.default_rng([scene.seed, stream])
-        heard = []
+        heard, answers = [], []
         for k in range(times):
-            # every time another picture beside it
+            # every time another picture beside it, and the other answer: no picture stands for one
+            same = (np.arange(len(images)) + k) % 2
             other = np.roll(images, 1 + k % (len(images) - 1), axis=0)
             pair = images, np.where(same[:, None, None, None] == 1, images, other)
             partners = [rng.permutation(len(scene.own)) for _ in pair]
@@ -154,7 +154,8 @@ def play_link(scene: Scene, defense: str, snr: float, level: float) -> Game:
                 for i, (pictures, partner) in enumerate(zip(pair, partners, strict=True))
             ]
             heard.append(np.stack(packets, axis=1))
-        return np.concatenate(heard), np.tile(same, times)
+            answers.append(same)
+        return np.concatenate(heard), np.concatenate(answers)
 
     practice, packets = trials(scene.own, 50, generate_key(), 1), trials(scene.images, 70, None, TRIALS_EACH)
     return link(*practice, *packets, level)
@@ -215,7 +216,8 @@ def _one_scheme(scene: Scene, defense: str, n: int) -> NDArray[np.int32]:
 
 
 def _simulate(scene: Scene, defense: str, snr: float) -> learned.Simulate:
-    """Eve's practice for the learned inverses: clean rows of hers under a random scheme, with her noise.
+    """Eve's practice for the learned inverses: clean rows of hers, of two pictures where rows are swapped, under a random
+    scheme, with her noise.
 
     The draws need not be secret, only fresh.
     """
@@ -223,10 +225,8 @@ def _simulate(scene: Scene, defense: str, snr: float) -> learned.Simulate:
     sigma = np.float32(np.sqrt(10 ** (-snr / 10) / 2))
 
     def draw(chosen: NDArray[np.integer], rng: np.random.Generator) -> Rows:
-        frames = [own[chosen]]
+        frames = [own[places] for places in chosen.T]
         batch, h, _ = frames[0].shape
-        if "substitute" in defense:
-            frames.append(own[rng.integers(len(own), size=batch)])
         if "permute" in defense:
             frames = [np.take_along_axis(rows, _permutations(rng, batch, h)[:, :, None], 1) for rows in frames]
         if "substitute" in defense:

@@ -66,7 +66,7 @@ def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 class Inverse(nn.Module):
-    """What was heard, [batch, streams, h, w*c], to pictures [batch, 3, height, width] in 0..1.
+    """What was heard, [batch, streams, h, w*c], to as many pictures [batch, streams, 3, height, width] in 0..1, in any order.
 
     With ``ordered`` the streams become channels; else the rows of each are a set.
     """
@@ -79,7 +79,7 @@ class Inverse(nn.Module):
         self.down, self.deep = _block(64, 128, 2), _block(128, 192, 2)
         self.up, self.leave = _block(192 + 128, 128), _block(128 + 64, 64)
         self.grid = max(1, math.ceil(height / h))
-        self.pixels = nn.Conv2d(64, 3 * self.grid**2, 3, 1, 1)
+        self.pixels = nn.Conv2d(64, 3 * streams * self.grid**2, 3, 1, 1)
 
     def forward(self, heard: Tensor) -> Tensor:
         streams, h, w, c = self.input
@@ -94,7 +94,7 @@ class Inverse(nn.Module):
         picture = F.pixel_shuffle(self.pixels(self.leave(torch.cat([middle, fine], 1))), self.grid)
         if picture.shape[2:] != self.size:
             picture = F.interpolate(picture, self.size, mode="bilinear")
-        return torch.sigmoid(picture)
+        return torch.sigmoid(picture).unflatten(1, (streams, 3))
 
 
 def train(
@@ -107,10 +107,11 @@ def train(
     lr: float = 1e-3,
     advance: Callable[[int], None] = lambda pictures: None,
 ) -> Inverse:
-    """Fit mean squared error on Eve's own ``images`` [m, 3, height, width].
+    """Fit mean squared error on Eve's own ``images`` [m, 3, height, width], for two streams in the better order of the answers:
+    with half of the rows swapped nothing on air says which frame is whose, and to guess would be to answer with a blend.
 
-    ``simulate(chosen, rng)`` returns what she would hear for the images ``chosen`` (places, [batch]) under a fresh key and
-    fresh noise: float32 [batch, streams, h, w*c].
+    ``simulate(chosen, rng)`` returns what she would hear for the images ``chosen`` (places, [batch, streams]) under a fresh key
+    and fresh noise: float32 [batch, streams, h, w*c].
     """
     rng = np.random.default_rng(seed)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -118,11 +119,12 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
     targets = torch.from_numpy(images)
     for _ in range(steps):
-        chosen = rng.integers(len(images), size=BATCH)
+        chosen = rng.integers(len(images), size=(BATCH, network.input[0]))
         heard = torch.from_numpy(simulate(chosen, rng))
         with fast_convolutions():
             guess = network(heard)
-        loss = (guess.float() - targets[chosen]).square().mean()
+        orders = [(guess.float() - sent).square().mean(dim=(1, 2, 3, 4)) for sent in (targets[chosen], targets[chosen].flip(1))]
+        loss = torch.minimum(*orders).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -134,5 +136,5 @@ def train(
 
 @torch.no_grad()
 def invert(network: Inverse, heard: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What was heard, float32 [n, streams, h, w*c], to pictures float32 [n, 3, height, width]."""
+    """What was heard, float32 [n, streams, h, w*c], to pictures float32 [n, streams, 3, height, width]."""
     return torch.cat([network(part) for part in torch.from_numpy(heard).split(32)]).numpy()
