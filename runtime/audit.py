@@ -4,8 +4,7 @@
 
 Every cell is written when it is done and found again by the next run: an interrupted audit goes on where it was, and one that
 measured a part can be asked for more. Eve trains on split ``test``; every figure is measured on split ``valid``, which no
-network has seen. She answers with the mean of her own pictures in the row ``mean picture``: an attack that scores no better has
-shown nothing.
+network has seen. In the row ``mean picture`` she answers with the mean of her own pictures: her guess when she hears nothing.
 """
 
 import dataclasses
@@ -89,10 +88,10 @@ def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL, 
     pictures = {cell: read_answers(file) for cell, file in measured.items() if cell.attack not in GAMES}
     games = {cell: read_games(file) for cell, file in measured.items() if cell.attack in GAMES}
     results = {**summarise(pictures, games, opened, data, everything), "skipped": skipped}
-    write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     write_atomically(out / "tables.md", markdown_tables(results).encode())
     write_first_look(out / "first-look.png", results, pictures, images)
     write_report(out / "report.html", results, pictures, images)
+    write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     return results
 
 

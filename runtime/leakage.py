@@ -1,6 +1,6 @@
 """One cell of an audit: Eve attacks what a deployed transmitter sent, and is scored. A file keeps it.
 
-pictures: PSNR and SSIM of every answer      games: how often Eve is right, with exact bounds
+pictures: PSNR and SSIM of every answer, and how much it tells      games: how often Eve is right, with exact bounds
 """
 
 import dataclasses

@@ -76,7 +76,7 @@ class Settings:
 FULL = Settings()
 QUICK = Settings(
     pictures=16,
-    optimised_pictures=6,
+    optimised_pictures=12,
     eve_pictures=200,
     whitebox=dataclasses.replace(FAST, steps=100, lr=0.1),
     matching=dataclasses.replace(FAST, steps=50, lr=0.1),

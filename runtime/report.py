@@ -16,7 +16,7 @@ from semseal.runtime.leakage import Answers
 from semseal.runtime.plan import PAPER_ATTACKS, PICTURES, Cell, applies
 from semseal.runtime.standing import NAMES, Results, Row, headline, limits, percent, standings
 from semseal.runtime.tables import SHORT, defenses, groups, mains, markdown_tables, measured, paper_defenses, table_lines, tally
-from semseal.runtime.verdict import NEXT_TO_NOTHING_AUC, NEXT_TO_NOTHING_DB, NEXT_TO_NOTHING_RATE, paired
+from semseal.runtime.verdict import FEWEST, NEXT_TO_NOTHING_AUC, NEXT_TO_NOTHING_DB, NEXT_TO_NOTHING_RATE, paired
 
 __all__ = ["markdown_tables", "write_first_look", "write_report"]
 
@@ -72,7 +72,7 @@ def write_report(path: Path, results: Results, pictures: Pictures, images: Image
         applies=applies,
         measured=measured,
         percent=percent,
-        margins={"db": NEXT_TO_NOTHING_DB, "area": NEXT_TO_NOTHING_AUC, "rate": NEXT_TO_NOTHING_RATE},
+        margins={"db": NEXT_TO_NOTHING_DB, "area": NEXT_TO_NOTHING_AUC, "rate": NEXT_TO_NOTHING_RATE, "pictures": FEWEST},
     )
     write_atomically(path, page.encode())
 
@@ -170,9 +170,9 @@ def _rate_curves(results: Results) -> list[tuple[float, str, list[str]]]:
     return found
 
 
-def _precisions(results: Results, pictures: Pictures) -> list[tuple[float, str, str, list[tuple[Row, Row | None]]]]:
-    """For each main SNR, defence and attack at Eve's highest SNR: the row of the first precision, and of the others the row
-    with its paired difference in dB. Empty where one precision was measured."""
+def _precisions(results: Results, pictures: Pictures) -> list[tuple[float, str, str, list[tuple[Row | None, Row | None]]]]:
+    """For each main SNR, defence and attack at Eve's highest SNR: the row of the first precision, and of the others, where they
+    were measured, the row with its paired difference in dB. Empty where one precision was measured."""
     settings = results["settings"]
     first, *others = settings["precisions"]
     best = max(settings["eve_snrs"])
@@ -181,11 +181,14 @@ def _precisions(results: Results, pictures: Pictures) -> list[tuple[float, str, 
     }
     found = []
     for cell in [cell for cell in rows if cell.precision == first and cell.eve_snr in (None, best) and others]:
-        line: list[tuple[Row, Row | None]] = [(rows[cell], None)]
+        line: list[tuple[Row | None, Row | None]] = [(rows[cell], None)]
         for precision in others:
             other = Cell(cell.attack, cell.defense, cell.main_snr, cell.eve_snr, precision)
-            change = paired(pictures[other], pictures[cell])
-            line.append((rows[other], {"value": change.value, "half": change.half_width}))
+            if other in pictures:
+                change = paired(pictures[other], pictures[cell])
+                line.append((rows[other], {"value": change.value, "half": change.half_width}))
+            else:
+                line.append((None, None))
         found.append((cell.main_snr, cell.defense, cell.attack, line))
     return found
 

@@ -1,7 +1,7 @@
 """results of an audit -> where each defence stands, in words: what falls, what holds, and what was not found out.
 
-A defence falls when any attack that counts sees something. It holds when some saw nothing and none saw anything, and with gaps
-when attacks are void or were not measured. Nothing that is void, undecided or not measured ever counts for it.
+A defence falls when any attack sees something. It is undecided when any is open, and holds when all saw nothing; with gaps when
+some are void or were not measured. Nothing that is void, open or not measured ever counts for it.
 """
 
 import math
@@ -81,7 +81,7 @@ def _standing(results: Results, defense: str) -> Standing:
         void=void,
         missing=missing,
         worst=max(counted, key=lambda row: (row["verdict"] == "sees", row["nearer_db"]), default=None),
-        named=max(named, key=lambda row: (row["verdict"] == "void", row["high"]), default=None),
+        named=max(named, key=lambda row: (not row["control_won"], row["high"]), default=None),
         misuse=max(misused, key=lambda row: row["nearer_db"], default=None),
     )
 
@@ -91,9 +91,11 @@ def _word(verdicts: list[str], missing: bool) -> str:
         return "not measured"
     if "sees" in verdicts:
         return "falls"
+    if "open" in verdicts:
+        return "undecided"
     if "nothing" not in verdicts:
-        return "undecided" if "open" in verdicts else "void"
-    return "holds with gaps" if missing or {"void", "open"} & set(verdicts) else "holds"
+        return "void"
+    return "holds with gaps" if missing or "void" in verdicts else "holds"
 
 
 def headline(results: Results) -> list[str]:
@@ -112,20 +114,23 @@ def headline(results: Results) -> list[str]:
             continue
         worst = max((standing.worst for standing in group if standing.worst), key=lambda row: row["nearer_db"])
         sentences.append(
-            f'{text} to an Eve without the key: by "{attack}" she gets {worst["psnr"]:.1f} dB, {beside_bob(worst)}.'
+            f'{text} to an Eve without the key: by "{attack}" she gets {worst["psnr"]:.1f} dB, {beside_bob(worst)}, '
+            f"{worst['nearer_db']:.1f} dB nearer to the right picture than to others."
         )
     for standing in found.values():
         name = NAMES[standing.defense].capitalize()
         if standing.word.startswith("holds"):
             text = f"{name} {standing.word.replace(' with gaps', ', with gaps,')} against what was measured here: "
-            text += f"{_attempts(standing)} saw nothing"
-            if standing.undecided:
-                text += f", {standing.undecided} {'is' if standing.undecided == 1 else 'are'} undecided"
-            if standing.named and standing.named["verdict"] != "void":
+            text += f"all {standing.nothing} measurements saw next to nothing"
+            if standing.named and standing.named["control_won"]:
                 text += f"; Eve names the picture at most {at_most(standing.named['high'])} % of the time"
             sentences.append(text + ". That is no proof.")
         elif standing.word == "undecided":
-            sentences.append(f"{name} is undecided: too few pictures and trials to say whether Eve saw anything.")
+            total = standing.nothing + standing.undecided
+            sentences.append(
+                f"{name} is undecided: {standing.nothing} of {total} measurements saw next to nothing, the others take more "
+                "pictures and trials to tell."
+            )
         elif standing.word in ("void", "not measured"):
             sentences.append(f"{name} is {standing.word}: nothing here says whether it holds.")
     bare = found.get("none")
@@ -133,11 +138,6 @@ def headline(results: Results) -> list[str]:
         worst = bare.worst
         sentences.append(f"Without a defence Eve gets {worst['psnr']:.1f} dB ({worst['attack']}), {beside_bob(worst)}.")
     return sentences
-
-
-def _attempts(standing: Standing) -> str:
-    total = standing.nothing + standing.undecided + standing.seen
-    return f"{standing.nothing} of {total} measurements" if total != standing.nothing else f"all {total} measurements"
 
 
 def _listed(names: list[str]) -> str:
@@ -159,20 +159,24 @@ def limits(results: Results) -> list[str]:
     if settings["pictures"] < FEW_PICTURES:
         few = settings["optimised_pictures"]
         said.append(f"{settings['pictures']} pictures, {few} for white-box and row matching: the intervals are wide.")
+    # where none of n pictures leaks, at most 3 / n of all do, with 95 % confidence
+    rare = " or ".join(str(count // 3) for count in dict.fromkeys((settings["pictures"], settings["optimised_pictures"])))
+    said.append(f"Means over pictures: a leak of fewer than one in {rare} may have been missed.")
     void = sorted({name for standing in found for name in standing.void})
     if void:
         said.append(
-            f"Void, in whole or in part: {_listed(void)}. Each failed where it must win, so its low figures show nothing."
+            f"Void, in whole or in part: {_listed(void)}. Each failed, or was not tried, where it must win, so its low figures "
+            "show nothing."
         )
     missing = sorted({name for standing in found for name in standing.missing})
     if missing:
         everywhere = len(results["bundles"]) * len(settings["eve_snrs"]) * len(settings["precisions"]) == 1
         said.append(f"Not measured{'' if everywhere else ', or not everywhere'}: {_listed(missing)}.")
-    gains = {standing.defense: standing.misuse["above_mean_picture_db"] for standing in found if standing.misuse}
+    gains = {standing.defense: standing.misuse["nearer_db"] for standing in found if standing.misuse}
     if gains:
-        told = ", ".join(f"{NAMES[name]} {gain:+.1f} dB" for name, gain in gains.items())
+        told = ", ".join(f"{NAMES[name]} {gain:.1f} dB" for name, gain in gains.items())
         said.append(
-            f"Not judged: one key for several packets, which semseal never does. It gives Eve, over the mean picture: {told}."
+            f"Not judged: one key for several packets, which semseal never does. It makes Eve's answers nearer: {told}."
         )
     return said
 

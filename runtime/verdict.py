@@ -1,10 +1,11 @@
 """From cells to what an audit says: rows with intervals, verdicts under positive controls, the orderings, the worst rate.
 
 A row "sees" when its answers are nearer to the pictures that were sent than to others, or a game is won more often than by
-chance, and luck does not explain it: of the audits of a defence that leaks nothing, one in a hundred has such a row, however
-many rows they have. To beat the mean picture is not asked: an Eve with poor guesses may know more than that. It says "nothing"
-only when the upper end of the interval is next to nothing too, and "open" between: a few pictures or trials cannot show that
-nothing leaks. Where the positive control of the attack did not win clearly, and the attack did not see, the verdict is "void".
+chance, and luck does not explain it: of the audits of a defence that leaks nothing, at most one in a hundred has such a row,
+however many rows they have. To beat the mean picture is not asked: an Eve with poor guesses may know more than that. It says
+"nothing" when the whole interval is next to nothing and luck explains what there is, and "open" between: a few pictures or
+trials cannot show that nothing leaks. Where the positive control of the attack did not win clearly, and the attack did not see,
+the verdict is "void".
 """
 
 import dataclasses
@@ -16,10 +17,12 @@ from semseal.runtime.leakage import Answers, Played
 from semseal.runtime.plan import GAMES, PAPER_ATTACKS, PAPER_MODES, PICTURES, Cell
 
 FALSE_ALARM = 0.01  # of an audit, shared by its figures (Bonferroni)
+SUSPICION = 0.05  # the same: too little to see, too much for nothing
+FEWEST = 12  # pictures, or pairs, below which an interval is taken for nothing
 CLEAR_WIN_DB = 1.0  # above the mean picture, paired, by the lower end of the interval
 CLEAR_WIN_RATE = 0.9
-NEXT_TO_NOTHING_DB = 0.5  # nearer to the right picture
-NEXT_TO_NOTHING_AUC = 0.6
+NEXT_TO_NOTHING_DB = 0.5  # nearer to the right picture, or to the others
+NEXT_TO_NOTHING_AUC = 0.6  # and 0.4: an Eve who is always wrong knows as much
 NEXT_TO_NOTHING_RATE = 0.02  # or three times as often as by chance
 
 Pictures = Mapping[Cell, Answers]
@@ -81,8 +84,13 @@ def _row(cell: Cell, cells: Pictures, among: int) -> dict[str, Any]:
 def game_rows(cells: Games, among: int) -> list[dict[str, Any]]:
     """A row of results.json for every rate that a game gave, in an audit of ``among`` figures."""
     return [
-        {**dataclasses.asdict(cell), **dataclasses.asdict(game), "control": GAMES[cell.attack]}
-        | {"verdict": _believed(_game_verdict(cell, game, among), game_control(cell, cells))}
+        {
+            **dataclasses.asdict(cell),
+            **dataclasses.asdict(game),
+            "control": GAMES[cell.attack],
+            "control_won": game_control(cell, cells),
+            "verdict": _believed(_game_verdict(cell, game, among), game_control(cell, cells)),
+        }
         for cell, games in cells.items()
         for game in games
     ]
@@ -117,23 +125,26 @@ def game_control(cell: Cell, cells: Games) -> bool:
 
 
 def _verdict(found: Answers, among: int) -> str:
-    found_nearer = found.nearer.round(6)  # of one answer to everything the rest is rounding
-    if metrics.luck_of_mean(found_nearer) < FALSE_ALARM / among:
-        return "sees"
-    nearer = metrics.mean(found_nearer)
-    return "nothing" if nearer.half_width is not None and nearer.value + nearer.half_width < NEXT_TO_NOTHING_DB else "open"
+    scores = found.nearer.round(6)  # of one answer to everything the rest is rounding
+    nearer = metrics.mean(scores)
+    bounded = nearer.half_width is not None and abs(nearer.value) + nearer.half_width < NEXT_TO_NOTHING_DB
+    return _judged(metrics.luck_of_mean(scores), bounded and nearer.n >= FEWEST, among)
 
 
 def _game_verdict(cell: Cell, game: Played, among: int) -> str:
     if cell.attack == "which":
         luck = metrics.luck_of_rate(round(game.value * game.trials), game.trials, game.chance)
-        little = max(3 * game.chance, NEXT_TO_NOTHING_RATE)
+        bounded = game.high < max(3 * game.chance, NEXT_TO_NOTHING_RATE)
     else:
         luck = metrics.luck_of_auc(game.value, game.trials // 2, game.trials - game.trials // 2)
-        little = NEXT_TO_NOTHING_AUC
+        bounded = game.low > 1 - NEXT_TO_NOTHING_AUC and game.high < NEXT_TO_NOTHING_AUC
+    return _judged(luck, bounded, among)
+
+
+def _judged(luck: float, bounded: bool, among: int) -> str:
     if luck < FALSE_ALARM / among:
         return "sees"
-    return "nothing" if game.low <= game.chance and game.high < little else "open"
+    return "nothing" if bounded and luck >= SUSPICION / among else "open"
 
 
 def worst_rate(games: list[dict[str, Any]], defenses: tuple[str, ...]) -> float | None:
@@ -145,7 +156,7 @@ def worst_rate(games: list[dict[str, Any]], defenses: tuple[str, ...]) -> float 
     named = [game for game in games if game["attack"] == "which" and game["name"] == "top-1" and game["defense"] in defenses]
     if {game["defense"] for game in named} != set(defenses):
         return None
-    return max(1.0 if game["verdict"] == "void" else game["high"] for game in named)
+    return max(game["high"] if game["control_won"] else 1.0 for game in named)
 
 
 def orderings(cells: Pictures) -> list[dict[str, Any]]:

@@ -98,6 +98,16 @@ def test_a_gate_in_the_folder_of_an_audit_keeps_what_was_measured(small_bundle, 
     assert "no key" in (out / "report.html").read_text()
 
 
+def test_another_precision_may_be_asked_another_part(small_bundle, tmp_path):
+    part = dataclasses.replace(TINY, eve_pictures=60, eve_snrs=(10.0,), defenses=("none",), attacks=("no key",))
+    audit([small_bundle], "photos", tmp_path / "out", part)
+    other = dataclasses.replace(part, precisions=("int8",), attacks=("which",))
+    results = audit([small_bundle], "photos", tmp_path / "out", other)
+    assert {(row["attack"], row["precision"]) for row in results["rows"] if row["eve_snr"]} == {("no key", "fp32")}
+    assert {row["precision"] for row in results["games"]} == {"int8"}
+    assert "not measured" in (tmp_path / "out" / "report.html").read_text().partition("Does quantisation")[2]
+
+
 def test_other_graphs_of_the_same_model_are_another_audit(small_bundle, tmp_path):
     """The fp32 graphs name the model; an audit of other precisions depends on those graphs too."""
     asked = dataclasses.replace(TINY, eve_pictures=60, eve_snrs=(10.0,), defenses=("none",), attacks=("no key",))
