@@ -88,7 +88,6 @@ QUICK = Settings(
 DEMO = dataclasses.replace(
     QUICK,
     pictures=24,
-    optimised_pictures=8,
     blackbox_steps=400,
     defenses=("none", "permute+substitute", "mix"),
     attacks=(*PAPER_ATTACKS, "row ordering"),
