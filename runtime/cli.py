@@ -15,6 +15,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from semseal.runtime.bundle import Bundle
+    from semseal.runtime.plan import Settings
 
 out = Console(emoji=False)
 
@@ -265,11 +266,11 @@ def audit(
     except KeyboardInterrupt:
         click.echo("\nthe same command continues where this one stopped", err=True)
         raise
-    _print_results(results, folder)
+    _print_results(results, folder, settings)
     if budget is not None:
-        chosen = {"eve_snr": settings.eve_snrs, "precision": settings.precisions}
-        asked = [game for game in results["games"] if all(game[name] in values for name, values in chosen.items())]
-        worst = worst_rate(asked, judged)
+        games = results["games"]  # those of earlier runs too
+        games = [game for game in games if game["eve_snr"] in settings.eve_snrs and game["precision"] in settings.precisions]
+        worst = worst_rate(games, judged)
         if worst is None or worst > budget:
             found = "was not measured" if worst is None else f"may be as high as {worst:.4f} (upper 95 % bound)"
             raise RuntimeError(f"over the leakage budget: Eve's rate in naming the picture {found}, the budget is {budget:g}")
@@ -287,10 +288,10 @@ def demo(folder: Path) -> None:
         "Alice sends photographs to Bob over a 10 dB channel; Eve listens at 10 dB and attacks, without and with the "
         "paper's defence."
     )
-    _print_results(run_audit([packaged_bundle("photos-10db")], "photos", folder, DEMO), folder)
+    _print_results(run_audit([packaged_bundle("photos-10db")], "photos", folder, DEMO), folder, DEMO)
 
 
-def _print_results(results: dict[str, Any], folder: Path) -> None:
+def _print_results(results: dict[str, Any], folder: Path, asked: "Settings") -> None:
     from semseal.runtime.standing import headline, limits
     from semseal.runtime.tables import FOOTNOTE, leakage_tables, mains, paper_defenses, paper_table, tally_table, verdict_table
 
@@ -298,11 +299,12 @@ def _print_results(results: dict[str, Any], folder: Path) -> None:
     if paper_defenses(results):
         for main in mains(results):
             out.print(paper_table(results, main))
-    for table in leakage_tables(results):
+    snr, precision = max(asked.eve_snrs), asked.precisions[0]
+    for table in leakage_tables(results, snr, precision):
         out.print(table)
     out.print(FOOTNOTE, soft_wrap=True)
     if len(settings["eve_snrs"]) * len(settings["precisions"]) > 1:
-        out.print("above: Eve's highest SNR and the first precision; the others are in the report", soft_wrap=True)
+        out.print(f"above: Eve at {snr:g} dB, {precision} engines; the others are in the report", soft_wrap=True)
     if results["orderings"]:
         out.print(tally_table(results))
     for name, reason in results["skipped"].items():

@@ -159,9 +159,10 @@ def limits(results: Results) -> list[str]:
     if settings["pictures"] < FEW_PICTURES:
         few = settings["optimised_pictures"]
         said.append(f"{settings['pictures']} pictures, {few} for white-box and row matching: the intervals are wide.")
-    # where none of n pictures leaks, at most 3 / n of all do, with 95 % confidence
-    rare = " or ".join(str(count // 3) for count in dict.fromkeys((settings["pictures"], settings["optimised_pictures"])))
-    said.append(f"Means over pictures: a leak of fewer than one in {rare} may have been missed.")
+    if any(row["attack"] in PICTURES for row in results["rows"]):
+        # where none of n pictures leaks, at most 3 / n of all do, with 95 % confidence
+        rare = " or ".join(str(count // 3) for count in dict.fromkeys((settings["pictures"], settings["optimised_pictures"])))
+        said.append(f"Means over pictures: a leak of fewer than one in {rare} may have been missed.")
     void = sorted({name for standing in found for name in standing.void})
     if void:
         said.append(

@@ -174,11 +174,11 @@ def _short(value: float) -> str:
     return f"{value:.2f}".replace("0.", ".", 1)
 
 
-def leakage_tables(results: Results) -> list[Table]:
-    """The Eves who adapt, for a terminal, at the highest of Eve's SNRs and the first precision: pictures, then games."""
+def leakage_tables(results: Results, eve_snr: float, precision: str) -> list[Table]:
+    """The Eves who adapt, for a terminal, at one of Eve's SNRs and one precision: pictures, then games."""
     tables = []
     for group in groups(results):
-        if group.eve_snr != max(results["settings"]["eve_snrs"]) or group.precision != results["settings"]["precisions"][0]:
+        if (group.eve_snr, group.precision) != (eve_snr, precision):
             continue
         for title, lines in (
             (f"Eves who know the defence, {group.label}: PSNR/SSIM", group.pictures),

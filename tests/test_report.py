@@ -274,9 +274,9 @@ def test_controls_alone_are_not_judged():
 
 def test_tables_fit_a_terminal_of_80_columns(tiny):
     results = tiny[1]
-    tables = [verdict_table(results), paper_table(results, 10.0), *leakage_tables(results), tally_table(results)]
+    tables = [verdict_table(results), paper_table(results, 10.0), *leakage_tables(results, 10.0, "fp32"), tally_table(results)]
     for results in (made_up(11, EVERYTHING), made_up(11, EVERYTHING, control=11)):
-        tables += [verdict_table(results), *leakage_tables(results)]
+        tables += [verdict_table(results), *leakage_tables(results, 10.0, "fp32")]
     for table in tables:
         console = Console(width=80, record=True, file=io.StringIO())
         console.print(table)
@@ -288,7 +288,7 @@ def test_tables_fit_a_terminal_of_80_columns(tiny):
 
 def test_a_terminal_says_void_in_one_word():
     attacks = tuple(name for name in PICTURES if name != "reused stream")  # which sees here
-    table = leakage_tables(made_up(11, attacks, control=11))[0]
+    table = leakage_tables(made_up(11, attacks, control=11), 10.0, "fp32")[0]
     for column in table.columns[1:]:
         assert set(column.cells) <= {"void", "-"}
 
