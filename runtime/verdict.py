@@ -18,7 +18,7 @@ from semseal.runtime.plan import GAMES, PAPER_ATTACKS, PAPER_MODES, PICTURES, Ce
 
 FALSE_ALARM = 0.01  # of an audit, shared by its figures (Bonferroni)
 SUSPICION = 0.05  # the same: too little to see, too much for nothing
-FEWEST = 12  # pictures, or pairs, below which an interval is taken for nothing
+FEWEST = 12  # pictures, or pairs: the interval of fewer is not trusted to say "nothing"
 CLEAR_WIN_DB = 1.0  # above the mean picture, paired, by the lower end of the interval
 CLEAR_WIN_RATE = 0.9
 NEXT_TO_NOTHING_DB = 0.5  # nearer to the right picture, or to the others
