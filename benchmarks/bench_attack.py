@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from rich.console import Console
 from semseal.runtime import channel
 from semseal.runtime.attacks import whitebox
-from semseal.runtime.attacks.surrogate import Surrogate
+from semseal.runtime.audit.surrogate import Surrogate
 from semseal.runtime.bundle import open_bundle, packaged_bundle
 from semseal.runtime.link import Transmitter
 from semseal.runtime.metrics import psnr

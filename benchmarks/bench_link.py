@@ -11,7 +11,7 @@ from semseal.runtime.defense import index, mix
 from semseal.runtime.defense.header import Header, HeaderSealer
 from semseal.runtime.defense.schemes import scheme_sets
 from semseal.runtime.engine import open_engine
-from semseal.runtime.link import Frame, Receiver, Transmitter, sign_inputs
+from semseal.runtime.link import Frame, Receiver, Transmitter
 from semseal.runtime.metrics import psnr
 from semseal.runtime.pictures import open_pictures
 
@@ -61,7 +61,7 @@ def test_receiver(benchmark, image, plain, name, precision):
 def test_transmitter_with_mix(benchmark, image, plain, keys, name, precision):
     bundle = open_bundle(BUNDLE)
     engine = open_engine(name, bundle.graph("transmitter-mix", precision), threads=1)
-    symbols = benchmark(engine, image, *sign_inputs(keys, REALS), keys.index)
+    symbols = benchmark(engine, image, *mix.sign_inputs(keys, REALS), keys.index)
     expected = open_engine(name, bundle.graph("transmitter", precision), threads=1)(image, plain[0])
     assert np.abs(mix.unmix(symbols.reshape(1, -1), keys, REALS) - expected.reshape(1, -1)).max() < 1e-4
 
@@ -70,7 +70,7 @@ def test_transmitter_with_mix(benchmark, image, plain, keys, name, precision):
 def test_receiver_with_mix(benchmark, image, plain, keys, name, precision):
     engine = open_engine(name, open_bundle(BUNDLE).graph("receiver-mix", precision), threads=1)
     on_air = mix.mix(plain[1].reshape(1, -1), keys).reshape(plain[1].shape)
-    picture = benchmark(engine, on_air, *sign_inputs(keys, REALS), keys.inverse_index)
+    picture = benchmark(engine, on_air, *mix.sign_inputs(keys, REALS), keys.inverse_index)
     assert psnr(image, picture)[0] > 25
 
 
@@ -82,7 +82,7 @@ def test_keys_and_header_of_one_mixed_frame(benchmark, image):
 
     def derive():
         keys = mix.derive_keys(KEY, session, [7], bundle.digest, REALS)
-        return sign_inputs(keys, REALS), keys.index, sealer.seal(Header("mix", session, 7))
+        return mix.sign_inputs(keys, REALS), keys.index, sealer.seal(Header("mix", session, 7))
 
     signs, order, header = benchmark(derive)
     assert sealer.open(header) == Header("mix", session, 7)

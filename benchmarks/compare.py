@@ -34,7 +34,6 @@ from semseal.export.rewrite import rewrite
 from semseal.runtime.defense import index, mix
 from semseal.runtime.defense.schemes import scheme_sets
 from semseal.runtime.engine import open_engine
-from semseal.runtime.link import sign_inputs
 from semseal.runtime.pictures import open_pictures
 from semseal.train.config import ModelConfig
 from semseal.train.model import DeepJSCC
@@ -118,7 +117,7 @@ def main(rounds: int, path: Path | None) -> None:
     int8_rx = to_int8(fast_rx, [{"symbols": encode(*feed.values()), "index": identity} for feed in feeds])
     reals = config.h * config.w * config.c
     keys = mix.derive_keys(bytes(32), bytes(mix.SESSION_SIZE), [0], bytes(mix.DIGEST_SIZE), reals)
-    signs = sign_inputs(keys, reals)
+    signs = mix.sign_inputs(keys, reals)
 
     model.to(memory_format=torch.channels_last)
     x = torch.from_numpy(image).to(memory_format=torch.channels_last)

@@ -25,18 +25,19 @@ from typing import Any
 
 import numpy as np
 from semseal.runtime import channel
-from semseal.runtime.bundle import Bundle, BundleError, open_bundle, packaged_bundle
+from semseal.runtime.bundle import Bundle, open_bundle, packaged_bundle
 from semseal.runtime.defense import index as scheme
-from semseal.runtime.defense.kernel import SchemeKernel, layout, places, reference_receive, reference_transmit
 from semseal.runtime.defense.mix import LAYERS, MixKeys, mix, padded_size, run_length, unmix
-from semseal.runtime.defense.mixkernel import ROUNDING, MixKernel, check_room, pack
-from semseal.runtime.defense.mixkernel import layout as mix_layout
-from semseal.runtime.device import Tensor, capture, open_device
-from semseal.runtime.engine import Engine, EngineError, open_engine
+from semseal.runtime.engine import Engine, open_engine
+from semseal.runtime.errors import BundleError, EngineError, PictureError
 from semseal.runtime.files import write_atomically
-from semseal.runtime.gpu import Plan, open_plan
+from semseal.runtime.gpu.device import Tensor, capture, open_device
+from semseal.runtime.gpu.engines import Plan, open_plan
+from semseal.runtime.gpu.mix_kernel import ROUNDING, MixKernel, check_room, pack
+from semseal.runtime.gpu.mix_kernel import layout as mix_layout
+from semseal.runtime.gpu.scheme_kernel import SchemeKernel, layout, reference_receive, reference_transmit
 from semseal.runtime.metrics import psnr
-from semseal.runtime.pictures import PictureError, open_pictures
+from semseal.runtime.pictures import open_pictures
 
 RESULTS = Path(__file__).parent / "results"
 PAPER = (16, 45, 45)
@@ -247,13 +248,13 @@ def check_kernel(device: Any, stream: Any) -> dict[str, Any]:
                 x = other if change in ("picture", "both") else x
                 index = moved if change in ("index", "both") else index
                 x[0] *= change != "silence"
-                bench.features.host[...], bench.place.host[...] = x, places(index)
+                bench.features.host[...], bench.place.host[...] = x, scheme.inverse(index)
                 graph.launch(stream)
                 stream.sync()
                 what = f"{shape} {np.dtype(dtype)} batch {batch}, {change}"
                 symbols = reference_transmit(x, index)
                 assert bench.symbols.host.tobytes() == symbols.tobytes(), f"transmit {what}"
-                heard = reference_receive(symbols, places(index), shape[0], shape[2]).astype(dtype)
+                heard = reference_receive(symbols, scheme.inverse(index), shape[0], shape[2]).astype(dtype)
                 assert bench.heard.host.tobytes() == heard.tobytes(), f"receive {what}"
                 replays += 1
     return {"equal_bits": True, "replays": replays, "shapes": SHAPES}
@@ -488,7 +489,7 @@ def check_link(run: dict[str, Engine], cpu: dict[str, Engine], images: Any, h: i
     assert np.array_equal(run["transmitter"](images, moved), on_air), "transmitter: a second index"
     assert np.array_equal(run["transmitter"](images, plain), sent), "transmitter: the first picture and index again"
     assert follows(run["receiver"](flipped(sent), plain), flipped(picture), stale=picture), "receiver: a second reception"
-    assert np.array_equal(run["receiver"](on_air, places(moved)), picture), "receiver: a second index"
+    assert np.array_equal(run["receiver"](on_air, scheme.inverse(moved)), picture), "receiver: a second index"
     met = all(abs(row["difference_db"]) <= goal for row in parity)
     return {"parity": parity, "goal_db": goal, "met": met, "power_per_symbol": [float(power.min()), float(power.max())]}
 

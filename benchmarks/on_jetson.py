@@ -33,10 +33,11 @@ from semseal.export.tensorrt import add_plans
 from semseal.runtime.bundle import Bundle, open_bundle
 from semseal.runtime.defense import index
 from semseal.runtime.defense.schemes import draw_choice, scheme_sets
-from semseal.runtime.device import Tensor, open_device
 from semseal.runtime.doctor import jetson
-from semseal.runtime.engine import EngineError, open_engine
+from semseal.runtime.engine import open_engine
+from semseal.runtime.errors import EngineError
 from semseal.runtime.files import write_atomically
+from semseal.runtime.gpu.device import Tensor, open_device
 from semseal.runtime.link import Receiver, Transmitter
 from semseal.runtime.metrics import psnr
 from semseal.runtime.signing import generate_owner, public_text

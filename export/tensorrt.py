@@ -19,9 +19,9 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from semseal.runtime.bundle import Bundle, write_bundle
-from semseal.runtime.engine import EngineError
+from semseal.runtime.errors import EngineError
 from semseal.runtime.files import write_atomically
-from semseal.runtime.gpu import TENSORRT, deserialize, tensorrt_library
+from semseal.runtime.gpu.engines import TENSORRT, deserialize, tensorrt_library
 
 WORKSPACE = 2**30  # bytes of scratch memory that a plan may ask for; on a Jetson they are the CPU's as well
 

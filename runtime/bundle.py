@@ -31,8 +31,9 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from semseal.runtime import signing
+from semseal.runtime.errors import BundleError, GraphError
 from semseal.runtime.files import write_atomically
-from semseal.runtime.onnxfile import OnnxFileError, check_onnx
+from semseal.runtime.onnxfile import check_onnx
 
 FORMAT = 3
 MANIFEST = "manifest.json"
@@ -46,10 +47,6 @@ LARGEST_FILE = 2**30  # bytes
 
 _GRAPH = re.compile(r"(transmitter|receiver)(-mix)?\.[a-z0-9]+\.onnx")
 _PLAN = re.compile(r"engines/(transmitter|receiver)(-mix)?\.[a-z0-9]+\.[a-z0-9][a-z0-9_-]*\.engine(\.json)?")
-
-
-class BundleError(ValueError):
-    """A bundle that must not be used; the message names the file and the reason."""
 
 
 @dataclass(frozen=True)
@@ -286,7 +283,7 @@ def _parse(path: Path, text: bytes) -> Bundle:
 def _check_graph(path: Path, data: bytes) -> None:
     try:
         check_onnx(data)
-    except OnnxFileError as error:
+    except GraphError as error:
         raise BundleError(f"{path}: {error}") from None
 
 

@@ -14,8 +14,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from semseal.runtime.audit.matrix import Settings
     from semseal.runtime.bundle import Bundle
-    from semseal.runtime.plan import Settings
 
 out = Console(emoji=False)
 
@@ -129,7 +129,7 @@ def export(run: Path, bundle: Path, sign: Path | None, **deployed: Any) -> None:
 @_deployed
 def pack(transmitter: Path, receiver: Path, snr: float, bundle: Path, sign: Path | None, **deployed: Any) -> None:
     """Bring your own model: any pair of ONNX files becomes a bundle, with power normalisation and the scheme index."""
-    from semseal.export.pack import pack as make
+    from semseal.export.pack.whole import pack as make
     from semseal.runtime.signing import owner_key
 
     key = owner_key(sign)
@@ -233,9 +233,9 @@ def audit(
     The same command continues an interrupted audit.
     """
     from semseal.runtime.attacks import whitebox
-    from semseal.runtime.audit import audit as run_audit
-    from semseal.runtime.plan import ATTACKS, DEFENSES, FULL, PRECISIONS, QUICK
-    from semseal.runtime.verdict import worst_rate
+    from semseal.runtime.audit.matrix import ATTACKS, DEFENSES, FULL, PRECISIONS, QUICK
+    from semseal.runtime.audit.run import audit as run_audit
+    from semseal.runtime.audit.verdict import worst_rate
 
     settings = dataclasses.replace(QUICK if quick else FULL, seed=seed)
     if white_box == "paper":
@@ -280,9 +280,9 @@ def audit(
 @click.option("--out", "folder", type=FOLDER, default="demo", show_default=True, metavar="DIR", help="folder of the results")
 def demo(folder: Path) -> None:
     """The main job on a packaged model and library photographs: link, defence, both attacks; about a minute."""
-    from semseal.runtime.audit import audit as run_audit
+    from semseal.runtime.audit.matrix import DEMO
+    from semseal.runtime.audit.run import audit as run_audit
     from semseal.runtime.bundle import packaged_bundle
-    from semseal.runtime.plan import DEMO
 
     out.print(
         "Alice sends photographs to Bob over a 10 dB channel; Eve listens at 10 dB and attacks, without and with the "
@@ -292,8 +292,16 @@ def demo(folder: Path) -> None:
 
 
 def _print_results(results: dict[str, Any], folder: Path, asked: "Settings") -> None:
-    from semseal.runtime.standing import headline, limits
-    from semseal.runtime.tables import FOOTNOTE, leakage_tables, mains, paper_defenses, paper_table, tally_table, verdict_table
+    from semseal.runtime.audit.standing import headline, limits
+    from semseal.runtime.audit.tables import (
+        FOOTNOTE,
+        leakage_tables,
+        mains,
+        paper_defenses,
+        paper_table,
+        tally_table,
+        verdict_table,
+    )
 
     settings = results["settings"]
     if paper_defenses(results):

@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from semseal.runtime.bundle import open_bundle, packaged_bundle
-from semseal.runtime.engine import ENGINES, EngineError, open_engine
+from semseal.runtime.engine import ENGINES, open_engine
+from semseal.runtime.errors import EngineError
 
 PATIENCE = 300  # seconds for one engine; TensorRT may take a minute to build on a small board
 ON_CPU = ("onnxruntime-cpu", "openvino")

@@ -16,14 +16,11 @@ from collections.abc import Callable
 from typing import Any
 
 from numpy.typing import NDArray
+from semseal.runtime.errors import EngineError
 
 ENGINES = ("onnxruntime-cpu", "openvino", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx")
 
 Engine = Callable[..., NDArray[Any]]
-
-
-class EngineError(RuntimeError):
-    """An engine that cannot be had; the message says why and what mends it."""
 
 
 def open_engine(name: str, program: bytes, threads: int | None = None) -> Engine:
@@ -42,7 +39,7 @@ def open_engine(name: str, program: bytes, threads: int | None = None) -> Engine
         raise EngineError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
     if threads is not None:
         raise EngineError(f"threads={threads} is for engines on the CPU; {name} runs on the GPU")
-    from semseal.runtime import gpu
+    from semseal.runtime.gpu.engines import engines as gpu
 
     if name.startswith("onnxruntime"):
         return gpu.open_onnxruntime_gpu(name, program)

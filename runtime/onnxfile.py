@@ -10,6 +10,8 @@ is passed over.
            └─ training ── graph                └─ sparse tensor
 """
 
+from semseal.runtime.errors import GraphError
+
 LARGEST_DEPTH = 60  # messages within messages; protobuf itself stops at 100
 
 _SPARSE, _OPERATOR, _EXTERNAL, _LOCATION = "sparse tensor", "operator", "external data", "data location"
@@ -25,25 +27,21 @@ _FIELDS: dict[str, dict[int, str]] = {
 }
 
 
-class OnnxFileError(ValueError):
-    """Bytes that must not reach an engine; the message says what they hold and where."""
-
-
 def check_onnx(data: bytes) -> None:
-    """Raises OnnxFileError unless ``data`` is a well-formed ONNX model that stands for itself.
+    """Raises GraphError unless ``data`` is a well-formed ONNX model that stands for itself.
 
     Refused: external data, sparse tensors, compiled engines within (EPContext nodes name further files), ONNX Runtime's
     own format, damaged or truncated bytes, and messages deeper than LARGEST_DEPTH. Whether the operators make sense is for
     the engine to say.
     """
     if data[4:8] == b"ORTM":  # ONNX Runtime goes by this mark, whatever else the bytes are
-        raise OnnxFileError("the file is in ONNX Runtime's own format; save it as ONNX")
+        raise GraphError("the file is in ONNX Runtime's own format; save it as ONNX")
     _walk(data, 0, len(data), "model", 0)
 
 
 def _walk(data: bytes, at: int, end: int, message: str, depth: int) -> None:
     if depth > LARGEST_DEPTH:
-        raise OnnxFileError(f"the graph nests deeper than {LARGEST_DEPTH} messages at byte {at}")
+        raise GraphError(f"the graph nests deeper than {LARGEST_DEPTH} messages at byte {at}")
     fields = _FIELDS[message]
     while at < end:
         start = at
@@ -60,24 +58,24 @@ def _walk(data: bytes, at: int, end: int, message: str, depth: int) -> None:
         elif wire == 5:
             at += 4
         else:
-            raise OnnxFileError(f"the graph is damaged: wire type {wire} at byte {start}")
+            raise GraphError(f"the graph is damaged: wire type {wire} at byte {start}")
         # a longer tag is cut to 32 bits by some parsers and then names another field
         if at > end or not 8 <= tag < 2**32:
-            raise OnnxFileError(f"the graph is damaged: the field at byte {start} runs past its end or has no valid number")
+            raise GraphError(f"the graph is damaged: the field at byte {start} runs past its end or has no valid number")
         inner = fields.get(tag >> 3)
         if inner is None:
             continue
         if wire != (0 if inner == _LOCATION else 2):
-            raise OnnxFileError(f"the graph is damaged: {inner} of wire type {wire} at byte {start}")
+            raise GraphError(f"the graph is damaged: {inner} of wire type {wire} at byte {start}")
         if inner in _FIELDS:
             _walk(data, at - value, at, inner, depth + 1)
         elif inner == _OPERATOR:
             if data[at - value : at] == b"EPContext":
-                raise OnnxFileError(f"the graph holds a compiled engine (EPContext) at byte {start}; export plain operators")
+                raise GraphError(f"the graph holds a compiled engine (EPContext) at byte {start}; export plain operators")
         elif inner == _SPARSE:
-            raise OnnxFileError(f"the graph holds a sparse tensor at byte {start}; store it as a dense one")
+            raise GraphError(f"the graph holds a sparse tensor at byte {start}; store it as a dense one")
         elif inner == _EXTERNAL or value:
-            raise OnnxFileError(
+            raise GraphError(
                 f"the graph keeps a tensor in another file (external data, byte {start}); save the model as one file, with "
                 "external_data=False"
             )
@@ -92,4 +90,4 @@ def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
         if byte < 128:
             return value, place + 1
         shift += 7
-    raise OnnxFileError(f"the graph is damaged: the number at byte {at} does not end")
+    raise GraphError(f"the graph is damaged: the number at byte {at} does not end")

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from semseal.runtime.errors import PictureError
 
 SPLITS = ("train", "valid", "test")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
@@ -43,10 +44,6 @@ _PHOTOS_TRAIN = (
     ("sklearn", "datasets/images/flower.jpg"),
 )
 _PHOTOS_VALID = (("skimage", "data/astronaut.png"), ("skimage", "data/chelsea.png"), ("skimage", "data/camera.png"))
-
-
-class PictureError(ValueError):
-    """A picture source that cannot be used; the message names it and the fix."""
 
 
 @dataclass

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from semseal.runtime.errors import SigningError
 from semseal.runtime.files import write_once
 
 SIGNATURE_SIZE = 64
@@ -28,10 +29,6 @@ VARIABLE = "SEMSEAL_OWNER"
 _FORMAT = "semseal-owner-key-v1"
 _KEY_SIZE = 32
 _LONGEST = 200  # bytes of a key file that are read
-
-
-class SigningError(ValueError):
-    """A key that cannot be used or a signature that does not hold; the message never holds private bytes."""
 
 
 def generate_owner() -> Ed25519PrivateKey:

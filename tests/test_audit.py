@@ -4,13 +4,12 @@ import shutil
 
 import pytest
 from PIL import Image
-from semseal.runtime import paper
 from semseal.runtime.attacks import whitebox
-from semseal.runtime.audit import AuditError, audit
-from semseal.runtime.bundle import BundleError, open_bundle, write_bundle
-from semseal.runtime.leakage import Ground
-from semseal.runtime.pictures import PictureError
-from semseal.runtime.plan import PAPER_ATTACKS, Settings
+from semseal.runtime.audit.cell import Ground
+from semseal.runtime.audit.matrix import PAPER_ATTACKS, Settings
+from semseal.runtime.audit.run import audit, paper
+from semseal.runtime.bundle import open_bundle, write_bundle
+from semseal.runtime.errors import AuditError, BundleError, PictureError
 from semseal.runtime.signing import owner_key
 
 TINY = Settings(pictures=8, optimised_pictures=6, eve_pictures=12, blackbox_steps=8,

@@ -7,8 +7,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from onnx import TensorProto, helper
 from semseal.runtime import bundle as module
-from semseal.runtime.bundle import LARGEST_FILE, LARGEST_MANIFEST, BundleError, open_bundle, packaged_bundle, write_bundle
-from semseal.runtime.engine import EngineError
+from semseal.runtime.bundle import LARGEST_FILE, LARGEST_MANIFEST, open_bundle, packaged_bundle, write_bundle
+from semseal.runtime.errors import BundleError, EngineError
 from semseal.runtime.link import Receiver, Transmitter
 from semseal.runtime.signing import owner_key, public_text
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from semseal.runtime import channel
-from semseal.runtime.attacks.distinguish import chosen_pairs, distinguish, link
+from semseal.runtime.attacks.distinguishing import chosen_pairs, distinguish, link
 from semseal.runtime.link import Transmitter
 from semseal.runtime.pictures import open_pictures
 

@@ -6,8 +6,9 @@ from semseal.export.bundle import export_run
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense import index
 from semseal.runtime.engine import open_engine
+from semseal.runtime.errors import TrainingError
 from semseal.train.config import TrainConfig
-from semseal.train.fit import TrainingError, load_run
+from semseal.train.fit import load_run
 
 
 @pytest.fixture(params=["transmitter", "receiver"])

@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from semseal.runtime.pictures import PictureError, open_pictures
+from semseal.runtime.errors import PictureError, TrainingError
+from semseal.runtime.pictures import open_pictures
 from semseal.train.config import PRESETS, ModelConfig, TrainConfig
 from semseal.train.data import StepBatches
-from semseal.train.fit import TrainingError, load_run, train
+from semseal.train.fit import load_run, train
 
 TINY = TrainConfig(model=ModelConfig(height=16, width=16, c=2), batch=4, steps=30, warmup=4, save_every=10)
 

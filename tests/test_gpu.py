@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from semseal.runtime import gpu
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense import index
-from semseal.runtime.device import gathered, open_device, scattered
-from semseal.runtime.engine import EngineError, open_engine
+from semseal.runtime.engine import open_engine
+from semseal.runtime.errors import EngineError
+from semseal.runtime.gpu.device import gathered, open_device, scattered
+from semseal.runtime.gpu.engines import engines as gpu
 
 ROOT = Path(__file__).parent.parent
 
@@ -126,8 +127,9 @@ def test_importing_the_engines_needs_neither_cuda_nor_a_gpu():
     """On an edge device without these packages the link on the CPU must start."""
     script = """
 import json, sys
-from semseal.runtime import device, gpu
-from semseal.runtime.defense import kernel
+from semseal.runtime.gpu.engines import device
+from semseal.runtime.gpu.engines import engines as gpu
+from semseal.runtime.gpu.engines import scheme_kernel as kernel
 loaded = {name.split(".")[0] for name in sys.modules}
 print(json.dumps(sorted(loaded & {"cuda", "tensorrt", "tensorrt_rtx", "onnxruntime", "torch"})))
 """

@@ -15,14 +15,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from semseal.runtime.defense import index
-from semseal.runtime.defense.kernel import (
+from semseal.runtime.defense import index as scheme
+from semseal.runtime.gpu.scheme_kernel import (
     SOURCE,
     THREADS,
     Layout,
-    check_index,
     compile_kernels,
     layout,
-    places,
     reference_receive,
     reference_transmit,
 )
@@ -75,7 +74,7 @@ class OnCpu:
         batch, parts = len(features), self.shape.parts
         sums, state = self.work.setdefault(batch, (np.full(batch * parts, np.nan, np.float32), np.zeros(1 + batch, np.uint32)))
         symbols, whole = guarded((batch, features[0].size // 2, 2), np.float32)
-        arguments = (guarded_copy(features), places(idx), symbols, sums, state)
+        arguments = (guarded_copy(features), scheme.inverse(idx), symbols, sums, state)
         ok = self.library.run_transmit(*map(address, arguments), batch * parts, resident or parts, order)
         assert ok, "threads of a block met different barriers"
         assert_guarded(whole)
@@ -205,7 +204,7 @@ def test_bits_of_the_reference(folder, shape, dtype, batch):
     features, idx = draw(np.random.default_rng(batch), batch, *shape, dtype=dtype)
     symbols = kernel.transmit(features, idx)
     assert symbols.tobytes() == reference_transmit(features, idx).tobytes()
-    back = places(idx)
+    back = scheme.inverse(idx)
     heard = kernel.receive(symbols, back)
     assert heard.tobytes() == reference_receive(symbols, back, c, w).astype(dtype).tobytes()
 
@@ -263,7 +262,7 @@ def test_every_barrier_is_needed_and_its_lack_is_seen(folder, barrier):
     for order in range(4):
         sent = broken.library, guarded(symbols.shape, np.float32)[0]
         work = np.full(2 * shape.parts, np.nan, np.float32), np.zeros(3, np.uint32)
-        arguments = (features, places(idx), sent[1], *work)
+        arguments = (features, scheme.inverse(idx), sent[1], *work)
         ok = broken.library.run_transmit(*map(address, arguments), 2 * shape.parts, 2 * shape.parts, order)
         heard = np.full_like(features, np.nan)
         ok &= broken.library.run_receive(address(symbols), address(idx), address(heard), 2 * shape.parts, 2, order)
@@ -277,7 +276,7 @@ def test_an_all_zero_image_stays_zero_beside_another(folder):
     features[1] = 0
     symbols = kernel.transmit(features, idx)
     assert symbols.tobytes() == reference_transmit(features, idx).tobytes()
-    rows = symbols.reshape(36, -1)[places(idx).ravel()].reshape(3, -1)
+    rows = symbols.reshape(36, -1)[scheme.inverse(idx).ravel()].reshape(3, -1)
     assert not rows[1].any()
     assert rows[[0, 2]].any(axis=1).all()
 
@@ -321,7 +320,7 @@ def test_what_is_sent_is_heard(folder):
     kernel = OnCpu(folder, layout(*PAPER), np.float32)
     features, idx = draw(np.random.default_rng(6), 2, *PAPER)
     plain = index.identity(90).reshape(2, 45)
-    heard = kernel.receive(kernel.transmit(features, idx), places(idx))
+    heard = kernel.receive(kernel.transmit(features, idx), scheme.inverse(idx))
     assert heard.tobytes() == kernel.receive(kernel.transmit(features, plain), plain).tobytes()
 
 
@@ -329,7 +328,7 @@ def test_places_puts_every_row_where_the_index_takes_it_from():
     idx = np.array([[5, 0, 3], [1, 4, 2]], np.int32)
     rows = np.arange(6)
     out = np.empty(6, int)
-    out[places(idx).ravel()] = rows
+    out[scheme.inverse(idx).ravel()] = rows
     assert out.tolist() == index.gather(rows, idx.ravel()).tolist()
 
 
@@ -346,13 +345,13 @@ def test_places_puts_every_row_where_the_index_takes_it_from():
 )
 def test_a_bad_index_is_caught_on_the_host(idx, message):
     with pytest.raises(ValueError, match=message):
-        places(idx)
+        scheme.inverse(idx)
 
 
 def test_a_receiver_may_take_a_row_twice_but_not_one_that_is_not_there():
-    check_index(np.array([[5, 5]], np.int32), 3)
+    scheme.check_index(np.array([[5, 5]], np.int32), 3)
     with pytest.raises(ValueError, match=r"index\[0, 1\] is 6, there are rows 0\.\.5"):
-        check_index(np.array([[5, 6]], np.int32), 3)
+        scheme.check_index(np.array([[5, 6]], np.int32), 3)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import stat
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from semseal.runtime.defense.keys import KEY_SIZE, KeyFileError, KeyStream, derive, generate_key, load_key, read_key, write_key
+from semseal.runtime.defense.keys import KEY_SIZE, KeyStream, derive, generate_key, load_key, read_key, write_key
+from semseal.runtime.errors import KeyFileError
 
 
 def test_key_file_round_trip_and_mode(tmp_path):

@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pytest
 from semseal.runtime.attacks.whitebox import WhiteBoxSettings
+from semseal.runtime.audit.cell import Ground, measure, read_answers, read_games
+from semseal.runtime.audit.matrix import DEFENSES, GAMES, PAPER_MODES, PICTURES, Cell, Settings, applies, cells
+from semseal.runtime.audit.scene import Scene
+from semseal.runtime.audit.verdict import figures, game_rows, picture_rows
 from semseal.runtime.bundle import open_bundle
-from semseal.runtime.leakage import Ground, measure, read_answers, read_games
 from semseal.runtime.pictures import open_pictures
-from semseal.runtime.plan import DEFENSES, GAMES, PAPER_MODES, PICTURES, Cell, Settings, applies, cells
-from semseal.runtime.scene import Scene
-from semseal.runtime.verdict import figures, game_rows, picture_rows
 
 STEPS = WhiteBoxSettings(5, 0.1, True)
 SETTINGS = Settings(

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from semseal.export.bundle import export_run
-from semseal.runtime.attacks import adaptive, learned
+from semseal.runtime.attacks import learned
+from semseal.runtime.audit.run import attacks as adaptive
+from semseal.runtime.audit.scene import Scene
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.metrics import luck_of_mean, own_effect, psnr, psnr_of_all
 from semseal.runtime.pictures import open_pictures
-from semseal.runtime.scene import Scene
 from semseal.runtime.signing import owner_key
 from semseal.train.config import ModelConfig, TrainConfig
 from semseal.train.fit import train

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from semseal.runtime import channel
 from semseal.runtime.bundle import open_bundle
-from semseal.runtime.defense.header import MODES, HeaderError
-from semseal.runtime.defense.keys import KeyFileError, write_key
-from semseal.runtime.engine import EngineError
+from semseal.runtime.defense.header import MODES
+from semseal.runtime.defense.keys import write_key
+from semseal.runtime.errors import EngineError, HeaderError, KeyFileError
 from semseal.runtime.link import Frame, Receiver, Transmitter
 from semseal.runtime.metrics import psnr
 

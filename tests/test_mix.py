@@ -9,8 +9,9 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from semseal.runtime.defense import mix as mixing
-from semseal.runtime.defense.keys import KeyFileError, derive
+from semseal.runtime.defense.keys import derive
 from semseal.runtime.defense.mix import MixKeys, derive_keys, factors, mix, padded_size, run_length, structure, unmix
+from semseal.runtime.errors import KeyFileError
 
 KEY, SESSION, DIGEST = bytes(range(32)), b"s" * 16, b"d" * 32
 PACKAGED = 32400

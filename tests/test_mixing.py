@@ -7,9 +7,10 @@ from semseal.export.mixing import with_mix
 from semseal.runtime import channel
 from semseal.runtime.bundle import open_bundle, packaged_bundle
 from semseal.runtime.defense import mix
-from semseal.runtime.defense.header import HeaderError, HeaderSealer
+from semseal.runtime.defense.header import HeaderSealer
 from semseal.runtime.engine import open_engine
-from semseal.runtime.link import BrokenDefenseWarning, Frame, Receiver, Transmitter, sign_inputs
+from semseal.runtime.errors import HeaderError
+from semseal.runtime.link import BrokenDefenseWarning, Frame, Receiver, Transmitter
 from semseal.runtime.metrics import psnr
 
 KEY = bytes(range(32))
@@ -47,7 +48,7 @@ def test_the_graph_mixes_as_the_reference_does(bundle, small_images, engine, pre
     plain = open_engine(engine, bundle.graph("transmitter", precision))(images, identity(batch))
     keys = mix.derive_keys(KEY, SESSION, range(5, 5 + batch), DIGEST, 192)
     expected = mix.mix(plain.reshape(batch, -1), keys)
-    signs = sign_inputs(keys, 192)
+    signs = mix.sign_inputs(keys, 192)
     on_air = open_engine(engine, bundle.graph("transmitter-mix", precision))(images, *signs, keys.index)
     np.testing.assert_allclose(on_air.reshape(batch, -1), expected, rtol=0, atol=ROUNDING)
     assert np.square(on_air).sum(axis=(1, 2)) / (on_air.shape[1]) == pytest.approx(np.ones(batch), abs=1e-4)
@@ -106,10 +107,10 @@ def test_any_size_padded_or_not_and_each_image_its_own_power(n):
     keys = mix.derive_keys(KEY, SESSION, range(3), DIGEST, n)
     plain = open_engine("onnxruntime-cpu", transmitter)(images, identity(3, 2))
     mixing = with_mix(transmitter, "transmitter", 2, n // 2, 3)
-    on_air = open_engine("onnxruntime-cpu", mixing)(images, *sign_inputs(keys, n), keys.index)
+    on_air = open_engine("onnxruntime-cpu", mixing)(images, *mix.sign_inputs(keys, n), keys.index)
     np.testing.assert_allclose(on_air.reshape(3, -1), mix.mix(plain.reshape(3, -1), keys), rtol=0, atol=ROUNDING)
     unmixing = open_engine("onnxruntime-cpu", with_mix(receiver, "receiver", 2, n // 2, 3))
-    back = unmixing(on_air, *sign_inputs(keys, n), keys.inverse_index)
+    back = unmixing(on_air, *mix.sign_inputs(keys, n), keys.inverse_index)
     np.testing.assert_allclose(back.reshape(3, -1), plain.reshape(3, -1), rtol=0, atol=ROUNDING)
 
 

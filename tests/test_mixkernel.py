@@ -17,16 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from semseal.runtime.defense.mix import MixKeys, derive_keys, factors, mix, padded_size, unmix
-from semseal.runtime.defense.mixkernel import (
-    MOST_THREADS,
-    ROUNDING,
-    SOURCE,
-    MixLayout,
-    check_room,
-    compile_kernels,
-    layout,
-    pack,
-)
+from semseal.runtime.gpu.mix_kernel import MOST_THREADS, ROUNDING, SOURCE, MixLayout, check_room, compile_kernels, layout, pack
 
 SHIM = Path(__file__).parent / "cuda_shim.h"
 PAPER = 32400

@@ -25,11 +25,12 @@ from foreign import (
     written,
 )
 from onnx import TensorProto, helper, numpy_helper
-from semseal.export.pack import PackError, pack, pack_graphs
+from semseal.export.pack.whole import pack, pack_graphs
 from semseal.export.tensorrt import build_plan
-from semseal.runtime.attacks.surrogate import Surrogate
+from semseal.runtime.audit.surrogate import Surrogate
 from semseal.runtime.defense import index
 from semseal.runtime.engine import open_engine
+from semseal.runtime.errors import GraphError
 from semseal.runtime.link import Receiver, Transmitter
 from semseal.runtime.pictures import open_pictures
 from semseal.runtime.signing import owner_key
@@ -205,7 +206,7 @@ def test_a_black_picture_stays_silent():
     body = "y = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(x)"
     transmitter = by_hand(f"{SMALL} x", "float[n,3,8,6] y", body)
     back = 's = Constant<value_floats = [1.0, 1.0, 2.0, 2.0]>() x = Resize<mode = "nearest">(y, , s)'
-    with pytest.raises(PackError, match="depends on the power"):
+    with pytest.raises(GraphError, match="depends on the power"):
         pack_graphs(transmitter, by_hand("float[n,3,8,6] y", f"{SMALL} x", back))
     flat = "half = Constant<value_float = 0.5>() zero = Constant<value_float = 0.0>() z = Mul(y, zero) g = Add(z, half)"
     back = flat + ' s = Constant<value_floats = [1.0, 1.0, 2.0, 2.0]>() x = Resize<mode = "nearest">(g, , s)'
@@ -220,7 +221,7 @@ def test_what_unit_power_costs_is_told_and_too_much_is_refused():
     cost = packed.psnr_original - packed.psnr_packed
     assert 0.1 < cost < 3
     assert f"unit power costs {cost:.2f} dB" in packed.notes[-1]
-    with pytest.raises(PackError, match=r"receiver: it depends on the power of .*dB become .*dB on 12 photographs"):
+    with pytest.raises(GraphError, match=r"receiver: it depends on the power of .*dB become .*dB on 12 photographs"):
         pack_graphs(*sklearn_pair(normalised=False, components=60))
 
 

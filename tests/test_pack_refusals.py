@@ -6,7 +6,8 @@ import onnx.compose
 import pytest
 from foreign import FEATURES, GOOD, IMAGE, SMALL, Decoder, Encoder, FirstToken, NoFirstToken, by_hand, sklearn_pair, written
 from onnx import TensorProto, helper, numpy_helper
-from semseal.export.pack import PackError, pack_graphs
+from semseal.export.pack.whole import pack_graphs
+from semseal.runtime.errors import GraphError
 from sklearn.linear_model import LinearRegression
 
 IDENTITY = "y = Identity(x)"
@@ -149,7 +150,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_with_the_side_and_the_reason(case):
     files, reason = REFUSED[case]
-    with pytest.raises(PackError, match=reason) as raised:
+    with pytest.raises(GraphError, match=reason) as raised:
         pack_graphs(*files())
     assert str(raised.value).startswith(("transmitter: ", "receiver: "))
     assert "\n" not in str(raised.value)

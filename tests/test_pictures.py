@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 from PIL import Image
-from semseal.runtime.pictures import PictureError, center_crop, open_pictures, random_crop
+from semseal.runtime.errors import PictureError
+from semseal.runtime.pictures import center_crop, open_pictures, random_crop
 
 
 def write(path, height=30, width=20, colour=(10, 200, 30)):

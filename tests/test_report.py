@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 from semseal.runtime.attacks import whitebox
-from semseal.runtime.audit import audit
-from semseal.runtime.curves import Point, gains, rates, spread
-from semseal.runtime.leakage import Answers, Played
-from semseal.runtime.plan import ATTACKS, GAMES, PICTURES, Cell, Settings, applies
-from semseal.runtime.standing import at_most, headline, limits, standings
-from semseal.runtime.tables import leakage_tables, markdown_tables, paper_table, tally_table, verdict_table
-from semseal.runtime.verdict import figures, game_rows, orderings, picture_rows
+from semseal.runtime.audit.cell import Answers, Played
+from semseal.runtime.audit.figures import Point, gains, rates, spread
+from semseal.runtime.audit.matrix import ATTACKS, GAMES, PICTURES, Cell, Settings, applies
+from semseal.runtime.audit.run import audit
+from semseal.runtime.audit.standing import at_most, headline, limits, standings
+from semseal.runtime.audit.tables import leakage_tables, markdown_tables, paper_table, tally_table, verdict_table
+from semseal.runtime.audit.verdict import figures, game_rows, orderings, picture_rows
 
 few = dataclasses.replace(whitebox.FAST, steps=3)
 TINY = Settings(pictures=6, optimised_pictures=6, eve_pictures=44, whitebox=few, blackbox_steps=4,

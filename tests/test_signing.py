@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from semseal.runtime import signing
+from semseal.runtime.errors import SigningError
 from semseal.runtime.signing import (
-    SigningError,
     generate_owner,
     owner_key,
     pinned_owner,

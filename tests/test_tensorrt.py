@@ -11,7 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 from semseal.export.tensorrt import add_plans, build_plan, layer_report, profile, without_index
 from semseal.runtime.bundle import open_bundle, packaged_bundle
 from semseal.runtime.defense import index
-from semseal.runtime.engine import EngineError, open_engine
+from semseal.runtime.engine import open_engine
+from semseal.runtime.errors import EngineError
 from semseal.runtime.signing import owner_key
 
 DRIVER = Path("/proc/driver/nvidia/version")

@@ -4,10 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from semseal.runtime import metrics, paper
-from semseal.runtime.leakage import Answers, Played
-from semseal.runtime.plan import PAPER_ATTACKS, Cell
-from semseal.runtime.verdict import figures, game_rows, orderings, picture_rows, worst_rate
+from semseal.runtime import metrics
+from semseal.runtime.audit.cell import Answers, Played
+from semseal.runtime.audit.matrix import PAPER_ATTACKS, Cell
+from semseal.runtime.audit.run import paper
+from semseal.runtime.audit.verdict import figures, game_rows, orderings, picture_rows, worst_rate
 
 
 def cell(attack, defense="none", eve=10.0):

@@ -3,7 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from semseal.runtime import channel
-from semseal.runtime.attacks.which import MATCHES, fingerprints, learn, which
+from semseal.runtime.attacks.identification import MATCHES, fingerprints, learn, which
 from semseal.runtime.link import Transmitter
 from semseal.runtime.pictures import open_pictures
 

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from semseal.runtime.pictures import PictureError, Pictures, center_crop, random_crop, to_float
+from semseal.runtime.errors import PictureError
+from semseal.runtime.pictures import Pictures, center_crop, random_crop, to_float
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 

@@ -16,6 +16,7 @@ from lightning_fabric import Fabric
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from semseal.runtime.errors import TrainingError
 from semseal.runtime.files import write_atomically
 from semseal.runtime.pictures import open_pictures
 from semseal.train import channel
@@ -27,10 +28,6 @@ from torch import Tensor
 
 LOG_EVERY = 10
 VALID_PICTURES = 32
-
-
-class TrainingError(RuntimeError):
-    """Training cannot start or go on; the message says why and what to do."""
 
 
 def train(

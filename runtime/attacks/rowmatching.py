@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from semseal.runtime.attacks.arithmetic import fast_convolutions
-from semseal.runtime.attacks.surrogate import Surrogate
 from semseal.runtime.attacks.whitebox import FAST, WhiteBoxSettings, begin, minimise
+from semseal.runtime.audit.surrogate import Surrogate
 from torch import Tensor
 
 REMATCH = 10  # steps between two matchings

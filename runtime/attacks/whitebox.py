@@ -2,7 +2,7 @@
 
     minimise over x   ||ŷ_e - f(x)||² + lambda T(x)
 
-with f the deployed transmitter (``semseal.runtime.attacks.surrogate``), ŷ_e what she heard, unit-power symbols, and T the total
+with f the deployed transmitter (``semseal.runtime.audit.surrogate``), ŷ_e what she heard, unit-power symbols, and T the total
 variation of Eq. (3). Unit of lambda: x in 0..1 here (as in the paper's text, where f's input is the image), both terms summed.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from semseal.runtime.attacks.arithmetic import fast_convolutions
-from semseal.runtime.attacks.surrogate import Surrogate
+from semseal.runtime.audit.surrogate import Surrogate
 from torch import Tensor
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from semseal.runtime.defense.keys import derive
+from semseal.runtime.errors import HeaderError
 
 MODES = ("none", "permute", "substitute", "permute+substitute", "mix")
 SESSION_SIZE = 16
@@ -28,10 +29,6 @@ _CLEAR = struct.Struct(f"<2sBBB{SESSION_SIZE}sQ")
 _CHOICE = struct.Struct("<HH")
 _MAGIC, _VERSION = b"sS", 1
 _NOISE, _SEALED = 1, 2
-
-
-class HeaderError(ValueError):
-    """A header that must not be acted on."""
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,11 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from semseal.runtime.errors import KeyFileError
 from semseal.runtime.files import write_once
 
 KEY_SIZE = 32
 _FORMAT = "semseal-key-v1"
-
-
-class KeyFileError(ValueError):
-    """A key or key file that cannot be used; the message never holds key bytes."""
 
 
 def generate_key() -> bytes:

@@ -166,6 +166,14 @@ def derive_keys(key: bytes, session: bytes, counters: Sequence[int], model_diges
     return MixKeys(signs.reshape(LAYERS, len(counters), -1)[:, :, :size], order)
 
 
+def sign_inputs(keys: MixKeys, n: int) -> list[NDArray[np.float32]]:
+    """The signs as the graphs of images of n reals take them, in the shapes that ``semseal.export.mixing`` tells."""
+    a, b, c = factors(n)
+    blocks, cube, pairs = (a, b * c), (a, b, c), (a * b * c // 2, 2)
+    shapes = (blocks, cube, blocks, cube, pairs)
+    return [np.ascontiguousarray(layer).reshape(-1, *shape) for layer, shape in zip(keys.signs, shapes, strict=True)]
+
+
 def mix(symbols: NDArray[np.float32], keys: MixKeys) -> NDArray[np.float32]:
     """Float32 [batch, n] to float32 [batch, padded n] of the same mean power. The reference of every graph and kernel."""
     batch, n = symbols.shape

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from semseal.runtime import metrics
-from semseal.runtime.attacks import adaptive, blackbox, whitebox
-from semseal.runtime.attacks.surrogate import Surrogate
+from semseal.runtime.attacks import blackbox, whitebox
+from semseal.runtime.audit.matrix import GAMES, Cell, Settings
+from semseal.runtime.audit.run import attacks as adaptive
+from semseal.runtime.audit.scene import Images, Scene
+from semseal.runtime.audit.surrogate import Surrogate
 from semseal.runtime.bundle import Bundle
 from semseal.runtime.files import write_atomically
-from semseal.runtime.plan import GAMES, Cell, Settings
-from semseal.runtime.scene import Images, Scene
 
 SHOWN = 4  # pictures of each cell that are kept
 
@@ -71,7 +72,7 @@ class Ground:
 
     @cached_property
     def surrogate(self) -> Surrogate:
-        """The transmitter for the white-box attacks. Raises UnsupportedGraphError."""
+        """The transmitter for the white-box attacks. Raises GraphError."""
         return Surrogate(self.bundle.graph("transmitter", self.scene.precision))
 
     def answer(self, cell: Cell, advance: Advance = lambda image_steps: None) -> Images:
@@ -132,7 +133,7 @@ class Ground:
 
 
 def measure(ground: Ground, cell: Cell, file: Path, advance: Advance = lambda image_steps: None) -> None:
-    """Measure a cell and write its file, unless it is there. Raises UnsupportedGraphError in a white-box cell."""
+    """Measure a cell and write its file, unless it is there. Raises GraphError in a white-box cell."""
     if file.exists():
         return
     if cell.attack in GAMES:

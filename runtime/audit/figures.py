@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from semseal.runtime.plan import PICTURES
+from semseal.runtime.audit.matrix import PICTURES
 
 WIDTH = 356  # fits a phone of 390 pixels without being scaled down
 FONT = 14

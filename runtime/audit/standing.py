@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from semseal.runtime.plan import ATTACKS, DEFENSES, PICTURES, applies
+from semseal.runtime.audit.matrix import ATTACKS, DEFENSES, PICTURES, applies
 
 NAMES = {
     "none": "no defence",

@@ -265,33 +265,6 @@ class SchemeKernel:
         launch(stream, config, self._receive, symbols, index, features)
 
 
-def check_index(index: NDArray[np.int32], frames: int) -> None:
-    """Raises ValueError for an index that is not int32 [batch, h] of rows of the frames, naming the first bad value."""
-    if index.dtype != np.int32 or index.ndim != 2:
-        raise ValueError(f"the scheme index must be int32 [batch, h], got {index.dtype} {list(index.shape)}")
-    rows = frames * index.shape[1]
-    bad = np.argwhere((index < 0) | (index >= rows))
-    if len(bad):
-        i, j = bad[0]
-        raise ValueError(f"scheme index out of range: index[{i}, {j}] is {index[i, j]}, there are rows 0..{rows - 1}")
-
-
-def places(index: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Where each row goes, int32 [batch, h], for a transmitter's index [batch, h]: its inverse.
-
-    Raises ValueError when the index does not take every row exactly once, naming the first that it takes again.
-    """
-    check_index(index, len(index))
-    flat = index.ravel()
-    out = np.empty(flat.size, np.int32)
-    out[flat] = np.arange(flat.size, dtype=np.int32)
-    again = np.flatnonzero(out[flat] != np.arange(flat.size))
-    if len(again):
-        i, j = divmod(int(again[0]), index.shape[1])
-        raise ValueError(f"scheme index takes row {index[i, j]} more than once, at index[{i}, {j}] too: not a permutation")
-    return out.reshape(index.shape)
-
-
 def reference_transmit(features: NDArray[np.floating], index: NDArray[np.int32]) -> NDArray[np.float32]:
     """What ``transmit`` gives, to the bit: features [batch, c, h, w] and index [batch, h] to symbols [batch, N, 2].
 

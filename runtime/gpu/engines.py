@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from semseal.runtime.defense.kernel import SchemeKernel, layout
-from semseal.runtime.device import Run, Shape, Tensor, capture, gathered, open_device, scattered, serve
-from semseal.runtime.engine import Engine, EngineError
+from semseal.runtime.errors import EngineError
+from semseal.runtime.gpu.device import Engine, Run, Shape, Tensor, capture, gathered, open_device, scattered, serve
+from semseal.runtime.gpu.scheme_kernel import SchemeKernel, layout
 
 if TYPE_CHECKING:
     from cuda.core import Buffer, Stream

@@ -9,14 +9,25 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from semseal.runtime import metrics, paper
-from semseal.runtime.curves import HUES, Point, gains, rates
+from semseal.runtime import metrics
+from semseal.runtime.audit.cell import Answers
+from semseal.runtime.audit.figures import HUES, Point, gains, rates
+from semseal.runtime.audit.matrix import PAPER_ATTACKS, PICTURES, Cell, applies
+from semseal.runtime.audit.run import paper
+from semseal.runtime.audit.standing import NAMES, Results, Row, headline, limits, percent, standings
+from semseal.runtime.audit.tables import (
+    SHORT,
+    defenses,
+    groups,
+    mains,
+    markdown_tables,
+    measured,
+    paper_defenses,
+    table_lines,
+    tally,
+)
+from semseal.runtime.audit.verdict import FEWEST, NEXT_TO_NOTHING_AUC, NEXT_TO_NOTHING_DB, NEXT_TO_NOTHING_RATE, paired
 from semseal.runtime.files import write_atomically
-from semseal.runtime.leakage import Answers
-from semseal.runtime.plan import PAPER_ATTACKS, PICTURES, Cell, applies
-from semseal.runtime.standing import NAMES, Results, Row, headline, limits, percent, standings
-from semseal.runtime.tables import SHORT, defenses, groups, mains, markdown_tables, measured, paper_defenses, table_lines, tally
-from semseal.runtime.verdict import FEWEST, NEXT_TO_NOTHING_AUC, NEXT_TO_NOTHING_DB, NEXT_TO_NOTHING_RATE, paired
 
 __all__ = ["markdown_tables", "write_first_look", "write_report"]
 
@@ -47,7 +58,7 @@ def write_report(path: Path, results: Results, pictures: Pictures, images: Image
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("semseal.runtime").joinpath("templates/report.html").read_text())
+    template = environment.from_string(files("semseal.runtime.audit").joinpath("templates/report.html").read_text())
     page = template.render(
         results=results,
         settings=results["settings"],

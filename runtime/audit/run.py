@@ -23,19 +23,16 @@ import numpy as np
 from joblib import Parallel, delayed, parallel_config
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from semseal.runtime.attacks import blackbox, learned
-from semseal.runtime.attacks.surrogate import why_unsupported
+from semseal.runtime.audit.cell import Ground, measure, read_answers, read_games
+from semseal.runtime.audit.matrix import FULL, GAMES, OPTIMISED, Cell, Settings, cells
+from semseal.runtime.audit.report import markdown_tables, write_first_look, write_report
+from semseal.runtime.audit.scene import ENGINE, Images
+from semseal.runtime.audit.surrogate import why_unsupported
+from semseal.runtime.audit.verdict import Games, Pictures, figures, game_rows, orderings, picture_rows
 from semseal.runtime.bundle import Bundle, open_bundle
+from semseal.runtime.errors import AuditError
 from semseal.runtime.files import write_atomically
-from semseal.runtime.leakage import Ground, measure, read_answers, read_games
 from semseal.runtime.pictures import open_pictures
-from semseal.runtime.plan import FULL, GAMES, OPTIMISED, Cell, Settings, cells
-from semseal.runtime.report import markdown_tables, write_first_look, write_report
-from semseal.runtime.scene import ENGINE, Images
-from semseal.runtime.verdict import Games, Pictures, figures, game_rows, orderings, picture_rows
-
-
-class AuditError(ValueError):
-    """An audit that cannot be run as asked; the message says what to change."""
 
 
 def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL, jobs: int = 1) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from semseal.export.onnx import OPSET
 from semseal.export.parity import Side
 from semseal.export.rewrite import rewrite
 from semseal.runtime.bundle import Bundle
+from semseal.runtime.errors import GraphError
 from semseal.runtime.metrics import psnr
 from semseal.runtime.onnxfile import check_onnx
 from semseal.runtime.pictures import open_pictures
@@ -53,10 +54,6 @@ DYNAMIC = "export it with a dynamic batch, whose images do not influence each ot
 Array = NDArray[np.float32]
 Shape = tuple[int, ...]
 End = tuple[str, Shape]  # a tensor's name and shape, the batch first
-
-
-class PackError(ValueError):
-    """A pair that does not fit; the message begins with ``transmitter:`` or ``receiver:`` and says what to change."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +117,7 @@ def pack(
 ) -> Bundle:
     """Pack two files and write the bundle, meant for a main channel of ``snr_db``; the rest is as in ``deploy``.
 
-    The manifest's "packed" holds the notes. Raises PackError as ``pack_graphs``, and what ``deploy`` raises.
+    The manifest's "packed" holds the notes. Raises GraphError as ``pack_graphs``, and what ``deploy`` raises.
     """
     packed = pack_graphs(transmitter.read_bytes(), receiver.read_bytes())
     told = ("gain", "own_power", "psnr_original", "psnr_packed", "notes")
@@ -138,7 +135,7 @@ def pack_graphs(transmitter: bytes, receiver: bytes) -> Packed:
 
     The transmitter takes one image float32 [batch, 3, height, width] in 0..1 and gives features or symbols float32
     [batch, ...]; the receiver takes these and gives the image back. The batch is dynamic, or 1 and is made dynamic. Raises
-    PackError for anything else, and for a pair that unit power or a batch would change.
+    GraphError for anything else, and for a pair that unit power or a batch would change.
     """
     files = {"transmitter": transmitter, "receiver": receiver}
     models = {side: _read(side, data) for side, data in files.items()}
@@ -152,12 +149,12 @@ def pack_graphs(transmitter: bytes, receiver: bytes) -> Packed:
     _check_fit(models["receiver"].graph.input[0], layout.shape)
     original = _one_by_one("receiver", sessions, features)
     if original.shape != images.shape:
-        raise PackError(f"receiver: it gives {_shape(original)} for pictures {_shape(images)}; it must give the image back")
+        raise GraphError(f"receiver: it gives {_shape(original)} for pictures {_shape(images)}; it must give the image back")
     overshoot = _overshoot(original)
 
     power = _power(layout.to_rows(_one_by_one("transmitter", sessions, probes))).ravel()
     if not SMALLEST_POWER < power.mean() < LARGEST_POWER:
-        raise PackError(f"transmitter: its features have power {power.mean():.3g} per symbol; scale them to about 1")
+        raise GraphError(f"transmitter: its features have power {power.mean():.3g} per symbol; scale them to about 1")
     own_power = bool(np.ptp(power) < CONSTANT_POWER * power.mean())
     # few digits, so that another processor's rounding does not make another bundle
     gain = float(f"{math.sqrt(power.mean()):.5g}")
@@ -177,7 +174,7 @@ def pack_graphs(transmitter: bytes, receiver: bytes) -> Packed:
     spread = f"{power.min():.3g} to {power.max():.3g} per symbol over {PICTURES} photographs"
     lost = min(before, BEST_PSNR) - min(after, BEST_PSNR)
     if lost > LARGEST_LOSS:
-        raise PackError(
+        raise GraphError(
             f"receiver: it depends on the power of each picture's features ({spread}), which a link of unit power does not "
             f"carry: {before:.2f} dB become {after:.2f} dB on {PICTURES} photographs without noise; train the pair with power "
             "normalised per image"
@@ -225,12 +222,12 @@ def pack_graphs(transmitter: bytes, receiver: bytes) -> Packed:
 
 
 def _read(side: str, data: bytes) -> onnx.ModelProto:
-    """The model in standard operators of OPSET, with one float32 input and output. Raises PackError."""
+    """The model in standard operators of OPSET, with one float32 input and output. Raises GraphError."""
     try:
         check_onnx(data)
         onnx.checker.check_model(data)
     except (ValueError, onnx.checker.ValidationError) as error:
-        raise PackError(f"{side}: {_first_line(error)}") from None
+        raise GraphError(f"{side}: {_first_line(error)}") from None
     model = onnx.inliner.inline_local_functions(onnx.load_model_from_string(data))
     graph = model.graph
     _check_nodes(side, graph)
@@ -239,14 +236,14 @@ def _read(side: str, data: bytes) -> onnx.ModelProto:
     for what, values in (("input", inputs), ("output", graph.output)):
         if len(values) != 1:
             names = ", ".join(value.name for value in values)
-            raise PackError(f"{side}: it has {len(values)} {what}s ({names}); it must have one")
+            raise GraphError(f"{side}: it has {len(values)} {what}s ({names}); it must have one")
         kind = values[0].type.tensor_type.elem_type
         if kind != TensorProto.FLOAT:
             name = TensorProto.DataType.Name(kind).lower()
-            raise PackError(f"{side}: its {what} {values[0].name!r} is {name}; it must be float32")
+            raise GraphError(f"{side}: its {what} {values[0].name!r} is {name}; it must be float32")
     axes = _axes(inputs[0])
     if axes and axes[0] not in (None, 1):
-        raise PackError(f"{side}: its batch is fixed at {axes[0]}; export it with a dynamic batch")
+        raise GraphError(f"{side}: its batch is fixed at {axes[0]}; export it with a dynamic batch")
     del graph.input[:]
     graph.input.extend(inputs)
     version = max((opset.version for opset in model.opset_import if opset.domain in DOMAINS), default=OPSET)
@@ -259,7 +256,7 @@ def _read(side: str, data: bytes) -> onnx.ModelProto:
         return onnx.version_converter.convert_version(model, OPSET)
     except RuntimeError as error:
         reason = _first_line(error).split("failed: ")[-1]  # what precedes is a place in onnx's source
-        raise PackError(
+        raise GraphError(
             f"{side}: opset {version} cannot be converted to {OPSET} ({reason}); export with opset {OPSET}"
         ) from None
 
@@ -277,13 +274,13 @@ def _check_nodes(side: str, graph: onnx.GraphProto) -> None:
         elif node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
             training = bool(np.any(constants.get(node.input[2], True)))
         if node.domain not in DOMAINS:
-            raise PackError(f"{side}: {where} is of the domain {node.domain}; only standard ONNX operators are portable")
+            raise GraphError(f"{side}: {where} is of the domain {node.domain}; only standard ONNX operators are portable")
         if any(isinstance(value, onnx.GraphProto) for value in given.values()):
-            raise PackError(f"{side}: {where} is control flow; export without it")
+            raise GraphError(f"{side}: {where} is control flow; export without it")
         if node.op_type.startswith("Random") or node.op_type in ("Bernoulli", "Multinomial"):
-            raise PackError(f"{side}: {where} draws random numbers; leave the channel and its noise out of the file")
+            raise GraphError(f"{side}: {where} draws random numbers; leave the channel and its noise out of the file")
         if training:
-            raise PackError(f"{side}: {where} is in training mode; switch to evaluation before the export")
+            raise GraphError(f"{side}: {where} is in training mode; switch to evaluation before the export")
 
 
 def _axes(value: onnx.ValueInfoProto) -> list[int | None] | None:
@@ -303,10 +300,10 @@ def _image_size(value: onnx.ValueInfoProto) -> tuple[int, int]:
     axes = _axes(value) or []
     if len(axes) != 4 or axes[1] != 3:
         hint = "; transpose it" if len(axes) == 4 and axes[3] == 3 else ""
-        raise PackError(f"transmitter: its input {_declared(value)} is no image [batch, 3, height, width]{hint}")
+        raise GraphError(f"transmitter: its input {_declared(value)} is no image [batch, 3, height, width]{hint}")
     height, width = axes[2:]
     if height is None or width is None:
-        raise PackError(f"transmitter: its input {_declared(value)} has no fixed height and width; fix them at the export")
+        raise GraphError(f"transmitter: its input {_declared(value)} has no fixed height and width; fix them at the export")
     return height, width
 
 
@@ -314,14 +311,14 @@ def _layout(shape: Shape) -> Layout:
     """Rows for one image's features; the module's docstring says how."""
     size = math.prod(shape)
     if size % 2:
-        raise PackError(f"transmitter: its features {list(shape)} are an odd number of floats per image; a symbol takes two")
+        raise GraphError(f"transmitter: its features {list(shape)} are an odd number of floats per image; a symbol takes two")
     if len(shape) == 3 and shape[1] > 1:
         return Layout(shape, h=shape[1], w=shape[2], c=shape[0])
     if len(shape) == 2 and shape[0] > 2 and shape[1] != 2:
         return Layout(shape, h=shape[0], w=shape[1], c=1)
     choices = [h for h in range(2, size // 2 + 1) if size % (2 * h) == 0]
     if not choices:
-        raise PackError(f"transmitter: its features {list(shape)} are too few for two rows of at least one symbol")
+        raise GraphError(f"transmitter: its features {list(shape)} are too few for two rows of at least one symbol")
     h = next(h for h in choices if h * h >= size)
     return Layout(shape, h=h, w=size // h, c=1)
 
@@ -331,15 +328,15 @@ def _check_fit(value: onnx.ValueInfoProto, shape: Shape) -> None:
     if axes is None:
         return
     if len(axes) != 1 + len(shape) or any(taken not in (None, given) for taken, given in zip(axes[1:], shape, strict=True)):
-        raise PackError(f"receiver: its input {_declared(value)} does not take the transmitter's [batch, {_joined(shape)}]")
+        raise GraphError(f"receiver: its input {_declared(value)} does not take the transmitter's [batch, {_joined(shape)}]")
 
 
 def _overshoot(pictures: Array) -> list[str]:
-    """A note where clipping to 0..1 changes a little. Raises PackError where it would change much."""
+    """A note where clipping to 0..1 changes a little. Raises GraphError where it would change much."""
     told = f"gives values {pictures.min():.3g} to {pictures.max():.3g}"
     low, high = np.quantile(pictures, [0.01, 0.99])
     if low < -0.25 or high > 1.25:
-        raise PackError(f"receiver: it {told}, and an image is 0..1; put the scaling into the model")
+        raise GraphError(f"receiver: it {told}, and an image is 0..1; put the scaling into the model")
     return [f"the receiver {told}: clipped to 0..1"] if pictures.min() < 0 or pictures.max() > 1 else []
 
 
@@ -511,15 +508,15 @@ def _proved(
             graph = build(network)
             _compare(side, graph, *example, h)
             return graph
-        except PackError as error:
+        except GraphError as error:
             reason = str(error)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             reason = f"{side}: it does not take more than one picture at once ({_first_line(error)}); {DYNAMIC}"
-    raise PackError(reason)
+    raise GraphError(reason)
 
 
 def _compare(side: str, graph: bytes, inputs: Array, expected: Array, h: int) -> None:
-    """Raises PackError unless the graph gives what is expected, for single inputs and for BATCH at once."""
+    """Raises GraphError unless the graph gives what is expected, for single inputs and for BATCH at once."""
     session = _session(side, graph)
     allowed = 1e-6 + TOLERANCE * float(expected.std(axis=0).max())
     for size, otherwise in (
@@ -533,10 +530,10 @@ def _compare(side: str, graph: bytes, inputs: Array, expected: Array, h: int) ->
                 given = _run(side, session, inputs[part], identity)
                 difference = float(np.abs(given - expected[part]).max()) if given.shape == expected[part].shape else math.inf
                 detail = f"the largest difference is {difference:.2g}"
-            except PackError as error:
+            except GraphError as error:
                 difference, detail = math.inf, str(error).removeprefix(f"{side}: ")
             if not difference <= allowed:
-                raise PackError(f"{side}: {otherwise} ({detail})")
+                raise GraphError(f"{side}: {otherwise} ({detail})")
 
 
 def _session(
@@ -547,7 +544,7 @@ def _session(
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
     except Exception as error:  # its exceptions share no narrower base
-        raise PackError(f"{side}: ONNX Runtime cannot load it: {_first_line(error)}") from None
+        raise GraphError(f"{side}: ONNX Runtime cannot load it: {_first_line(error)}") from None
 
 
 def _run(side: str, session: onnxruntime.InferenceSession, *inputs: NDArray[Any]) -> Array:
@@ -555,7 +552,7 @@ def _run(side: str, session: onnxruntime.InferenceSession, *inputs: NDArray[Any]
     try:
         output: Array = session.run(None, dict(zip(names, inputs, strict=True)))[0]
     except Exception as error:  # its exceptions share no narrower base
-        raise PackError(f"{side}: ONNX Runtime cannot run it: {_first_line(error)}") from None
+        raise GraphError(f"{side}: ONNX Runtime cannot run it: {_first_line(error)}") from None
     return output
 
 
@@ -564,11 +561,11 @@ def _one_by_one(side: str, sessions: dict[str, onnxruntime.InferenceSession], in
     outputs = [_run(side, sessions[side], inputs[i : i + 1]) for i in range(len(inputs))]
     shape, *others = dict.fromkeys(output.shape for output in outputs)
     if others:
-        raise PackError(f"{side}: it gives {list(shape)} for one picture and {list(others[0])} for another; fix the size")
+        raise GraphError(f"{side}: it gives {list(shape)} for one picture and {list(others[0])} for another; fix the size")
     if len(shape) < 2 or shape[0] != 1:
-        raise PackError(f"{side}: it gives {list(shape)} for a single picture; it must give [1, ...]")
+        raise GraphError(f"{side}: it gives {list(shape)} for a single picture; it must give [1, ...]")
     if not np.isfinite(outputs).all():
-        raise PackError(f"{side}: it gives values that are not finite for photographs in 0..1")
+        raise GraphError(f"{side}: it gives values that are not finite for photographs in 0..1")
     return np.concatenate(outputs)
 
 

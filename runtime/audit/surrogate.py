@@ -16,13 +16,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+from semseal.runtime.errors import GraphError
 from torch import Tensor, nn
 
 _Node = tuple[onnx.NodeProto, dict[str, Any]]
-
-
-class UnsupportedGraphError(ValueError):
-    """A graph with an operator that has no differentiable counterpart here; the message names it."""
 
 
 class Surrogate(nn.Module):
@@ -36,7 +33,7 @@ class Surrogate(nn.Module):
         ]
         unknown = sorted({node.op_type for node, _ in self._nodes} - _OPERATORS.keys())
         if unknown:
-            raise UnsupportedGraphError(f"the white-box attack cannot differentiate the operators {', '.join(unknown)}")
+            raise GraphError(f"the white-box attack cannot differentiate the operators {', '.join(unknown)}")
         constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self._inputs = [value.name for value in model.graph.input if value.name not in constants]
         self._output = model.graph.output[0].name
@@ -66,7 +63,7 @@ def why_unsupported(transmitter: bytes, height: int, width: int, h: int) -> str:
     try:
         with torch.no_grad():
             Surrogate(transmitter)(torch.zeros(1, 3, height, width), torch.arange(h, dtype=torch.int32)[None])
-    except UnsupportedGraphError as error:
+    except GraphError as error:
         return str(error)
     return ""
 
@@ -117,7 +114,7 @@ class _PRelu(torch.autograd.Function):
 def _pad(attributes: dict[str, Any], x: Tensor) -> tuple[Tensor, list[int]]:
     """ONNX pads [top, left, bottom, right] as (padded input, what torch pads symmetrically)."""
     if attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
-        raise UnsupportedGraphError("auto_pad is not supported; export with explicit pads")
+        raise GraphError("auto_pad is not supported; export with explicit pads")
     pads = attributes.get("pads", [0, 0, 0, 0])
     if pads[:2] == pads[2:]:
         return x, pads[:2]
@@ -140,7 +137,7 @@ def _conv(attributes: dict[str, Any], x: Tensor, weight: Tensor, bias: Tensor | 
 def _conv_transpose(attributes: dict[str, Any], x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     pads = attributes.get("pads", [0, 0, 0, 0])
     if pads[:2] != pads[2:]:
-        raise UnsupportedGraphError("ConvTranspose with unequal pads is not supported")
+        raise GraphError("ConvTranspose with unequal pads is not supported")
     return F.conv_transpose2d(
         x,
         weight,
@@ -161,14 +158,14 @@ def _cast(attributes: dict[str, Any], x: Tensor) -> Tensor:
     """Half precision is computed in float32 here: its rounding is far below the noise, and its gradient the same."""
     kind = onnx.TensorProto.DataType.Name(attributes["to"])
     if kind not in ("FLOAT", "FLOAT16"):
-        raise UnsupportedGraphError(f"Cast to {kind} is not supported")
+        raise GraphError(f"Cast to {kind} is not supported")
     return x
 
 
 def _quantize(attributes: dict[str, Any], x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
     """8-bit levels, as floats; the gradient passes straight through the rounding, as in quantisation-aware training."""
     if scale.numel() != 1 or zero is None or zero.dtype != torch.int8 or zero.any():
-        raise UnsupportedGraphError("QuantizeLinear must be to int8, symmetric, one scale per tensor")
+        raise GraphError("QuantizeLinear must be to int8, symmetric, one scale per tensor")
     level = x / scale
     return (level + (level.round() - level).detach()).clamp(-128, 127)
 
@@ -177,13 +174,13 @@ def _dequantize(attributes: dict[str, Any], x: Tensor, scale: Tensor, zero: Tens
     if scale.numel() > 1:
         scale = scale.reshape(-1, *[1] * (x.ndim - 1 - attributes.get("axis", 1) % x.ndim))
     if zero is not None and zero.any():
-        raise UnsupportedGraphError("DequantizeLinear with a zero point other than 0 is not supported")
+        raise GraphError("DequantizeLinear with a zero point other than 0 is not supported")
     return x.float() * scale
 
 
 def _depth_to_space(attributes: dict[str, Any], x: Tensor) -> Tensor:
     if attributes.get("mode", b"DCR") != b"CRD":
-        raise UnsupportedGraphError("DepthToSpace is supported in mode CRD only")
+        raise GraphError("DepthToSpace is supported in mode CRD only")
     return F.pixel_shuffle(x, attributes["blocksize"])
 
 

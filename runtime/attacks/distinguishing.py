@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from semseal.runtime.attacks.which import Rows, Scores, fingerprints, matches, squares
+from semseal.runtime.attacks.identification import Rows, Scores, fingerprints, matches, squares
 from semseal.runtime.metrics import Auc, auc
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression

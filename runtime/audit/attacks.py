@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from semseal.runtime.attacks import accumulate, bruteforce, learned, ordering, reuse, rowmatching
-from semseal.runtime.attacks.distinguish import Game, chosen_pairs, distinguish, link
-from semseal.runtime.attacks.surrogate import Surrogate
-from semseal.runtime.attacks.which import Guess, learn, which
+from semseal.runtime.attacks.distinguishing import Game, chosen_pairs, distinguish, link
+from semseal.runtime.attacks.identification import Guess, learn, which
 from semseal.runtime.attacks.whitebox import WhiteBoxSettings
+from semseal.runtime.audit.scene import Images, Rows, Scene
+from semseal.runtime.audit.surrogate import Surrogate
 from semseal.runtime.defense import index, mix
 from semseal.runtime.defense.keys import generate_key
 from semseal.runtime.defense.schemes import scheme_sets
-from semseal.runtime.scene import Images, Rows, Scene
 
 REPEATS = 4
 KNOWN_PACKETS = 64  # under a reused key stream

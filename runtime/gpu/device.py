@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from semseal.runtime.defense.kernel import check_index, places
-from semseal.runtime.engine import Engine, EngineError
+from semseal.runtime.defense import index as scheme
+from semseal.runtime.errors import EngineError
 
 if TYPE_CHECKING:
     from cuda.core import Device, Stream
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 KEPT = 8  # shapes of the inputs whose buffers an engine keeps
 
 Shape = tuple[int, ...]
+Engine = Callable[..., NDArray[Any]]
 
 
 def open_device(name: str, built_for: tuple[str, str] | None = None) -> "Device":
@@ -142,7 +143,7 @@ def serve(
 
 def gathered(frames: int, index: NDArray[np.int32]) -> NDArray[np.int32]:
     """For ``serve``: the index as it is, checked against the rows of the frames."""
-    check_index(index, frames)
+    scheme.check_index(index, frames)
     return index
 
 
@@ -150,4 +151,4 @@ def scattered(batch: int, index: NDArray[np.int32]) -> NDArray[np.int32]:
     """For ``serve``: where each row of a batch goes."""
     if len(index) != batch:
         raise ValueError(f"{batch} images want an index of as many, got {list(index.shape)}")
-    return places(index)
+    return scheme.inverse(index)

@@ -1,0 +1,170 @@
+"""What an audit found, from measuring to page: frozen dataclasses, written as JSON once and read back into them.
+
+Reconstructions, GameResult   of one cell          PictureRow, GameRow   the same with intervals and a verdict
+Ordering                      of two cells         Results               all of an audit: results.json
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from semseal.runtime.attacks.whitebox import WhiteBoxSettings
+from semseal.runtime.audit.settings import Cell, Settings
+from semseal.runtime.environment import Environment
+
+Images = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstructions:
+    """Per-picture PSNR in dB and SSIM, float64 [n], and the first pictures, float32 [SHOWN, 3, height, width].
+
+    ``advantage``, float64 [n], of pairs under substitution [n / 2], is the matching advantage: how many dB an answer is nearer
+    to the picture that was sent than to the others, beyond easy pictures and easy answers. Its mean is 0 for an Eve who learned
+    nothing, however good her guess.
+    """
+
+    psnr: NDArray[np.float64]
+    ssim: NDArray[np.float64]
+    advantage: NDArray[np.float64]
+    shown: Images
+
+
+@dataclass(frozen=True)
+class GameResult:
+    """One game: Eve's success with its exact interval, and what guessing gives. ``name`` tells a pair or a rate apart."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    trials: int
+    chance: float
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """A cell that ends in pictures. Fields that end in ``_95`` are half widths of 95 % intervals, None for a single picture.
+
+    What follows ``paper_missing`` is about Eve, and None for Bob and for the mean picture.
+    """
+
+    attack: str
+    defense: str
+    main_snr: float
+    eve_snr: float | None
+    precision: str
+    pictures: int
+    psnr: float
+    psnr_95: float | None
+    ssim: float
+    ssim_95: float | None
+    paper_psnr: float | None
+    paper_ssim: float | None
+    paper_missing: str | None
+    matching_advantage_db: float | None = None
+    matching_advantage_95: float | None = None
+    above_mean_picture_db: float | None = None
+    above_mean_picture_95: float | None = None
+    below_bob_db: float | None = None
+    below_bob_95: float | None = None
+    control: str | None = None  # the defence under which the attack must win
+    verdict: str | None = None  # sees, nothing, open or void
+
+
+@dataclass(frozen=True)
+class GameRow:
+    """A rate or an area that a game gave, with its exact 95 % interval."""
+
+    attack: str
+    defense: str
+    main_snr: float
+    eve_snr: float | None
+    precision: str
+    name: str
+    value: float
+    low: float
+    high: float
+    trials: int
+    chance: float
+    control: str
+    control_won: bool
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """A claim that one cell beats another, in dB over the same pictures; ``verdict`` is holds, fails or open."""
+
+    claim: str
+    better: Cell
+    worse: Cell
+    difference_db: float
+    half_width_db: float | None
+    pictures: int
+    verdict: str
+
+
+@dataclass(frozen=True)
+class AuditedBundle:
+    """A bundle that was attacked, and the engine that ran it."""
+
+    main_snr: float
+    digest: str
+    c: int
+    bandwidth_ratio: float
+    engine: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """The content of results.json. ``skipped`` says of pictures and attacks that were left out, why."""
+
+    what: str
+    environment: Environment
+    data: str
+    settings: Settings
+    ssim: str
+    bundles: tuple[AuditedBundle, ...]
+    pictures: str
+    rows: tuple[PictureRow, ...]
+    games: tuple[GameRow, ...]
+    orderings: tuple[Ordering, ...]
+    skipped: dict[str, str]
+
+    @property
+    def mains(self) -> tuple[float, ...]:
+        """The main SNRs, one for each bundle."""
+        return tuple(bundle.main_snr for bundle in self.bundles)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> "Results":
+        """The reverse. Raises KeyError or TypeError for the results of another version."""
+        found = json.loads(text)
+        orderings = (
+            {**ordering, "better": Cell(**ordering["better"]), "worse": Cell(**ordering["worse"])}
+            for ordering in found["orderings"]
+        )
+        return Results(
+            **{
+                **found,
+                "environment": Environment(**found["environment"]),
+                "settings": _settings(found["settings"]),
+                "bundles": tuple(AuditedBundle(**bundle) for bundle in found["bundles"]),
+                "rows": tuple(PictureRow(**row) for row in found["rows"]),
+                "games": tuple(GameRow(**row) for row in found["games"]),
+                "orderings": tuple(Ordering(**ordering) for ordering in orderings),
+            }
+        )
+
+
+def _settings(found: dict[str, Any]) -> Settings:
+    tuples = {name: tuple(found[name]) for name in ("attacks", "defenses", "eve_snrs", "precisions")}
+    searches = {name: WhiteBoxSettings(**found[name]) for name in ("whitebox", "matching")}
+    return Settings(**{**found, **tuples, **searches})

@@ -1,0 +1,48 @@
+"""The defences, one row each: what the link can send, and what else an audit can compare it with.
+
+A row of the link is a mode of the header, and its place in the table is the mode's number on the wire: a new one goes to the
+end of them. A comparator is a row with ``conceal`` and ``reveal``: functions of the undefended symbols that an audit applies
+outside the deployed graphs, under a fresh key for each image. No transmitter offers it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Symbols = NDArray[np.complex64]
+
+
+@dataclass(frozen=True)
+class Defense:
+    """One defence.
+
+    ``conceal(symbols [N], key)`` gives what goes on air for one image, complex64 [M]; ``reveal(received [M], key)`` undoes it.
+    """
+
+    name: str
+    title: str
+    short: str  # for narrow columns
+    permutes: bool = False  # rows, by a scheme of the set P
+    substitutes: bool = False  # rows with those of another image, by a scheme of the set S
+    mixes: bool = False  # all symbols of an image
+    broken: bool = False  # known to fall to an Eve who knows of it
+    conceal: Callable[[Symbols, bytes], Symbols] | None = None
+    reveal: Callable[[Symbols, bytes], Symbols] | None = None
+
+    @property
+    def streams(self) -> int:
+        """Frames that belong together on air: substitution sends images in pairs."""
+        return 2 if self.substitutes else 1
+
+
+DEFENSES = (
+    Defense("none", "no defence", "none"),
+    Defense("permute", "permutation", "permute", permutes=True, broken=True),
+    Defense("substitute", "substitution", "substitute", substitutes=True, broken=True),
+    Defense("permute+substitute", "permutation + substitution", "perm+subst", permutes=True, substitutes=True, broken=True),
+    Defense("mix", "mix", "mix", mixes=True),
+)
+BY_NAME = {defense.name: defense for defense in DEFENSES}
+MODES = tuple(defense.name for defense in DEFENSES if defense.conceal is None)  # of the header, by their number on the wire

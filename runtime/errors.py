@@ -1,0 +1,61 @@
+"""Everything that semseal refuses, as one family of exceptions. The program prints them as ``error:`` and ``hint:``.
+
+    SemsealError ─┬─ BundleError     a bundle that must not be used
+                  ├─ EngineError     an engine that cannot be had, or cannot run what it is given
+                  ├─ GraphError      an ONNX graph that cannot be taken: unsafe, damaged, or of another kind
+                  ├─ HeaderError     a frame that must not be decoded
+                  ├─ KeyFileError    a key or key file of the link that cannot be used
+                  ├─ SigningError    an owner's key that cannot be used, or a signature that does not hold
+                  ├─ PictureError    a source of pictures that cannot be used
+                  ├─ TrainingError   a run that cannot be started, continued or read
+                  └─ AuditError      an audit that cannot be run as asked
+
+A mistake in a Python call, such as an array of another shape, is a ValueError as everywhere else. No message holds a secret.
+"""
+
+
+class SemsealError(Exception):
+    """``message`` says what is wrong and with which value or file, ``hint`` how to fix it (empty where nothing can be done)."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)  # both, so that the error survives the way back from another process
+        self.message, self.hint = message, hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+
+
+class BundleError(SemsealError):
+    """A bundle that must not be used; the message names the file and the reason."""
+
+
+class EngineError(SemsealError):
+    """An engine that cannot be had, or that cannot run what it is given; nothing else runs in its place."""
+
+
+class GraphError(SemsealError):
+    """An ONNX graph that cannot be taken: unsafe or damaged bytes, a pair that does not fit, an operator without a gradient."""
+
+
+class HeaderError(SemsealError):
+    """A frame that must not be decoded: its header is not authentic, was seen before, or does not belong to its symbols."""
+
+
+class KeyFileError(SemsealError):
+    """A key or key file that cannot be used; the message never holds key bytes."""
+
+
+class SigningError(SemsealError):
+    """An owner's key that cannot be used or a signature that does not hold; the message never holds private bytes."""
+
+
+class PictureError(SemsealError):
+    """A source of pictures that cannot be used; the message names it."""
+
+
+class TrainingError(SemsealError):
+    """A run that cannot be started, continued or read; the last checkpoint is still good."""
+
+
+class AuditError(SemsealError):
+    """An audit that cannot be run as asked."""
