@@ -39,7 +39,7 @@ def open_engine(name: str, program: bytes, threads: int | None = None) -> Engine
         raise EngineError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
     if threads is not None:
         raise EngineError(f"threads={threads} is for engines on the CPU; {name} runs on the GPU")
-    from semseal.runtime.gpu.engines import engines as gpu
+    from semseal.runtime.gpu import engines as gpu
 
     if name.startswith("onnxruntime"):
         return gpu.open_onnxruntime_gpu(name, program)

@@ -5,9 +5,10 @@ import shutil
 import pytest
 from PIL import Image
 from semseal.runtime.attacks import whitebox
+from semseal.runtime.audit import paper
 from semseal.runtime.audit.cell import Ground
 from semseal.runtime.audit.matrix import PAPER_ATTACKS, Settings
-from semseal.runtime.audit.run import audit, paper
+from semseal.runtime.audit.run import audit
 from semseal.runtime.bundle import open_bundle, write_bundle
 from semseal.runtime.errors import AuditError, BundleError, PictureError
 from semseal.runtime.signing import owner_key

@@ -13,8 +13,8 @@ from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense import index
 from semseal.runtime.engine import open_engine
 from semseal.runtime.errors import EngineError
+from semseal.runtime.gpu import engines as gpu
 from semseal.runtime.gpu.device import gathered, open_device, scattered
-from semseal.runtime.gpu.engines import engines as gpu
 
 ROOT = Path(__file__).parent.parent
 
@@ -127,9 +127,9 @@ def test_importing_the_engines_needs_neither_cuda_nor_a_gpu():
     """On an edge device without these packages the link on the CPU must start."""
     script = """
 import json, sys
-from semseal.runtime.gpu.engines import device
-from semseal.runtime.gpu.engines import engines as gpu
-from semseal.runtime.gpu.engines import scheme_kernel as kernel
+from semseal.runtime.gpu import device
+from semseal.runtime.gpu import engines as gpu
+from semseal.runtime.gpu import scheme_kernel as kernel
 loaded = {name.split(".")[0] for name in sys.modules}
 print(json.dumps(sorted(loaded & {"cuda", "tensorrt", "tensorrt_rtx", "onnxruntime", "torch"})))
 """

@@ -5,7 +5,7 @@ import pytest
 import torch
 from semseal.export.bundle import export_run
 from semseal.runtime.attacks import learned
-from semseal.runtime.audit.run import attacks as adaptive
+from semseal.runtime.audit import attacks as adaptive
 from semseal.runtime.audit.scene import Scene
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.metrics import luck_of_mean, own_effect, psnr, psnr_of_all

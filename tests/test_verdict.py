@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 from semseal.runtime import metrics
+from semseal.runtime.audit import paper
 from semseal.runtime.audit.cell import Answers, Played
 from semseal.runtime.audit.matrix import PAPER_ATTACKS, Cell
-from semseal.runtime.audit.run import paper
 from semseal.runtime.audit.verdict import figures, game_rows, orderings, picture_rows, worst_rate
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from semseal.runtime import metrics
 from semseal.runtime.attacks import blackbox, whitebox
+from semseal.runtime.audit import attacks as adaptive
 from semseal.runtime.audit.matrix import GAMES, Cell, Settings
-from semseal.runtime.audit.run import attacks as adaptive
 from semseal.runtime.audit.scene import Images, Scene
 from semseal.runtime.audit.surrogate import Surrogate
 from semseal.runtime.bundle import Bundle

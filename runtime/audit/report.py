@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from semseal.runtime import metrics
+from semseal.runtime.audit import paper
 from semseal.runtime.audit.cell import Answers
 from semseal.runtime.audit.figures import HUES, Point, gains, rates
 from semseal.runtime.audit.matrix import PAPER_ATTACKS, PICTURES, Cell, applies
-from semseal.runtime.audit.run import paper
 from semseal.runtime.audit.standing import NAMES, Results, Row, headline, limits, percent, standings
 from semseal.runtime.audit.tables import (
     SHORT,

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from semseal.runtime.audit import paper
 from semseal.runtime.audit.matrix import DEFENSES, PAPER_ATTACKS, PICTURES
-from semseal.runtime.audit.run import paper
 from semseal.runtime.audit.standing import NAMES, Results, Row, headline, percent, standings
 
 SHORT = {**NAMES, "none": "none", "permute": "permute", "substitute": "substitute", "permute+substitute": "perm+subst"}

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from semseal.runtime import metrics
+from semseal.runtime.audit import paper
 from semseal.runtime.audit.cell import Answers, Played
 from semseal.runtime.audit.matrix import GAMES, PAPER_ATTACKS, PAPER_MODES, PICTURES, Cell
-from semseal.runtime.audit.run import paper
 
 FALSE_ALARM = 0.01  # of an audit, shared by its figures (Bonferroni)
 SUSPICION = 0.05  # the same: too little to see, too much for nothing
