@@ -1,21 +1,25 @@
 import dataclasses
-import json
 import shutil
 
 import pytest
 from PIL import Image
 from semseal.runtime.attacks import whitebox
+from semseal.runtime.audit import cell as cell_module
+from semseal.runtime.audit import code as code_module
 from semseal.runtime.audit import paper
-from semseal.runtime.audit.cell import Ground
-from semseal.runtime.audit.matrix import PAPER_ATTACKS, Settings
+from semseal.runtime.audit.code import digest_of_code
+from semseal.runtime.audit.matrix import FULL
+from semseal.runtime.audit.results import Results
 from semseal.runtime.audit.run import audit
 from semseal.runtime.bundle import open_bundle, write_bundle
 from semseal.runtime.errors import AuditError, BundleError, PictureError
 from semseal.runtime.signing import owner_key
 
-TINY = Settings(pictures=8, optimised_pictures=6, eve_pictures=12, blackbox_steps=8,
-                whitebox=dataclasses.replace(whitebox.FAST, steps=5), eve_snrs=(0.0, 10.0),
-                defenses=tuple(paper.PLACES), attacks=PAPER_ATTACKS)  # fmt: skip
+TINY = dataclasses.replace(
+    FULL, pictures=8, optimised_pictures=6, attacker_pictures=12, blackbox_steps=8,
+    whitebox=dataclasses.replace(whitebox.FAST, steps=5), eve_snrs=(0.0, 10.0),
+    defenses=tuple(paper.PLACES), attacks=("white-box", "black-box"),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -26,35 +30,35 @@ def done(small_bundle, tmp_path_factory):
 
 def test_every_cell_is_measured_and_written(done):
     out, results = done
-    assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
-    rows = {(row["attack"], row["defense"], row["eve_snr"]): row for row in results["rows"]}
+    assert Results.from_json((out / "results.json").read_text()) == results
+    rows = {(row.attack, row.defense, row.eve_snr): row for row in results.rows}
     assert len(rows) == 4 * (1 + 2 * 2) + 1
-    assert rows["white-box", "permute", 10.0]["pictures"] == 6
-    assert rows["black-box", "permute", 10.0]["pictures"] == 8
-    assert all(row["psnr_95"] > 0 for row in rows.values())
-    assert rows["white-box", "none", 0.0]["paper_psnr"] == 16.69
-    assert rows["bob", "none", None]["paper_psnr"] == 32.28
-    assert rows["mean picture", "none", None]["paper_psnr"] is None
-    assert rows["mean picture", "none", None]["paper_missing"]
-    assert results["environment"]["packages"]["onnxruntime"] != "not installed"
+    assert rows["white-box", "permute", 10.0].pictures == 6
+    assert rows["black-box", "permute", 10.0].pictures == 8
+    assert all(row.psnr_95 > 0 for row in rows.values())
+    assert rows["white-box", "none", 0.0].paper_psnr == 16.69
+    assert rows["bob", "none", None].paper_psnr == 32.28
+    assert rows["mean-picture", "none", None].paper_psnr is None
+    assert rows["mean-picture", "none", None].paper_missing
+    assert results.environment.packages["onnxruntime"] != "not installed"
 
 
 def test_bob_is_the_same_under_every_defence_up_to_where_the_noise_falls(done):
-    bob = [row["psnr"] for row in done[1]["rows"] if row["attack"] == "bob"]
+    bob = [row.psnr for row in done[1].rows if row.attack == "bob"]
     assert len(bob) == 4
     assert max(bob) - min(bob) < 0.3
 
 
 def test_an_interrupted_audit_goes_on_and_ends_the_same(done, small_bundle, tmp_path, monkeypatch):
-    real, calls = Ground.answer, []
+    real, calls = cell_module.answer, []
 
-    def interrupted(self, cell, advance):
+    def interrupted(scene, cell, advance):
         calls.append(cell)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return real(self, cell, advance)
+        return real(scene, cell, advance)
 
-    monkeypatch.setattr(Ground, "answer", interrupted)
+    monkeypatch.setattr(cell_module, "answer", interrupted)
     with pytest.raises(KeyboardInterrupt):
         audit([small_bundle], "photos", tmp_path / "out", TINY)
     assert not (tmp_path / "out" / "results.json").exists()
@@ -65,7 +69,7 @@ def test_an_interrupted_audit_goes_on_and_ends_the_same(done, small_bundle, tmp_
 
 def assert_same_undefended(one, two):
     """Keys are fresh, so only undefended rows repeat."""
-    plain = [[row for row in part["rows"] if row["defense"] == "none"] for part in (one, two)]
+    plain = [[row for row in part.rows if row.defense == "none"] for part in (one, two)]
     for first, second in zip(*plain, strict=True):
         assert first["psnr"] == pytest.approx(second["psnr"], abs=0.02)
 
@@ -75,42 +79,44 @@ def test_two_processes_measure_the_same(done, small_bundle, tmp_path):
 
 
 def test_a_part_of_an_audit_can_be_asked_for_more(small_bundle, tmp_path):
-    part = dataclasses.replace(TINY, eve_pictures=60, defenses=("none",), eve_snrs=(10.0,), attacks=("no key",))
+    part = dataclasses.replace(TINY, attacker_pictures=60, defenses=("none",), eve_snrs=(10.0,), attacks=("no-key",))
     audit([small_bundle], "photos", tmp_path / "out", part)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").iterdir()}
     assert len(times) == 3
-    more = dataclasses.replace(part, attacks=("no key", "which"), precisions=("fp32", "int8"))
+    more = dataclasses.replace(part, attacks=("no-key", "identification"), precisions=("fp32", "int8"))
     results = audit([small_bundle], "photos", tmp_path / "out", more)
     assert {path: path.stat().st_mtime_ns for path in times} == times
-    assert {(row["attack"], row["precision"]) for row in results["games"]} == {("which", "fp32"), ("which", "int8")}
+    assert {(row.attack, row.precision) for row in results.games} == {("identification", "fp32"), ("identification", "int8")}
 
 
 def test_a_gate_in_the_folder_of_an_audit_keeps_what_was_measured(small_bundle, tmp_path):
     out = tmp_path / "out"
-    whole = dataclasses.replace(TINY, eve_pictures=60, defenses=("none", "permute", "mix"), attacks=("no key", "which"))
+    whole = dataclasses.replace(
+        TINY, attacker_pictures=60, defenses=("none", "permute", "mix"), attacks=("no-key", "identification")
+    )
     before = audit([small_bundle], "photos", out, whole)
     cells = set((out / "cells").iterdir())
-    gate = dataclasses.replace(whole, eve_snrs=(10.0,), defenses=("mix",), attacks=("which",))
+    gate = dataclasses.replace(whole, eve_snrs=(10.0,), defenses=("mix",), attacks=("identification",))
     after = audit([small_bundle], "photos", out, gate)
     assert set((out / "cells").iterdir()) == cells
     for part in ("settings", "rows", "games", "orderings"):
-        assert after[part] == json.loads(json.dumps(before[part])) or after[part] == before[part], part
-    assert "no key" in (out / "report.html").read_text()
+        assert getattr(after, part) == getattr(before, part), part
+    assert "no-key" in (out / "report.html").read_text()
 
 
 def test_another_precision_may_be_asked_another_part(small_bundle, tmp_path):
-    part = dataclasses.replace(TINY, eve_pictures=60, eve_snrs=(10.0,), defenses=("none",), attacks=("no key",))
+    part = dataclasses.replace(TINY, attacker_pictures=60, eve_snrs=(10.0,), defenses=("none",), attacks=("no-key",))
     audit([small_bundle], "photos", tmp_path / "out", part)
-    other = dataclasses.replace(part, precisions=("int8",), attacks=("which",))
+    other = dataclasses.replace(part, precisions=("int8",), attacks=("identification",))
     results = audit([small_bundle], "photos", tmp_path / "out", other)
-    assert {(row["attack"], row["precision"]) for row in results["rows"] if row["eve_snr"]} == {("no key", "fp32")}
-    assert {row["precision"] for row in results["games"]} == {"int8"}
+    assert {(row.attack, row.precision) for row in results.rows if row.eve_snr} == {("no-key", "fp32")}
+    assert {row.precision for row in results.games} == {"int8"}
     assert "not measured" in (tmp_path / "out" / "report.html").read_text().partition("Does quantisation")[2]
 
 
 def test_other_graphs_of_the_same_model_are_another_audit(small_bundle, tmp_path):
     """The fp32 graphs name the model; an audit of other precisions depends on those graphs too."""
-    asked = dataclasses.replace(TINY, eve_pictures=60, eve_snrs=(10.0,), defenses=("none",), attacks=("no key",))
+    asked = dataclasses.replace(TINY, attacker_pictures=60, eve_snrs=(10.0,), defenses=("none",), attacks=("no-key",))
     bundle = open_bundle(small_bundle)
     files = {name: (small_bundle / name).read_bytes() for name in bundle.manifest["files"]}
     audit([small_bundle], "photos", tmp_path / "out", asked)
@@ -152,9 +158,9 @@ def test_pictures_that_cannot_be_decoded_are_named_in_the_results(small_bundle, 
         (tmp_path / f"{i:02}.png").write_bytes(b"no picture")
         if i not in (3, 9):
             Image.new("RGB", (30, 30), (6 * i, 0, 0)).save(tmp_path / f"{i:02}.png")
-    settings = dataclasses.replace(TINY, pictures=6, eve_pictures=5, eve_snrs=(10.0,), defenses=("none",))
+    settings = dataclasses.replace(TINY, pictures=6, attacker_pictures=5, eve_snrs=(10.0,), defenses=("none",))
     results = audit([small_bundle], f"folder:{tmp_path}", tmp_path / "out", settings)
-    assert list(results["skipped"]) == [str(tmp_path / "03.png"), str(tmp_path / "09.png")]  # one measured on, one Eve's
+    assert list(results.skipped) == [str(tmp_path / "03.png"), str(tmp_path / "09.png")]  # one measured on, one Eve's
     assert "03.png" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -168,3 +174,19 @@ def test_the_papers_figures():
     for defense in paper.PLACES:
         for attack in ("white-box", "black-box"):
             assert all(paper.eve(attack, defense, eve, main) for eve in paper.SNRS for main in paper.SNRS)
+
+
+def test_the_code_of_an_audit_is_what_its_cells_import(tmp_path, monkeypatch):
+    before = digest_of_code("semseal.runtime.audit.cell")
+    read = []
+    real = code_module._source
+    monkeypatch.setattr(code_module, "_source", lambda module: (read.append(module), real(module))[1])
+    digest_of_code.cache_clear()
+    assert digest_of_code("semseal.runtime.audit.cell") == before
+    names = {name.removeprefix("semseal.runtime.") for name in read}
+    assert {"audit.attacks", "attacks.ordering", "defense.mix", "link", "engine", "channel", "metrics"} <= names
+    assert not {"audit.report", "audit.tables", "cli", "doctor"} & names
+    monkeypatch.setattr(code_module, "_source", lambda module: real(module) + b"#" * (module == "semseal.runtime.channel"))
+    digest_of_code.cache_clear()
+    assert digest_of_code("semseal.runtime.audit.cell") != before
+    digest_of_code.cache_clear()

@@ -1,247 +1,370 @@
-"""Eves who know the defence, on a scene: each takes what she hears to pictures, or to a score in a game.
+"""The attacks, one row each: what Eve knows, where she must win, and how she gets from a scene to her answer.
 
-no key         Bob's decoder on what was heard, as it is
-row ordering   ``ordering``: rows put back by likeness                     the paper's modes fall to it
-brute force    ``bruteforce``: the scheme sets are known, the key is not
-learned        ``learned``: a U-Net trained on the defence under random keys, rows as they come
-set inverse    ``learned``: the same behind an encoder that does not depend on the order of rows
-row matching   ``rowmatching``: white-box, from that order on rows matched inside the optimisation
-reused V       ``reuse``: one known pair under the V of the others; semseal never sends that
-reused stream  ``reuse``: 64 known packets under the orthogonal map of the others; semseal never sends that
-four packets   ``accumulate``: each picture is sent four times, under fresh schemes
+A row joins an attack, a function of arrays in ``semseal.runtime.attacks``, with what it takes of the scene. Everything that an
+audit, its report and the program say of an attack follows from its row. docs/extending.md adds one.
 
-which          ``which``: one of M known pictures
-distinguish    ``distinguish``: one of two chosen pictures
-link           ``distinguish``: do two packets show the same picture?
+An attack counts only while its positive control wins: the same attack, pictures and SNRs under a defence that it must break.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from semseal.runtime.attacks import accumulate, bruteforce, learned, ordering, reuse, rowmatching
-from semseal.runtime.attacks.distinguishing import Game, chosen_pairs, distinguish, link
-from semseal.runtime.attacks.identification import Guess, learn, which
-from semseal.runtime.attacks.whitebox import WhiteBoxSettings
+from semseal.runtime.attacks import accumulate, blackbox, bruteforce, learned, ordering, reuse, rowmatching, whitebox
+from semseal.runtime.attacks.distinguishing import chosen_pairs, distinguish, link
+from semseal.runtime.attacks.identification import learn, which
+from semseal.runtime.audit.practice import schemes_of, simulate, under_one_key
+from semseal.runtime.audit.results import GameResult
 from semseal.runtime.audit.scene import Images, Rows, Scene
-from semseal.runtime.audit.surrogate import Surrogate
-from semseal.runtime.defense import index, mix
+from semseal.runtime.audit.settings import Cell, Settings
+from semseal.runtime.defense.defenses import BY_NAME as DEFENSES
+from semseal.runtime.defense.defenses import Defense
 from semseal.runtime.defense.keys import generate_key
-from semseal.runtime.defense.schemes import scheme_sets
 
 REPEATS = 4
 KNOWN_PACKETS = 64  # under a reused key stream
 TRIALS_EACH = 5  # packets of each picture: with 200 in all, one lucky guess would already pass 2.5 %
+PAIRS = 7  # of ``chosen_pairs``, which share one error rate of 5 %
+PICTURE_S = 0.01  # seconds for what is done once a picture; those below are for one picture in one step. On two cores
+WHITE_BOX_S, ROW_MATCHING_S, BLACK_BOX_S, LEARNED_S, SET_S = 5e-3, 6e-3, 2e-3, 12e-3, 15e-3
 
-Advance = Callable[[int], None]
-
-
-def no_key(scene: Scene, defense: str, snr: float) -> Images:
-    heard = scene.hear(scene.images, defense, snr, 1)
-    return scene.decode(heard.reshape(-1, *heard.shape[2:]))
-
-
-def row_ordering(scene: Scene, defense: str, snr: float) -> Images:
-    heard = scene.hear(scene.images, defense, snr, 1)
-    return _ordered(scene, _likeness(scene, snr), heard)
+Answer = Images | tuple[GameResult, ...]
+Advance = Callable[[float], None]  # told of the seconds, on two cores, that a step was expected to take
 
 
-def _ordered(scene: Scene, likeness: ordering.Likeness, heard: Rows) -> Images:
-    return scene.best_order(scene.decode(_in_order(likeness, heard)), heard.shape[1])
+@dataclass(frozen=True)
+class Attack:
+    """One attack. ``run(scene, cell, advance)`` gives pictures [n, 3, height, width], or a game's results with ``game``.
+
+    ``cost`` estimates the seconds of one cell on two cores, for the time left only. Of a ``misuse`` nothing is held against a
+    defence: one key for several packets, which semseal never does.
+    """
+
+    name: str
+    title: str
+    knows: str  # besides the deployed engines, the defence and her SNR
+    control: str  # the defence under which it must win
+    run: Callable[[Scene, Cell, Advance], Answer]
+    cost: Callable[[Settings], float] = lambda settings: PICTURE_S * settings.pictures
+    applies: Callable[[Defense], bool] = lambda defense: True
+    game: bool = False
+    optimised: bool = False  # picture by picture, and so on few of them
+    published: bool = False  # the paper's own
+    misuse: bool = False
 
 
-def _in_order(likeness: ordering.Likeness, heard: Rows) -> Rows:
-    """The rows [groups * streams, h, r] of every group by likeness."""
-    groups, streams, h, r = heard.shape
-    pools = heard.reshape(groups, streams * h, r)
-    return np.concatenate([ordering.arrange(pool, ordering.order(likeness, pool, streams)) for pool in pools])
+# attacks that end in pictures
 
 
-@lru_cache(maxsize=2)  # of one packet and of four; a scene is large, so no more are held
-def _likeness(scene: Scene, snr: float) -> ordering.Likeness:
-    return ordering.fit(scene.own_rows, snr)
+def _white_box(scene: Scene, cell: Cell, advance: Advance) -> Images:
+    few, settings = scene.images[: scene.settings.optimised_pictures], scene.settings.whitebox
+    received = scene.received_symbols(few, DEFENSES[cell.defense], _snr(cell), 1)
+    # half way to grey: from the plain mean, as from black, a few pictures do not get away
+    start = (scene.mean_picture + np.float32(0.5)) / 2
+    told = _in_seconds(advance, WHITE_BOX_S)
+    return whitebox.invert(scene.surrogate, received, start, scene.bundle.h, settings, advance=told)
 
 
-def brute_force(scene: Scene, defense: str, snr: float) -> Images:
-    """Eve has the sets of Alice's key, not V."""
-    heard = scene.hear(scene.images, defense, snr, 1)
-    sets = scheme_sets(scene.key, scene.bundle.h)
-    permutations = sets.permutations if "permute" in defense else index.identity(scene.bundle.h)[None]
-    swapped = sets.swapped if "substitute" in defense else None
+def _black_box(scene: Scene, cell: Cell, advance: Advance) -> Images:
+    defense, settings = DEFENSES[cell.defense], scene.settings
+    network = blackbox.new_network(*scene.feature_shape, scene.bundle.height, scene.bundle.width, settings.seed)
+    practice = scene.received_symbols(scene.attacker_images, defense, _snr(cell), 2)
+    steps, told = settings.blackbox_steps, _in_seconds(advance, BLACK_BOX_S)
+    blackbox.train_inverse(network, practice, scene.attacker_images, steps=steps, seed=settings.seed, advance=told)
+    return blackbox.invert(network, scene.received_symbols(scene.images, defense, _snr(cell), 1))
+
+
+def _no_key(scene: Scene, cell: Cell, _: Advance) -> Images:
+    received = scene.received_rows(scene.images, DEFENSES[cell.defense], _snr(cell), 1)
+    return scene.decode(received.reshape(-1, *received.shape[2:]))
+
+
+def _row_ordering(scene: Scene, cell: Cell, _: Advance) -> Images:
+    received = scene.received_rows(scene.images, DEFENSES[cell.defense], _snr(cell), 1)
+    return _ordered(scene, _likeness(scene, _snr(cell)), received)
+
+
+def _brute_force(scene: Scene, cell: Cell, _: Advance) -> Images:
+    received = scene.received_rows(scene.images, DEFENSES[cell.defense], _snr(cell), 1)
+    permutations, swapped = schemes_of(scene, DEFENSES[cell.defense])
     rows = []
-    for group in heard:
-        found = bruteforce.search(_likeness(scene, snr), list(group), permutations, swapped)
+    for group in received:
+        found = bruteforce.search(_likeness(scene, _snr(cell)), list(group), permutations, swapped)
         rows.append(ordering.arrange(group.reshape(-1, group.shape[2]), found.order))
     return scene.decode(np.concatenate(rows))
 
 
-def row_matching(
-    scene: Scene, surrogate: Surrogate, defense: str, snr: float, settings: WhiteBoxSettings, pictures: int, advance: Advance
-) -> Images:
-    heard = scene.hear(scene.images[:pictures], defense, snr, 1)
-    streams = heard.shape[1]
-    rows = _in_order(_likeness(scene, snr), heard).reshape(heard.shape)
-    found = rowmatching.invert(surrogate, rows, scene.own.mean(axis=0), settings, settings.steps // 3, advance=advance)
-    return scene.best_order(found.reshape(-1, *found.shape[2:]), streams)
+def _row_matching(scene: Scene, cell: Cell, advance: Advance) -> Images:
+    few, settings = scene.images[: scene.settings.optimised_pictures], scene.settings.matching
+    received = scene.received_rows(few, DEFENSES[cell.defense], _snr(cell), 1)
+    rows = _in_order(_likeness(scene, _snr(cell)), received).reshape(received.shape)
+    told = _in_seconds(advance, ROW_MATCHING_S)
+    found = rowmatching.invert(scene.surrogate, rows, scene.mean_picture, settings, settings.steps // 3, advance=told)
+    return scene.best_order(found.reshape(-1, *found.shape[2:]), received.shape[1])
 
 
-def learned_inverse(scene: Scene, defense: str, snr: float, ordered: bool, steps: int, advance: Advance) -> Images:
+def _learned_inverse(scene: Scene, cell: Cell, advance: Advance) -> Images:
+    return learned_inverse(scene, cell, True, _in_seconds(advance, LEARNED_S))
+
+
+def _set_inverse(scene: Scene, cell: Cell, advance: Advance) -> Images:
+    return learned_inverse(scene, cell, False, _in_seconds(advance, SET_S))
+
+
+def learned_inverse(scene: Scene, cell: Cell, ordered: bool, advance: Callable[[int], None]) -> Images:
     """Trained on a frame, with that of its pair if rows are swapped, and asked for the pictures behind them."""
-    bundle, streams = scene.bundle, scene.streams(defense)
-    model = bundle.manifest["model"]
+    defense, settings = DEFENSES[cell.defense], scene.settings
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(scene.seed)
-        network = learned.Inverse(streams, model["h"], model["w"], model["c"], bundle.height, bundle.width, ordered)
-    learned.train(network, _simulate(scene, defense, snr), scene.own, steps=steps, seed=scene.seed, advance=advance)
-    heard = scene.hear(scene.images, defense, snr, 1)
-    found = learned.invert(network, heard)
-    return scene.best_order(found.reshape(-1, *found.shape[2:]), streams)
+        torch.manual_seed(settings.seed)
+        size = scene.bundle.height, scene.bundle.width
+        network = learned.Inverse(defense.streams, *scene.feature_shape, *size, ordered)
+    practice = simulate(scene, defense, _snr(cell))
+    steps, seed = settings.learned_steps, settings.seed
+    learned.train(network, practice, scene.attacker_images, steps=steps, seed=seed, advance=advance)
+    found = learned.invert(network, scene.received_rows(scene.images, defense, _snr(cell), 1))
+    return scene.best_order(found.reshape(-1, *found.shape[2:]), defense.streams)
 
 
-def four_packets(scene: Scene, defense: str, snr: float) -> Images:
+def _reused_scheme(scene: Scene, cell: Cell, _: Advance) -> Images:
+    """All packets share one V, and Eve knows the pictures of the first pair, two of hers."""
+    defense, (h, r) = DEFENSES[cell.defense], scene.row_shape
+    clean = np.concatenate([scene.clean_rows(scene.attacker_images[:2]), scene.clean_rows(scene.images)])
+    pools = under_one_key(scene, defense, clean, _snr(cell)).reshape(-1, defense.streams * h, r)
+    found = reuse.find_places(clean[: defense.streams].reshape(1, defense.streams * h, r), pools[:1])
+    return scene.decode(pools[:, found].reshape(clean.shape)[2:])
+
+
+def _reused_stream(scene: Scene, cell: Cell, _: Advance) -> Images:
+    """All packets share one key stream, and Eve knows the pictures of the first 64, some of hers."""
+    mine = scene.attacker_rows.reshape(len(scene.attacker_rows), -1)
+    known = min(KNOWN_PACKETS, len(mine) // 4 * 2)
+    clean = scene.clean_rows(scene.images)
+    packets = np.concatenate([scene.attacker_rows[:known], clean])
+    received = under_one_key(scene, DEFENSES[cell.defense], packets, _snr(cell))
+    rows = reuse.unmix(mine[known:], mine[:known], received[:known], received[known:], _snr(cell))
+    return scene.decode(rows.reshape(clean.shape))
+
+
+def _four_packets(scene: Scene, cell: Cell, _: Advance) -> Images:
     """Each picture is sent four times under fresh schemes; Eve averages before she orders."""
-    packets = np.stack([scene.hear(scene.images, defense, snr, 10 + k) for k in range(REPEATS)], axis=1)
+    defense, snr = DEFENSES[cell.defense], _snr(cell)
+    packets = np.stack([scene.received_rows(scene.images, defense, snr, 10 + k) for k in range(REPEATS)], axis=1)
     groups, repeats, streams, h, r = packets.shape
     one, four = _likeness(scene, snr), _likeness(scene, snr + accumulate.gained(REPEATS))
     mean = np.stack([accumulate.average(one, group.reshape(repeats, streams * h, r)) for group in packets])
     return _ordered(scene, four, mean.reshape(groups, streams, h, r))
 
 
-def play_which(scene: Scene, defense: str, snr: float) -> Guess:
-    """Every picture is sent five times, each time with another partner, one of Eve's, if rows are swapped; both are heard."""
-    partners = np.arange(len(scene.own))[::-1]
-    practice = _packets(scene, scene.own, partners, defense, snr, 20, generate_key())
-    eve = learn(scene.own_rows, practice, np.arange(len(scene.own)))
-    rng = np.random.default_rng([scene.seed, 21])
-    packets = [
-        _packets(scene, scene.images, rng.permutation(len(scene.own)), defense, snr, 60 + k, None) for k in range(TRIALS_EACH)
-    ]
+# games
+
+
+def _identification(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, ...]:
+    """Every picture is sent five times, each time beside another of Eve's if rows are swapped; she receives both frames."""
+    defense, snr, mine = DEFENSES[cell.defense], _snr(cell), scene.attacker_images
+    practice = scene.packets(mine, np.arange(len(mine))[::-1], defense, snr, 20, generate_key())
+    eve = learn(scene.attacker_rows, practice, np.arange(len(mine)))
+    rng = np.random.default_rng([scene.settings.seed, 21])
+    packets = [scene.packets(scene.images, rng.permutation(len(mine)), defense, snr, 60 + k) for k in range(TRIALS_EACH)]
     truth = np.tile(np.arange(len(scene.images)), TRIALS_EACH)
-    return which(eve, scene.clean(scene.images), np.concatenate(packets), truth)
+    guess = which(eve, scene.clean_rows(scene.images), np.concatenate(packets), truth)
+    rates = (("top-1", guess.top1, guess.chance), ("true positives at 1 % false", guess.tpr_at_1_percent, 0.01))
+    return tuple(GameResult(name, rate.value, rate.low, rate.high, rate.n, chance) for name, rate, chance in rates)
 
 
-def play_distinguish(scene: Scene, defense: str, snr: float, trials: int, level: float) -> dict[str, Game]:
-    """For every pair of ``chosen_pairs``: half of the trials carry either picture."""
-    truth = np.arange(trials) % 2
-    rng = np.random.default_rng([scene.seed, 22])
-    played = {}
-    for i, (name, pair) in enumerate(chosen_pairs(scene.images[0], scene.images[1]).items()):
-        practice, packets = (
-            _packets(scene, pair[truth], rng.integers(len(scene.own), size=trials), defense, snr, 30 + 2 * i + k, key)
-            for k, key in enumerate((generate_key(), None))
-        )
-        played[name] = distinguish(scene.clean(pair), practice, truth, packets, truth, level)
-    return played
+def _linkability(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, ...]:
+    """Half of the trials show one picture twice; Eve receives one stream of either packet, each with a partner of its own."""
+    defense, snr = DEFENSES[cell.defense], _snr(cell)
 
-
-def play_link(scene: Scene, defense: str, snr: float, level: float) -> Game:
-    """Half of the trials show one picture twice; one stream of either packet is heard, each with a partner of its own."""
-
-    def trials(images: Images, stream: int, key: bytes | None, times: int) -> tuple[Rows, NDArray[np.integer]]:
-        rng = np.random.default_rng([scene.seed, stream])
-        heard, answers = [], []
+    def trials(images: Images, first_draw: int, key: bytes | None, times: int) -> tuple[Rows, NDArray[np.integer]]:
+        rng = np.random.default_rng([scene.settings.seed, first_draw])
+        received, answers = [], []
         for k in range(times):
             # every time another picture beside it, and the other answer: no picture stands for one
             same = (np.arange(len(images)) + k) % 2
             other = np.roll(images, 1 + k % (len(images) - 1), axis=0)
             pair = images, np.where(same[:, None, None, None] == 1, images, other)
-            partners = [rng.permutation(len(scene.own)) for _ in pair]
+            partners = [rng.permutation(len(scene.attacker_images)) for _ in pair]
             packets = [
-                _packets(scene, pictures, partner, defense, snr, stream + 2 * k + i, key)[:, 0]
+                scene.packets(pictures, partner, defense, snr, first_draw + 2 * k + i, key)[:, 0]
                 for i, (pictures, partner) in enumerate(zip(pair, partners, strict=True))
             ]
-            heard.append(np.stack(packets, axis=1))
+            received.append(np.stack(packets, axis=1))
             answers.append(same)
-        return np.concatenate(heard), np.concatenate(answers)
+        return np.concatenate(received), np.concatenate(answers)
 
-    practice, packets = trials(scene.own, 50, generate_key(), 1), trials(scene.images, 70, None, TRIALS_EACH)
-    return link(*practice, *packets, level)
-
-
-def _packets(
-    scene: Scene, images: Images, partners: NDArray[np.integer], defense: str, snr: float, stream: int, key: bytes | None
-) -> Rows:
-    """One packet for each image, float32 [n, streams, h, r]: its own frame first, then that of a partner, one of Eve's."""
-    if scene.streams(defense) == 1:
-        return scene.hear(images, defense, snr, stream, key)
-    both = np.stack([images, scene.own[np.resize(partners, len(images))]], axis=1).reshape(-1, *images.shape[1:])
-    return scene.hear(both, defense, snr, stream, key)
+    practice = trials(scene.attacker_images, 50, generate_key(), 1)
+    game = link(*practice, *trials(scene.images, 70, None, TRIALS_EACH), 0.95)
+    return (GameResult("same picture?", game.auc.value, game.auc.low, game.auc.high, len(game.scores), 0.5),)
 
 
-def reused_scheme(scene: Scene, defense: str, snr: float) -> Images:
-    """All packets share one V, and Eve knows the pictures of the first pair, two of hers."""
-    streams, (h, r) = scene.streams(defense), scene.rows
-    clean = np.concatenate([scene.clean(scene.own[:2]), scene.clean(scene.images)])
-    pools = _under_one_key(scene, defense, clean, snr).reshape(-1, streams * h, r)
-    places = reuse.find_places(clean[:streams].reshape(1, streams * h, r), pools[:1])
-    return scene.decode(pools[:, places].reshape(clean.shape)[2:])
+def _distinguishing(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, ...]:
+    """For every pair of ``chosen_pairs`` half of the trials carry either picture; the bounds of each are at 1 - 0.05 / 7."""
+    defense, snr, trials = DEFENSES[cell.defense], _snr(cell), scene.settings.trials
+    truth = np.arange(trials) % 2
+    rng = np.random.default_rng([scene.settings.seed, 22])
+    results = []
+    for i, (name, pair) in enumerate(chosen_pairs(scene.images[0], scene.images[1]).items()):
+        practice, packets = (
+            scene.packets(pair[truth], rng.integers(len(scene.attacker_images), size=trials), defense, snr, 30 + 2 * i + k, key)
+            for k, key in enumerate((generate_key(), None))
+        )
+        game = distinguish(scene.clean_rows(pair), practice, truth, packets, truth, 1 - 0.05 / PAIRS)
+        results.append(GameResult(name, game.auc.value, game.auc.low, game.auc.high, len(game.scores), 0.5))
+    return tuple(results)
 
 
-def reused_stream(scene: Scene, defense: str, snr: float) -> Images:
-    """All packets share one key stream, and Eve knows the pictures of the first 64, some of hers."""
-    own = scene.own_rows.reshape(len(scene.own), -1)
-    known = min(KNOWN_PACKETS, len(own) // 4 * 2)
-    clean = scene.clean(scene.images)
-    heard = _under_one_key(scene, defense, np.concatenate([scene.own_rows[:known], clean]), snr)
-    rows = reuse.unmix(own[known:], own[:known], heard[:known], heard[known:], snr)
-    return scene.decode(rows.reshape(clean.shape))
+# what several share
 
 
-def _under_one_key(scene: Scene, defense: str, clean: Rows, snr: float) -> NDArray[np.float32]:
-    """What Eve hears of clean rows [n, h, r], n even, under one V or key stream: [n, N].
-
-    Alice's transmitter refuses to do that, so it is done here.
-    """
-    n, h, r = clean.shape
-    if defense == "mix":
-        keys = mix.derive_keys(scene.key, bytes(mix.SESSION_SIZE), [0], scene.bundle.digest, h * r)
-        same = mix.MixKeys(np.repeat(keys.signs, n, axis=1), np.repeat(keys.order, n, axis=0))
-        on_air = mix.mix(clean.reshape(n, -1), same)
-    else:
-        on_air = index.gather(clean.reshape(n * h, r), _one_scheme(scene, defense, n)).reshape(n, -1)
-    return scene.through(np.ascontiguousarray(on_air).view(np.complex64), snr, 3).view(np.float32)
+def _snr(cell: Cell) -> float:
+    assert cell.eve_snr is not None  # only Bob and the mean picture have none
+    return cell.eve_snr
 
 
-def _one_scheme(scene: Scene, defense: str, n: int) -> NDArray[np.int32]:
-    """The first p and s of the sets for every pair, as an index [n, h] of absolute rows."""
-    h, places = scene.bundle.h, np.arange(n)
-    sets = scheme_sets(scene.key, h)
-    permutation = sets.permutations[0] if "permute" in defense else index.identity(h)
-    swapped = sets.swapped[0] if "substitute" in defense else np.zeros(h, bool)
-    table = index.compose(permutation, swapped, permutation)
-    return index.spread(np.tile(table, (n, 1)), places, places ^ 1)
+def _in_seconds(advance: Advance, seconds: float) -> Callable[[int], None]:
+    return lambda pictures: advance(pictures * seconds)
 
 
-def _simulate(scene: Scene, defense: str, snr: float) -> learned.Simulate:
-    """Eve's practice for the learned inverses: clean rows of hers, of two pictures where rows are swapped, under a random
-    scheme, with her noise.
-
-    The draws need not be secret, only fresh.
-    """
-    own = scene.own_rows
-    sigma = np.float32(np.sqrt(10 ** (-snr / 10) / 2))
-
-    def draw(chosen: NDArray[np.integer], rng: np.random.Generator) -> Rows:
-        frames = [own[places] for places in chosen.T]
-        batch, h, _ = frames[0].shape
-        if "permute" in defense:
-            frames = [np.take_along_axis(rows, _permutations(rng, batch, h)[:, :, None], 1) for rows in frames]
-        if "substitute" in defense:
-            swapped = (_permutations(rng, batch, h) < h // 2)[:, :, None]
-            one, two = frames
-            frames = [np.where(swapped, two, one), np.where(swapped, one, two)]
-        if defense == "mix":
-            rows = frames[0].reshape(batch, -1)
-            keys = mix.derive_keys(rng.bytes(32), bytes(mix.SESSION_SIZE), range(batch), scene.bundle.digest, rows.shape[1])
-            frames = [mix.mix(rows, keys)[:, : rows.shape[1]].reshape(frames[0].shape)]
-        on_air = np.stack(frames, axis=1)
-        return on_air + sigma * rng.standard_normal(on_air.shape, np.float32)
-
-    return draw
+def _ordered(scene: Scene, likeness: ordering.Likeness, received: Rows) -> Images:
+    return scene.best_order(scene.decode(_in_order(likeness, received)), received.shape[1])
 
 
-def _permutations(rng: np.random.Generator, batch: int, h: int) -> NDArray[Any]:
-    return rng.permuted(np.tile(np.arange(h), (batch, 1)), axis=1)
+def _in_order(likeness: ordering.Likeness, received: Rows) -> Rows:
+    """The rows [groups * streams, h, r] of every group by likeness."""
+    groups, streams, h, r = received.shape
+    pools = received.reshape(groups, streams * h, r)
+    return np.concatenate([ordering.arrange(pool, ordering.order(likeness, pool, streams)) for pool in pools])
+
+
+@lru_cache(maxsize=2)  # of one packet and of four; a scene is large, so no more are held
+def _likeness(scene: Scene, snr: float) -> ordering.Likeness:
+    return ordering.fit(scene.attacker_rows, snr)
+
+
+def _has_schemes(defense: Defense) -> bool:
+    return defense.permutes or defense.substitutes
+
+
+def _is_one_map(defense: Defense) -> bool:
+    """Whether one orthogonal map takes a picture's symbols to what is on air."""
+    return (defense.permutes or defense.mixes) and not defense.substitutes
+
+
+ATTACKS = (
+    Attack(
+        "white-box",
+        "the paper's: optimises a picture until the transmitter would send what was received",
+        "the weights of the transmitter",
+        "none",
+        _white_box,
+        cost=lambda settings: WHITE_BOX_S * settings.optimised_pictures * settings.whitebox.steps,
+        optimised=True,
+        published=True,
+    ),
+    Attack(
+        "black-box",
+        "the paper's: a small network trained on what the defence sends",
+        "images of her own",
+        "none",
+        _black_box,
+        cost=lambda settings: BLACK_BOX_S * settings.blackbox_steps * blackbox.BATCH,
+        published=True,
+    ),
+    Attack("no-key", "feeds what she received to Bob's decoder as it is", "nothing else", "none", _no_key),
+    Attack(
+        "row-ordering",
+        "puts rows back by their likeness; no key, no scheme list",
+        "images of her own",
+        "permute",
+        _row_ordering,
+    ),
+    Attack(
+        "brute-force",
+        "has the scheme sets and tries them",
+        "the scheme sets P and S, and images of her own",
+        "permute",
+        _brute_force,
+        applies=_has_schemes,
+    ),
+    Attack(
+        "learned-inverse",
+        "a U-Net trained on the defence under random keys",
+        "images of her own",
+        "none",
+        _learned_inverse,
+        cost=lambda settings: LEARNED_S * settings.learned_steps * learned.BATCH,
+    ),
+    Attack(
+        "set-inverse",
+        "the same, blind to the order of rows",
+        "images of her own",
+        "permute",
+        _set_inverse,
+        cost=lambda settings: SET_S * settings.learned_steps * learned.BATCH,
+    ),
+    Attack(
+        "row-matching",
+        "white-box, rows matched inside the optimisation",
+        "the weights of the transmitter, and images of her own",
+        "permute",
+        _row_matching,
+        cost=lambda settings: ROW_MATCHING_S * settings.optimised_pictures * settings.matching.steps,
+        optimised=True,
+    ),
+    Attack(
+        "reused-scheme",
+        "one known pair under a V that was used again; semseal never does that",
+        "the pictures of one pair under the same V",
+        "permute",
+        _reused_scheme,
+        applies=_has_schemes,
+        misuse=True,
+    ),
+    Attack(
+        "reused-stream",
+        "64 known packets under a key stream that was used again; semseal never does that",
+        "the pictures of 64 packets under the same key stream, and images of her own",
+        "permute",
+        _reused_stream,
+        applies=_is_one_map,
+        misuse=True,
+    ),
+    Attack(
+        "four-packets",
+        "receives each picture four times, under fresh keys",
+        "which packets show one picture, and images of her own",
+        "permute",
+        _four_packets,
+    ),
+    Attack(
+        "identification",
+        "names the picture among those that she knows",
+        "all pictures that may have been sent, and images of her own",
+        "none",
+        _identification,
+        cost=lambda settings: PICTURE_S * (TRIALS_EACH * settings.pictures + settings.attacker_pictures),
+        game=True,
+    ),
+    Attack(
+        "linkability",
+        "says whether two packets show the same picture",
+        "images of her own",
+        "none",
+        _linkability,
+        cost=lambda settings: 2 * PICTURE_S * (TRIALS_EACH * settings.pictures + settings.attacker_pictures),
+        game=True,
+    ),
+    Attack(
+        "distinguishing",
+        "says which of two chosen pictures was sent",
+        "both pictures, which she may have chosen, and images of her own",
+        "none",
+        _distinguishing,
+        cost=lambda settings: 2 * PICTURE_S * PAIRS * settings.trials,
+        game=True,
+    ),
+)
+BY_NAME = {attack.name: attack for attack in ATTACKS}

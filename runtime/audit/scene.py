@@ -1,7 +1,7 @@
-"""Alice, Bob and Eve around one deployed bundle: what is sent, what is heard, what a receiver makes of it.
+"""Alice, Bob and Eve around one deployed bundle: what is sent, what is received, what a receiver makes of it.
 
-    pictures ── Transmitter (engine, defence, fresh V) ── frames ── channel ── what Bob decodes with the key
-                                                             └───── Eve's channel ── rows [groups, streams, h, w*c]
+    images ── Transmitter (engine, defence, fresh key stream) ── frames ── channel ── what Bob decodes with the key
+                                                                   └────── Eve's channel ── rows [groups, streams, h, w*c]
 
 A group is what belongs together on air: the two frames of a substituted pair (two streams), or a single frame (one).
 """
@@ -12,8 +12,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 from semseal.runtime import channel, metrics
+from semseal.runtime.audit.settings import Settings
+from semseal.runtime.audit.surrogate import Surrogate
 from semseal.runtime.bundle import Bundle
-from semseal.runtime.defense.keys import generate_key
+from semseal.runtime.defense.defenses import BY_NAME, Defense
+from semseal.runtime.defense.keys import derive, generate_key
 from semseal.runtime.engine import open_engine
 from semseal.runtime.link import BrokenDefenseWarning, Frame, Receiver, Transmitter
 
@@ -25,57 +28,100 @@ Symbols = NDArray[np.complex64]
 
 
 class Scene:
-    """``images`` float32 [n, 3, height, width] are sent, n even; ``own`` [m, 3, height, width] are those of Eve."""
+    """One bundle at one precision. ``images`` float32 [n, 3, height, width] are sent, n even; Eve owns ``attacker_images``."""
 
     def __init__(
-        self, bundle: Bundle, images: Images, own: Images, precision: str = "fp32", seed: int = 0, threads: int | None = None
+        self,
+        bundle: Bundle,
+        images: Images,
+        attacker_images: Images,
+        settings: Settings,
+        precision: str = "fp32",
+        threads: int | None = None,
     ) -> None:
-        self.bundle, self.images, self.own, self.precision, self.seed = bundle, images, own, precision, seed
+        """``threads`` limits those of the engines (None: all cores)."""
+        self.bundle, self.images, self.attacker_images = bundle, images, attacker_images
+        self.settings, self.precision = settings, precision
         self.key, self._threads = generate_key(), threads
         self._decode = open_engine(ENGINE, bundle.graph("receiver", precision), threads=threads)
 
     @property
-    def rows(self) -> tuple[int, int]:
+    def row_shape(self) -> tuple[int, int]:
         """h rows of w*c floats."""
         return self.bundle.h, self.bundle.row_width
 
-    @staticmethod
-    def streams(defense: str) -> int:
-        """Frames in a group."""
-        return 2 if "substitute" in defense else 1
-
-    def send(self, images: Images, defense: str, key: bytes | None = None) -> list[Frame]:
-        """Frames of the real transmitter, every transmission under a fresh V; ``key`` is Alice's unless Eve practises."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", BrokenDefenseWarning)  # that is what is measured here
-            alice = Transmitter(self.bundle.path, key or self.key, defense, precision=self.precision, threads=self._threads)
-            return alice.send(images)
-
-    def through(self, symbols: Symbols, snr_db: float, stream: int) -> Symbols:
-        """Symbols [n, N] with channel noise; ``stream`` numbers the independent draws of one seed."""
-        rng = np.random.default_rng([self.seed, stream])
-        return channel.awgn(symbols, channel.draw_noise(len(symbols), symbols.shape[1], rng), snr_db)
-
-    def heard(self, images: Images, defense: str, snr_db: float, stream: int, key: bytes | None = None) -> Symbols:
-        """What Eve hears of each image, complex64 [n, N], every transmission under a fresh V."""
-        frames = self.send(images, defense, key)
-        symbols = self.through(np.stack([frame.symbols for frame in frames[: len(images)]]), snr_db, stream)
-        return np.ascontiguousarray(symbols[:, : self.bundle.n_symbols])  # mixing may have added some
-
-    def hear(self, images: Images, defense: str, snr_db: float, stream: int, key: bytes | None = None) -> Rows:
-        """The same as rows, float32 [groups, streams, h, w*c]; image i belongs to group i // streams."""
-        symbols = self.heard(images, defense, snr_db, stream, key)
-        return symbols.view(np.float32).reshape(-1, self.streams(defense), *self.rows)
-
-    def clean(self, images: Images) -> Rows:
-        """Undefended rows without noise, float32 [n, h, w*c]."""
-        symbols = np.stack([frame.symbols for frame in self.send(images, "none")])
-        return symbols.view(np.float32).reshape(len(images), self.bundle.h, self.bundle.row_width)
+    @property
+    def feature_shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of the features."""
+        model = self.bundle.manifest["model"]
+        return model["h"], model["w"], model["c"]
 
     @cached_property
-    def own_rows(self) -> Rows:
-        """Clean rows of Eve's own pictures."""
-        return self.clean(self.own)
+    def surrogate(self) -> Surrogate:
+        """The transmitter as Eve differentiates it. Raises GraphError."""
+        return Surrogate(self.bundle.graph("transmitter", self.precision))
+
+    @cached_property
+    def mean_picture(self) -> Images:
+        """The mean of Eve's images, float32 [3, height, width]: her answer when she receives nothing."""
+        mean: Images = self.attacker_images.mean(axis=0)
+        return mean
+
+    @cached_property
+    def attacker_rows(self) -> Rows:
+        """Clean rows of Eve's images, float32 [m, h, w*c]."""
+        return self.clean_rows(self.attacker_images)
+
+    def send(self, images: Images, defense: Defense, key: bytes | None = None) -> list[Frame]:
+        """Frames of the real transmitter, each under a fresh key stream; ``key`` is Alice's unless Eve practises."""
+        key = key or self.key
+        mode = "none" if defense.conceal else defense.name
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BrokenDefenseWarning)  # that is what is measured here
+            alice = Transmitter(self.bundle.path, key, mode, precision=self.precision, threads=self._threads)
+            frames = alice.send(images)
+        if defense.conceal is None:
+            return frames
+        return [Frame(defense.conceal(frame.symbols, _image_key(key, frame)), frame.header) for frame in frames]
+
+    def add_noise(self, symbols: Symbols, snr_db: float, draw: int) -> Symbols:
+        """Symbols [n, N] with channel noise; ``draw`` numbers the independent draws of one seed."""
+        rng = np.random.default_rng([self.settings.seed, draw])
+        return channel.awgn(symbols, channel.draw_noise(len(symbols), symbols.shape[1], rng), snr_db)
+
+    def received_symbols(self, images: Images, defense: Defense, snr_db: float, draw: int, key: bytes | None = None) -> Symbols:
+        """What Eve receives of each image, complex64 [n, N], every transmission under a fresh key stream."""
+        frames = self.send(images, defense, key)
+        symbols = self.add_noise(np.stack([frame.symbols for frame in frames[: len(images)]]), snr_db, draw)
+        return np.ascontiguousarray(symbols[:, : self.bundle.n_symbols])  # a defence may have added some
+
+    def received_rows(self, images: Images, defense: Defense, snr_db: float, draw: int, key: bytes | None = None) -> Rows:
+        """The same as rows, float32 [groups, streams, h, w*c]; image i belongs to group i // streams."""
+        symbols = self.received_symbols(images, defense, snr_db, draw, key)
+        return symbols.view(np.float32).reshape(-1, defense.streams, *self.row_shape)
+
+    def packets(
+        self,
+        images: Images,
+        partners: NDArray[np.integer],
+        defense: Defense,
+        snr_db: float,
+        draw: int,
+        key: bytes | None = None,
+    ) -> Rows:
+        """One packet for each image, float32 [n, streams, h, w*c]: its own frame first, then that of a partner.
+
+        ``partners`` are places among Eve's images, used where rows are swapped.
+        """
+        if defense.streams == 1:
+            return self.received_rows(images, defense, snr_db, draw, key)
+        both = np.stack([images, self.attacker_images[np.resize(partners, len(images))]], axis=1)
+        return self.received_rows(both.reshape(-1, *images.shape[1:]), defense, snr_db, draw, key)
+
+    def clean_rows(self, images: Images) -> Rows:
+        """Undefended rows without noise, float32 [n, h, w*c]."""
+        symbols = np.stack([frame.symbols for frame in self.send(images, BY_NAME["none"])])
+        return symbols.view(np.float32).reshape(len(images), *self.row_shape)
 
     def decode(self, rows: Rows) -> Images:
         """Rows [n, h, w*c] through the deployed receiver as they are, which is Bob's decoder without a key."""
@@ -85,12 +131,15 @@ class Scene:
             out.append(self._decode(np.ascontiguousarray(part).reshape(len(part), -1, 2), index))
         return np.concatenate(out)
 
-    def bob(self, defense: str) -> Images:
+    def bob(self, defense: Defense) -> Images:
         """What Bob gets with the key, at the main channel's SNR."""
         frames = self.send(self.images, defense)
-        heard = self.through(np.stack([frame.symbols for frame in frames]), self.bundle.snr_db, 0)
-        received = [Frame(symbols, frame.header) for symbols, frame in zip(heard, frames, strict=True)]
-        return Receiver(self.bundle.path, self.key, precision=self.precision, threads=self._threads).receive(received)
+        received = self.add_noise(np.stack([frame.symbols for frame in frames]), self.bundle.snr_db, 0)
+        if defense.reveal is not None:
+            keys = (_image_key(self.key, frame) for frame in frames)
+            received = np.stack([defense.reveal(symbols, key) for symbols, key in zip(received, keys, strict=True)])
+        arrived = [Frame(symbols, frame.header) for symbols, frame in zip(received, frames, strict=True)]
+        return Receiver(self.bundle.path, self.key, precision=self.precision, threads=self._threads).receive(arrived)
 
     def best_order(self, answers: Images, streams: int) -> Images:
         """Eve's pictures of every group in the order that scores best: which path is which picture is not hers to know."""
@@ -102,3 +151,8 @@ class Scene:
         keep, turn = (metrics.psnr(sent, p.reshape(answers.shape)).reshape(-1, 2).sum(1) for p in (pairs, swapped))
         best: Images = np.where((keep >= turn)[:, None, None, None, None], pairs, swapped).reshape(answers.shape)
         return best
+
+
+def _image_key(key: bytes, frame: Frame) -> bytes:
+    """A comparator's key for one image; the header, which is sent with it, holds session and counter."""
+    return derive(key, b"semseal/v1/comparator", frame.header)

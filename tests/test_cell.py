@@ -1,0 +1,114 @@
+"""Every attack on a small real link, cell by cell."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from semseal.runtime.attacks.whitebox import WhiteBoxSettings
+from semseal.runtime.audit.attacks import ATTACKS
+from semseal.runtime.audit.cell import answer, file_name, is_game, measure, read_games, read_reconstructions
+from semseal.runtime.audit.matrix import FULL, cells
+from semseal.runtime.audit.scene import Scene
+from semseal.runtime.audit.settings import Cell
+from semseal.runtime.audit.verdict import figures, game_rows, picture_rows
+from semseal.runtime.bundle import open_bundle
+from semseal.runtime.defense.defenses import BY_NAME, DEFENSES
+from semseal.runtime.pictures import open_pictures
+
+STEPS = WhiteBoxSettings(5, 0.1, True)
+SETTINGS = dataclasses.replace(
+    FULL, pictures=12, optimised_pictures=6, attacker_pictures=80, whitebox=STEPS, matching=STEPS,
+    blackbox_steps=5, learned_steps=3, trials=40, eve_snrs=(20.0,),
+)  # fmt: skip
+PAPER_MODES = [defense.name for defense in DEFENSES if defense.broken]
+
+
+@pytest.fixture(scope="module")
+def setting(small_bundle):
+    bundle = open_bundle(small_bundle)
+    return bundle, open_pictures("photos", "valid").take(12, 32, 24), open_pictures("photos", "test").take(80, 32, 24, seed=1)
+
+
+@pytest.fixture(scope="module")
+def done(setting, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cells")
+    scene, planned = Scene(*setting, SETTINGS), list(cells(SETTINGS, setting[0].snr_db))
+    for cell in planned:
+        measure(scene, cell, folder / file_name(cell))
+    pictures = {cell: read_reconstructions(folder / file_name(cell)) for cell in planned if not is_game(cell)}
+    games = {cell: read_games(folder / file_name(cell)) for cell in planned if is_game(cell)}
+    among = figures(pictures, games)
+    return folder, picture_rows(pictures, among), game_rows(games, among)
+
+
+def test_every_attack_meets_every_defence_that_it_is_for(done):
+    _, rows, games = done
+    measured = {(row.attack, row.defense) for row in (*rows, *games) if row.eve_snr is not None}
+    assert measured == {(attack.name, defense.name) for attack in ATTACKS for defense in DEFENSES if attack.applies(defense)}
+    assert {row.defense for row in rows if row.attack == "bob"} == {defense.name for defense in DEFENSES}
+    assert {attack.name for attack in ATTACKS if attack.game} == {row.attack for row in games}
+
+
+def test_who_wins_where_it_must_and_what_mix_leaves(done):
+    rows = {(row.attack, row.defense): row for row in done[1]}
+    # Bob's decoder sees what Bob sees, and the same with a reused V under every one of the paper's modes
+    assert abs(rows["no-key", "none"].below_bob_db) < 0.5
+    for defense in PAPER_MODES:
+        assert rows["reused-scheme", defense].below_bob_db < 1.0, defense
+    for attack in ("no-key", "row-ordering", "four-packets"):
+        # this small link sees little itself, and a dozen pictures vary
+        assert rows[attack, "none"].above_mean_picture_db > 2
+        assert rows[attack, "mix"].above_mean_picture_db < 1
+        assert rows[attack, "none"].matching_advantage_db > 2
+        assert abs(rows[attack, "mix"].matching_advantage_db) < 3 * rows[attack, "mix"].matching_advantage_95
+    games = {(game.attack, game.name, game.defense): game for game in done[2]}
+    assert games["identification", "top-1", "none"].value > 0.9
+    assert games["identification", "top-1", "mix"].low < 1 / 12
+
+
+def test_a_cell_that_is_there_is_not_measured_again(done, setting):
+    cell = Cell("no-key", "mix", setting[0].snr_db, 20.0)
+    file = done[0] / file_name(cell)
+    before = file.stat().st_mtime_ns
+    measure(Scene(*setting, SETTINGS), cell, file)
+    assert file.stat().st_mtime_ns == before
+
+
+def test_every_precision_that_is_asked_for_is_attacked_on_its_own_engine(setting):
+    received = {}
+    for precision in ("fp32", "int8"):
+        scene = Scene(*setting, SETTINGS, precision)
+        received[precision] = answer(scene, Cell("no-key", "none", setting[0].snr_db, 60.0, precision))
+    difference = np.abs(received["fp32"] - received["int8"])
+    assert difference.max() > 1e-4  # two engines
+    assert difference.mean() < 0.1  # of one model
+
+
+def test_a_matrix_holds_the_control_of_every_attack_in_it():
+    asked = dataclasses.replace(
+        SETTINGS, defenses=("mix",), attacks=("row-ordering", "identification"), precisions=("fp32", "int8")
+    )
+    found = list(cells(asked, 10.0))
+    assert len(found) == len(set(found)) == len({file_name(cell) for cell in found})
+    for precision in ("fp32", "int8"):
+        assert {(cell.attack, cell.defense) for cell in found if cell.precision == precision} == {
+            ("mean-picture", "none"), ("bob", "none"), ("bob", "permute"), ("bob", "mix"),
+            ("row-ordering", "permute"), ("row-ordering", "mix"), ("identification", "none"), ("identification", "mix"),
+        }  # fmt: skip
+
+
+def test_every_control_is_a_defence_that_the_attack_applies_to():
+    for attack in ATTACKS:
+        assert attack.applies(BY_NAME[attack.control]), attack.name
+    assert len({attack.name for attack in ATTACKS}) == len(ATTACKS)
+
+
+def test_whole_groups_are_received_and_eve_practises_under_her_own_key(setting):
+    bundle, images, attacker_images = setting
+    scene = Scene(bundle, images, attacker_images, SETTINGS)
+    assert scene.received_rows(images, BY_NAME["mix"], 10, 1).shape == (12, 1, 8, 24)
+    assert scene.received_rows(images, BY_NAME["permute+substitute"], 10, 1).shape == (6, 2, 8, 24)
+    alices, eves = (scene.received_rows(images, BY_NAME["mix"], 60, 1, key) for key in (None, bytes(32)))
+    assert abs(np.corrcoef(alices.ravel(), eves.ravel())[0, 1]) < 0.1
+    swapped = images.reshape(6, 2, *images.shape[1:])[:, ::-1].reshape(images.shape)
+    assert np.array_equal(scene.best_order(swapped, 2), images)
