@@ -18,8 +18,8 @@ SHIPPED = packaged_bundle("photos-10db")
 
 
 @pytest.fixture(scope="module")
-def heard():
-    """Three photographs and what Eve hears of them at 10 dB, without a defence."""
+def received():
+    """Three photographs and what Eve receives of them at 10 dB, without a defence."""
     images = open_pictures("photos", "valid").take(3, 180, 180)
     symbols = np.stack([frame.symbols for frame in Transmitter(SHIPPED).send(images)])
     return images, channel.awgn(symbols, channel.draw_noise(*symbols.shape, np.random.default_rng(0)), 10.0)
@@ -30,8 +30,8 @@ def surrogate():
     return Surrogate(open_bundle(SHIPPED).graph("transmitter"))
 
 
-def test_surrogate_is_the_engine(heard, surrogate):
-    images = heard[0]
+def test_surrogate_is_the_engine(received, surrogate):
+    images = received[0]
     expected = np.stack([frame.symbols for frame in Transmitter(SHIPPED).send(images)])
     index = torch.arange(3 * 45, dtype=torch.int32).reshape(3, 45)
     with torch.no_grad():
@@ -124,8 +124,8 @@ def _graph(nodes, slopes):
     return Surrogate(helper.make_model(graph).SerializeToString())
 
 
-def test_white_box_wins_without_a_defence(heard, surrogate):
-    images, symbols = heard
+def test_white_box_wins_without_a_defence(received, surrogate):
+    images, symbols = received
     settings = dataclasses.replace(whitebox.FAST, steps=80, lr=0.1)
     start = open_pictures("photos", "test").take(40, 180, 180).mean(axis=0)
     done = []
@@ -169,9 +169,9 @@ def test_the_papers_white_box_moves_at_most_its_step_size(small):
     assert 0.005 < answer.max() < 0.011  # from zero, ten steps of 1e-3
 
 
-def test_row_matching_puts_shuffled_rows_back(heard, surrogate):
+def test_row_matching_puts_shuffled_rows_back(received, surrogate):
     """From a faded copy of the picture, which says what the rows look like."""
-    image, symbols = heard[0][:1], heard[1][:1]
+    image, symbols = received[0][:1], received[1][:1]
     rows = symbols.view(np.float32).reshape(1, 1, 45, 720)
     shuffled = np.random.default_rng(0).permutation(rows, axis=2)
     start = 0.4 + 0.2 * image[0]
@@ -197,13 +197,13 @@ def test_smoothing_is_the_gradient_of_the_training_losss_total_variation(beta):
     assert torch.allclose(ours, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_black_box_wins_without_a_defence_and_learns_from_what_it_heard(heard):
-    images, symbols = heard
-    own = open_pictures("photos", "test").take(40, 180, 180, seed=1)
-    sent = np.stack([frame.symbols for frame in Transmitter(SHIPPED).send(own)])
+def test_black_box_wins_without_a_defence_and_learns_from_what_it_received(received):
+    images, symbols = received
+    attacker = open_pictures("photos", "test").take(40, 180, 180, seed=1)
+    sent = np.stack([frame.symbols for frame in Transmitter(SHIPPED).send(attacker)])
     network = blackbox.new_network(45, 45, 16, 180, 180, seed=0)
     before = psnr(images, blackbox.invert(network, symbols))
-    blackbox.train_inverse(network, sent, own, steps=120, seed=0)
+    blackbox.train_inverse(network, sent, attacker, steps=120, seed=0)
     answer = blackbox.invert(network, symbols)
     assert answer.shape == images.shape
     assert psnr(images, answer).mean() > before.mean() + 3

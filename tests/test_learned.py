@@ -192,11 +192,11 @@ def some_rows(streams, batch=3):
     return torch.from_numpy(np.random.default_rng(4).standard_normal((batch, streams, H, W * C)))
 
 
-def shuffled(heard):
+def shuffled(received):
     """Rows of every frame in another order, no frame's like another's."""
     rng = np.random.default_rng(6)
-    order = np.stack([np.roll(rng.permutation(H), k) for k in range(heard.shape[0] * heard.shape[1])])
-    return heard.gather(2, torch.from_numpy(order.reshape(*heard.shape[:2], H, 1)).expand_as(heard))
+    order = np.stack([np.roll(rng.permutation(H), k) for k in range(received.shape[0] * received.shape[1])])
+    return received.gather(2, torch.from_numpy(order.reshape(*received.shape[:2], H, 1)).expand_as(received))
 
 
 def apart(one, two):
@@ -206,28 +206,28 @@ def apart(one, two):
 
 @pytest.mark.parametrize("streams", [1, 2])
 def test_a_set_of_rows_has_no_order(streams):
-    network, heard = new_network(streams, ordered=False), some_rows(streams)
-    assert (shuffled(heard) != heard).flatten(1).any(dim=1).all()
+    network, received = new_network(streams, ordered=False), some_rows(streams)
+    assert (shuffled(received) != received).flatten(1).any(dim=1).all()
     for part in (network.encoder, network):
-        assert apart(part(heard), part(shuffled(heard))).max() < 1e-10
-    assert network.encoder(heard).shape == (3, 32, H, W)
+        assert apart(part(received), part(shuffled(received))).max() < 1e-10
+    assert network.encoder(received).shape == (3, 32, H, W)
 
 
 def test_a_set_of_rows_knows_the_frame_of_each():
-    network, heard = new_network(2, ordered=False), some_rows(2)
-    moved = heard.clone()
-    moved[:, 0, 2], moved[:, 1, 4] = heard[:, 1, 4], heard[:, 0, 2]
-    for other in (moved, heard.flip(1)):
-        assert apart(network.encoder(other), network.encoder(heard)).min() > 1e-4
-        assert apart(network(other), network(heard)).min() > 1e-6
+    network, received = new_network(2, ordered=False), some_rows(2)
+    moved = received.clone()
+    moved[:, 0, 2], moved[:, 1, 4] = received[:, 1, 4], received[:, 0, 2]
+    for other in (moved, received.flip(1)):
+        assert apart(network.encoder(other), network.encoder(received)).min() > 1e-4
+        assert apart(network(other), network(received)).min() > 1e-6
 
 
 @pytest.mark.parametrize("streams", [1, 2])
 def test_ordered_rows_have_an_order(streams):
-    network, heard = new_network(streams, ordered=True), some_rows(streams)
-    assert apart(network(shuffled(heard)), network(heard)).min() > 1e-4
+    network, received = new_network(streams, ordered=True), some_rows(streams)
+    assert apart(network(shuffled(received)), network(received)).min() > 1e-4
     if streams == 2:
-        assert apart(network(heard.flip(1)), network(heard)).min() > 1e-4
+        assert apart(network(received.flip(1)), network(received)).min() > 1e-4
 
 
 def test_ordered_rows_become_places_of_the_features():
@@ -237,19 +237,19 @@ def test_ordered_rows_become_places_of_the_features():
         network = learned.Inverse(1, 40, 2, 2, 80, 4, ordered=True).double().eval()
     features = []
     network.enter.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
-    heard = torch.arange(40 * 2 * 2, dtype=torch.float64).reshape(1, 1, 40, 4)
-    network(heard)
+    received = torch.arange(40 * 2 * 2, dtype=torch.float64).reshape(1, 1, 40, 4)
+    network(received)
     row, column, channel = 7, 1, 0
     assert features[0].shape == (1, 2, 40, 2)
-    assert features[0][0, channel, row, column] == heard[0, 0, row, 2 * column + channel]
+    assert features[0][0, channel, row, column] == received[0, 0, row, 2 * column + channel]
 
 
 @pytest.mark.parametrize("ordered", [False, True])
 def test_pictures_of_a_batch_do_not_meet(ordered):
-    network, heard = new_network(2, ordered), some_rows(2)
-    pictures = network(heard)
+    network, received = new_network(2, ordered), some_rows(2)
+    pictures = network(received)
     assert pictures.shape == (3, 2, 3, 18, 14)
-    assert apart(pictures[1:2], network(heard[1:2])).max() < 1e-10
+    assert apart(pictures[1:2], network(received[1:2])).max() < 1e-10
     assert apart(pictures[1:2], pictures[2:]).min() > 1e-6
 
 
@@ -273,26 +273,48 @@ def above_mean_picture(scene, pictures):
 def test_training_sees_an_undefended_picture_and_not_a_mixed_one(small):
     told = []
     network = trained(small, "none", 20, 80, advance=told.append)
-    assert told == [learned.BATCH] * 80
-    heard = small.hear(small.images, "none", 20, 1)
-    assert above_mean_picture(small, learned.invert(network, heard)[:, 0]) > 2
+    assert told == [learned.BATCH_SIZE] * 80
+    received = small.hear(small.images, "none", 20, 1)
+    assert above_mean_picture(small, learned.invert(network, received)[:, 0]) > 2
     # it is the rows that tell it
-    assert above_mean_picture(small, learned.invert(network, np.roll(heard, 1, axis=0))[:, 0]) < 0
+    assert above_mean_picture(small, learned.invert(network, np.roll(received, 1, axis=0))[:, 0]) < 0
     network = trained(small, "mix", 20, 80)
     assert above_mean_picture(small, learned.invert(network, small.hear(small.images, "mix", 20, 1))[:, 0]) < 1
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11])
+def test_any_number_of_steps_trains(steps):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        network = learned.Inverse(1, H, W, C, 18, 14, ordered=True)
+    before = network.pixels.weight.detach().clone()
+    images = np.random.default_rng(0).random((4, 3, 18, 14), np.float32)
+    told = []
+    learned.train(
+        network,
+        lambda chosen, rng: rng.standard_normal((*chosen.shape, H, W * C), np.float32),
+        images,
+        steps=steps,
+        seed=0,
+        advance=told.append,
+    )
+    assert told == [learned.BATCH_SIZE] * steps
+    moved = (network.pixels.weight - before).abs().max()
+    assert torch.isfinite(moved)
+    assert moved > 0
 
 
 @pytest.mark.parametrize(("defense", "ordered"), [("permute", False), ("mix", True)])
 def test_answers_are_pictures(small, defense, ordered):
     network = trained(small, defense, 20, 3, ordered)
-    heard = small.hear(small.own[:40], defense, 20, 1)
-    pictures = learned.invert(network, heard)
+    received = small.hear(small.own[:40], defense, 20, 1)
+    pictures = learned.invert(network, received)
     assert pictures.shape == (40, 1, 3, 32, 24)
     assert pictures.dtype == np.float32
     assert pictures.min() >= 0
     assert pictures.max() <= 1
-    assert np.allclose(learned.invert(network, heard[35:36]), pictures[35:36], atol=1e-5)
-    loud = learned.invert(network, 1e3 * heard)
+    assert np.allclose(learned.invert(network, received[35:36]), pictures[35:36], atol=1e-5)
+    loud = learned.invert(network, 1e3 * received)
     assert loud.min() >= 0
     assert loud.max() <= 1
 
@@ -309,7 +331,7 @@ def test_the_set_inverse_learns_too(small):
 def test_every_picture_of_a_pair_is_asked_for(small, defense):
     told = []
     pictures = adaptive.learned_inverse(small, defense, 20, True, 3, told.append)
-    assert told == [learned.BATCH] * 3
+    assert told == [learned.BATCH_SIZE] * 3
     assert pictures.shape == small.images.shape
     pairs = pictures.reshape(6, 2, -1)
     assert (np.abs(pairs[:, 0] - pairs[:, 1]).max(axis=1) > 1e-4).all()

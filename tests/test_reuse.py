@@ -16,22 +16,22 @@ def test_one_known_packet_gives_the_scheme_away(pictures, snr_db):
     n = pictures * H
     known, secret = smooth(2 * pictures, H, seed=3).reshape(2, n, -1)
     shuffled = np.random.default_rng(5).permutation(n)
-    places = reuse.find_places(known[None], noisy(known[shuffled], snr_db)[None])
-    assert np.array_equal(secret[shuffled][places], secret)
+    rows = reuse.match_rows(known[None], noisy(known[shuffled], snr_db)[None])
+    assert np.array_equal(secret[shuffled][rows], secret)
 
 
 def test_one_known_picture_of_a_pair_is_found_in_both_frames():
     pair = smooth(2, H, seed=4).reshape(2 * H, -1)
     shuffled = np.random.default_rng(6).permutation(2 * H)
-    places = reuse.find_places(pair[None, :H], noisy(pair[shuffled], 10.0)[None])
-    assert np.array_equal(shuffled[places], np.arange(H))
+    rows = reuse.match_rows(pair[None, :H], noisy(pair[shuffled], 10.0)[None])
+    assert np.array_equal(shuffled[rows], np.arange(H))
 
 
 def test_more_known_packets_help_where_one_is_lost_in_noise():
     known = smooth(40, H, seed=7)
     shuffled = np.random.default_rng(8).permutation(H)
-    heard = noisy(known[:, shuffled], -10.0)
-    right = [np.mean(shuffled[reuse.find_places(known[:k], heard[:k])] == np.arange(H)) for k in (1, 4, 40)]
+    received = noisy(known[:, shuffled], -10.0)
+    right = [np.mean(shuffled[reuse.match_rows(known[:k], received[:k])] == np.arange(H)) for k in (1, 4, 40)]
     assert right[0] < right[1] <= right[2] == 1
 
 
@@ -41,29 +41,29 @@ def test_negative_control_a_fresh_scheme_for_the_secret_packet():
     right = []
     for _ in range(60):
         shuffled = rng.permutation(H)
-        places = reuse.find_places(known, noisy(known[:, shuffled], 20.0))
-        right.append(np.mean(rng.permutation(H)[places] == np.arange(H)))
+        rows = reuse.match_rows(known, noisy(known[:, shuffled], 20.0))
+        right.append(np.mean(rng.permutation(H)[rows] == np.arange(H)))
     assert np.mean(right) == pytest.approx(1 / H, abs=0.05)
 
 
-def test_more_known_rows_than_heard_ones_are_refused():
-    with pytest.raises(ValueError, match="26 known rows cannot all be among 13 heard ones"):
-        reuse.find_places(np.zeros((1, 26, 4), np.float32), np.zeros((1, 13, 4), np.float32))
+def test_more_known_rows_than_received_ones_are_refused():
+    with pytest.raises(ValueError, match="26 known rows cannot all be among 13 received ones"):
+        reuse.match_rows(np.zeros((1, 26, 4), np.float32), np.zeros((1, 13, 4), np.float32))
 
 
 def test_a_real_transmitter_repeats_itself_within_its_256_permutations(small_bundle, small_images):
     images = small_images(96)
     plain = np.stack([frame.symbols for frame in Transmitter(small_bundle).send(images)]).view(np.float32).reshape(96, 1, 8, -1)
     frames = Transmitter(small_bundle, KEY, "permute").send(images)
-    heard = noisy(np.stack([frame.symbols for frame in frames]).view(np.float32).reshape(96, 1, 8, -1), 20.0)
+    received = noisy(np.stack([frame.symbols for frame in frames]).view(np.float32).reshape(96, 1, 8, -1), 20.0)
     bob = HeaderSealer(KEY, open_bundle(small_bundle).digest)
     schemes = [bob.open(frame.header).p for frame in frames]
     opened = []
     for later in range(1, 96):
         if schemes[later] in schemes[:later]:
             known = schemes.index(schemes[later])
-            places = reuse.find_places(plain[known], heard[known])
-            opened.append(np.square(heard[later, 0, places] - plain[later, 0]).mean())
+            rows = reuse.match_rows(plain[known], received[known])
+            opened.append(np.square(received[later, 0, rows] - plain[later, 0]).mean())
     assert len(opened) > 3  # 96 draws out of 256 have 15 or so
     assert np.median(opened) < 1.3 * 0.01 / 2  # only the noise of 20 dB is left
 
@@ -85,9 +85,9 @@ def pictures_of_a_kind(pictures: int, seed: int) -> np.ndarray:
 
 def error(known: int, snr_db: float, secret_rotation: int = 1) -> float:
     """Mean squared error of the secret packets, when ``known`` others were mixed by rotation 1."""
-    sent, secret, own = pictures_of_a_kind(known, 11), pictures_of_a_kind(20, 12), pictures_of_a_kind(300, 13)
-    heard = noisy(sent @ rotation(1), snr_db, 1)
-    answer = reuse.unmix(own, sent, heard, noisy(secret @ rotation(secret_rotation), snr_db, 2), snr_db)
+    sent, secret, attacker = pictures_of_a_kind(known, 11), pictures_of_a_kind(20, 12), pictures_of_a_kind(300, 13)
+    received = noisy(sent @ rotation(1), snr_db, 1)
+    answer = reuse.unmix(attacker, sent, received, noisy(secret @ rotation(secret_rotation), snr_db, 2), snr_db)
     assert answer.shape == secret.shape
     assert answer.dtype == np.float32
     return float(np.square(answer - secret).mean())
@@ -107,9 +107,9 @@ def test_every_known_packet_under_one_key_stream_tells_more():
 
 
 def test_padding_of_the_mixed_packets_does_not_matter():
-    sent, secret, own = pictures_of_a_kind(90, 11), pictures_of_a_kind(5, 12), pictures_of_a_kind(300, 13)
+    sent, secret, attacker = pictures_of_a_kind(90, 11), pictures_of_a_kind(5, 12), pictures_of_a_kind(300, 13)
     wide = np.linalg.qr(np.random.default_rng(1).standard_normal((80, 80)))[0][:N].astype(np.float32)
-    answer = reuse.unmix(own, sent, noisy(sent @ wide, 50.0, 1), noisy(secret @ wide, 50.0, 2), 50.0)
+    answer = reuse.unmix(attacker, sent, noisy(sent @ wide, 50.0, 1), noisy(secret @ wide, 50.0, 2), 50.0)
     assert np.square(answer - secret).mean() < 2e-3
 
 

@@ -1,19 +1,19 @@
-"""Two games with two answers: which of two chosen pictures was sent, and do two packets carry the same picture?
+"""Two games with two answers each: which of two chosen pictures was sent, and do two packets carry the same picture?
 
-    Eve knows      the deployed transmitter, the defence, her SNR; in the first game both pictures, which she may have chosen
-                   herself (``chosen_pairs``), in the second none. Not the key, which is fresh for every packet
-    she does       practise on packets that she makes under keys of her own, then give every packet that she hears a score
+    Eve knows      the deployed transmitter, the defence and her SNR; when distinguishing also both pictures, which she may have
+                   chosen herself (``chosen_pairs``). Not the key, which is fresh for every packet
+    she does       practises on packets that she makes under keys she draws herself, then scores every packet she receives
 
-        heard rows ── matches, fingerprints ── one discriminant each ── logistic regression ── score
+        received rows ── matches, fingerprints ── one discriminant each ── logistic regression ── score
 
-This is indistinguishability under chosen plaintext, played by statistics: Bellare, Desai, Jokipii and Rogaway, "A concrete
-security treatment of symmetric encryption" (FOCS 1997), for ``distinguish``; ISO/IEC 15408-2 calls what ``link`` breaks
-unlinkability. Flat, sparse and saturated pictures are tried because random measurements keep the secret of typical pictures
-best: Bianchi, Bioglio and Magli (ICASSP 2014). Every discriminant is a linear one with a shrunk covariance (Ledoit and Wolf
-2004), learnt on one half of the practice packets and weighed on the other, so a statistic that only seems good is found out.
+``distinguish`` is indistinguishability under chosen plaintext, played with statistics: Bellare, Desai, Jokipii and Rogaway, "A
+concrete security treatment of symmetric encryption" (FOCS 1997). ``linkability`` tests what ISO/IEC 15408-2 calls
+unlinkability. Flat, sparse and saturated pictures are included because random measurements hide typical pictures best: Bianchi,
+Bioglio and Magli (ICASSP 2014). Every discriminant is linear with a shrunk covariance (Ledoit and Wolf 2004). It is fitted on
+one half of the practice packets and weighted on the other, so a statistic that only fits the first half gets no weight.
 
-Success is the area under the ROC curve: 0.5 is chance. Many pairs mean many intervals: of 20 at 95 %, one misses 0.5 by
-luck. Set ``level`` accordingly, to 1 - 0.05/20.
+Success is the area under the ROC curve, where 0.5 is chance. Many pairs mean many intervals: at 95 %, one in 20 misses 0.5 by
+chance. Set ``level`` accordingly, to 1 - 0.05/20 for 20 pairs.
 
 Positive control: without a defence and under row permutation the area must be near 1 for every pair. If it is not, an area of
 0.5 elsewhere says nothing.
@@ -23,18 +23,19 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from semseal.runtime.attacks.identification import Rows, Scores, fingerprints, matches, squares
+from semseal.runtime.attacks.identification import fingerprints, matches, squares
+from semseal.runtime.attacks.ordering import Rows, Scores
 from semseal.runtime.metrics import Auc, auc
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-FEWEST = 40  # practice packets
+MIN_PRACTICE_PACKETS = 40
 
 
 @dataclass(frozen=True)
-class Game:
+class AucGame:
     """``scores`` [trials] rise with Eve's belief in answer 1: the second picture, or the same picture."""
 
     scores: Scores
@@ -42,14 +43,14 @@ class Game:
 
 
 def chosen_pairs(one: NDArray[np.float32], two: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    """Pairs of pictures [2, 3, height, width] by name: the two given, [3, height, width] in 0..1, and those of a chooser."""
+    """Pairs of pictures [2, 3, height, width] by name: the two given, [3, height, width] in 0..1, and some worth choosing."""
     shape = one.shape
     black, grey, white = (np.full(shape, level, np.float32) for level in (0, 0.5, 1))
     pixel, sparse = black.copy(), black.copy()
     pixel[:, shape[1] // 2, shape[2] // 2] = 1
     sparse[:, :: shape[1] // 4, :: shape[2] // 4] = 1
     checkerboard = np.broadcast_to(np.indices(shape[1:]).sum(0) % 2, shape).astype(np.float32)
-    saturated = np.random.default_rng(0).integers(0, 2, shape).astype(np.float32)  # all the energy that pixels can have
+    saturated = np.random.default_rng(0).integers(0, 2, shape).astype(np.float32)  # as much energy as pixels can have
     return {
         "two pictures": np.stack([one, two]),
         "black, white": np.stack([black, white]),
@@ -62,48 +63,55 @@ def chosen_pairs(one: NDArray[np.float32], two: NDArray[np.float32]) -> dict[str
 
 
 def distinguish(
-    pair: Rows, practice: Rows, practised: NDArray[np.integer], packets: Rows, truth: NDArray[np.integer], level: float = 0.95
-) -> Game:
-    """Which of two pictures was sent? Their clean rows float32 [2, h, r]; packets float32 [trials, k, h, r], Alice's first.
+    pair: Rows,
+    practice: Rows,
+    practice_truth: NDArray[np.integer],
+    packets: Rows,
+    truth: NDArray[np.integer],
+    level: float = 0.95,
+) -> AucGame:
+    """Which of two pictures was sent? ``pair`` holds their clean rows, float32 [2, h, r].
 
-    ``practised`` and ``truth`` [trials] are 0 or 1: which picture the packets of ``practice`` and ``packets`` carry. Raises
-    ValueError for shapes that do not belong together, an answer that does not occur, or fewer than 40 practice packets.
+    ``practice`` and ``packets`` are float32 [trials, k, h, r], Alice's stream first; ``practice_truth`` and ``truth`` [trials]
+    are 0 or 1: the picture that each carries. Raises ValueError for shapes that do not fit together, an answer that does not
+    occur, or fewer than 40 practice packets.
     """
     if pair.shape != (2, *packets.shape[2:]) or practice.shape[1:] != packets.shape[1:]:
         raise ValueError(
             f"rows [2, h, r] and packets [trials, k, h, r] expected, got {list(pair.shape)}, {list(practice.shape)} "
             f"and {list(packets.shape)}"
         )
-    return _play(_of_pair(pair, practice), practised, _of_pair(pair, packets), truth, level)
+    return _play(_features_of_packets(pair, practice), practice_truth, _features_of_packets(pair, packets), truth, level)
 
 
-def link(
-    practice: Rows, practised: NDArray[np.integer], packets: Rows, truth: NDArray[np.integer], level: float = 0.95
-) -> Game:
-    """Do two packets carry the same picture? Float32 [trials, 2, h, r]: one stream of either packet.
+def linkability(
+    practice: Rows, practice_truth: NDArray[np.integer], packets: Rows, truth: NDArray[np.integer], level: float = 0.95
+) -> AucGame:
+    """Do two packets carry the same picture? Packets are float32 [trials, 2, h, r]: one stream of each of the two.
 
-    ``practised`` and ``truth`` [trials] are 1 where they do, 0 where not; Eve practises on pictures of her own. Raises
-    ValueError for shapes that do not belong together, an answer that does not occur, or fewer than 40 practice trials.
+    ``practice_truth`` and ``truth`` [trials] are 1 where they do and 0 where they do not; Eve practises on the attacker's
+    images. Raises ValueError for shapes that do not fit together, an answer that does not occur, or fewer than 40 practice
+    trials.
     """
     if practice.shape[1:] != packets.shape[1:] or packets.ndim != 4 or packets.shape[1] != 2:
         raise ValueError(f"packets [trials, 2, h, r] expected, got {list(practice.shape)} and {list(packets.shape)}")
-    return _play(_of_two_packets(practice), practised, _of_two_packets(packets), truth, level)
+    return _play(_features_of_two_packets(practice), practice_truth, _features_of_two_packets(packets), truth, level)
 
 
-def _of_pair(pair: Rows, packets: Rows) -> list[Scores]:
-    """Every statistic as features [trials, d]: matches with the second picture less those with the first, fingerprints."""
+def _features_of_packets(pair: Rows, packets: Rows) -> list[Scores]:
+    """Each statistic as features [trials, d]: matches with the second picture minus those with the first; fingerprints."""
     found = matches(pair, packets)
     return [*(found[..., 1] - found[..., 0])[..., None], *fingerprints(packets[:, 0]).values()]
 
 
-def _of_two_packets(packets: Rows) -> list[Scores]:
-    """The same of two packets: how far apart their rows are, squared differences of their fingerprints."""
+def _features_of_two_packets(packets: Rows) -> list[Scores]:
+    """The same for two packets: the distances of their rows, the squared differences of their fingerprints."""
     one, two = fingerprints(packets[:, 0]), fingerprints(packets[:, 1])
     return [*_distances(packets), *_distances(squares(packets)), *(np.square(one[name] - two[name]) for name in one)]
 
 
 def _distances(packets: Rows) -> list[Scores]:
-    """Squared distances [trials, h] in order of size: of rows at the same place, of every row from the closest one."""
+    """Squared distances [trials, h], sorted: between rows at the same position, and from every row to the closest one."""
     one, two = packets[:, 0], packets[:, 1]
     energies = np.square(one).sum(2)[:, :, None] + np.square(two).sum(2)[:, None]
     distances = (energies - 2 * one @ two.transpose(0, 2, 1)).astype(np.float64)  # [trials, h, h]
@@ -111,23 +119,27 @@ def _distances(packets: Rows) -> list[Scores]:
 
 
 def _play(
-    practice: list[Scores], practised: NDArray[np.integer], statistics: list[Scores], truth: NDArray[np.integer], level: float
-) -> Game:
-    for answers, trials in ((practised, len(practice[0])), (truth, len(statistics[0]))):
+    practice: list[Scores],
+    practice_truth: NDArray[np.integer],
+    features: list[Scores],
+    truth: NDArray[np.integer],
+    level: float,
+) -> AucGame:
+    for answers, trials in ((practice_truth, len(practice[0])), (truth, len(features[0]))):
         if len(answers) != trials or set(np.unique(answers)) != {0, 1}:
             raise ValueError(f"answers must be 0 or 1, both must occur, one for each of {trials} trials")
-    if len(practised) < FEWEST:
-        raise ValueError(f"Eve needs {FEWEST} practice packets, got {len(practised)}")
-    # every other trial of either answer
-    order = np.argsort(practised, kind="stable")
-    learn, weigh = order[::2], order[1::2]
-    learnt, heard = [], []
-    for before, now in zip(practice, statistics, strict=True):
+    if len(practice_truth) < MIN_PRACTICE_PACKETS:
+        raise ValueError(f"Eve needs {MIN_PRACTICE_PACKETS} practice packets, got {len(practice_truth)}")
+    # both halves hold every other trial of either answer
+    by_answer = np.argsort(practice_truth, kind="stable")
+    first, second = by_answer[::2], by_answer[1::2]
+    practice_scores, scores = [], []
+    for before, now in zip(practice, features, strict=True):
         discriminant = make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
-        discriminant.fit(before[learn], practised[learn])
-        learnt.append(discriminant.decision_function(before[weigh]))
-        heard.append(discriminant.decision_function(now))
+        discriminant.fit(before[first], practice_truth[first])
+        practice_scores.append(discriminant.decision_function(before[second]))
+        scores.append(discriminant.decision_function(now))
     combined = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    combined.fit(np.stack(learnt, axis=1), practised[weigh])
-    scores: Scores = combined.decision_function(np.stack(heard, axis=1))
-    return Game(scores, auc(scores[truth == 1], scores[truth == 0], level))
+    combined.fit(np.stack(practice_scores, axis=1), practice_truth[second])
+    belief: Scores = combined.decision_function(np.stack(scores, axis=1))
+    return AucGame(belief, auc(belief[truth == 1], belief[truth == 0], level))

@@ -1,25 +1,26 @@
-"""Which picture was it? Eve names the picture behind a packet, out of M that she knows.
+"""Which picture was it? Eve names the picture behind a packet, out of M candidates that she knows.
 
-    Eve knows      the M candidate pictures and the deployed transmitter, so their clean rows; the defence, her SNR; pictures
-                   of her own. Not the key, which is fresh for every packet
-    she does       send her own pictures through the defence under keys of her own and learn what survives it (``learn``);
-                   then gives every candidate a posterior probability for each packet that she hears (``which``)
+    Eve knows      the M candidate pictures and the deployed transmitter, hence their clean rows; the defence, her SNR and the
+                   attacker's images. Not the key, which is fresh for every packet
+    she does       sends the attacker's images through the defence under keys she draws herself and learns what survives it
+                   (``learn``); then gives every candidate a posterior probability for each packet she receives (``identify``)
 
-        heard rows ── matches with the candidates' rows ──┐
-            │                                             ├── weighted sum ── posterior over the M candidates
-            └── fingerprints ── Gaussian likelihoods ─────┘
+        received rows ── matches with the candidates' rows ──┐
+            │                                                ├── weighted sum ── posterior over the M candidates
+            └── fingerprints ── Gaussian likelihoods ────────┘
 
-A match compares rows with rows and survives reordering; a fingerprint is a vector made from one packet alone that some
-defence leaves as it is (values in order of size survive any permutation, block energies any mixing inside the blocks).
-Several streams: Alice's packet is the first, the others are heard beside it (substitution sends pairs).
+A match compares rows with rows and survives reordering. A fingerprint is a vector computed from one packet alone that some
+defence leaves unchanged (sorted values survive any permutation, block energies any mixing inside the blocks).
+With several streams, the first is Alice's packet and the others were received beside it (substitution sends pairs).
 
 Success is reported as by Carlini, Chien, Nasr, Song, Terzis and Tramèr, "Membership inference attacks from first principles"
-(IEEE S&P 2022): how often the best guess is right, and the rate of true positives at 1 % false positives, because an average
-hides an attack that is certain about a few. The Gaussian likelihoods learnt on the attacker's own data are theirs too. Chance
-is 1/M and 1 %. Out of reach: with an even number of rows, half of them swapped, one stream is as much the partner's.
+(IEEE S&P 2022): how often the best guess is right, and the true positive rate at 1 % false positives, because an average hides
+an attack that is certain about a few pictures. Learning Gaussian likelihoods on the attacker's own data is theirs too. Chance
+is 1/M and 1 %. Not possible even in principle: where half of an even number of rows is swapped, a single stream belongs to the
+partner's picture as much as to Alice's.
 
-Positive control: without a defence, and under row permutation, Eve must name nearly every picture. If she does not, a low
-figure elsewhere says nothing. How a mixing works inside is not used: where its last step is public, undo it and play again.
+Positive control: without a defence and under row permutation, Eve must name nearly every picture. If she does not, a low figure
+elsewhere says nothing. The inner structure of a mixing is not used: where its last step is public, undo it and play again.
 """
 
 from dataclasses import dataclass
@@ -28,120 +29,122 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax
+from semseal.runtime.attacks.ordering import Rows, Scores
 from semseal.runtime.metrics import Proportion, proportion, true_positive_rate
 from sklearn.covariance import LedoitWolf
 from sklearn.linear_model import RidgeCV
 from sklearn.preprocessing import StandardScaler
 
-Rows = NDArray[np.float32]
-Scores = NDArray[np.float64]
-
 MATCHES = ("rows in place", "rows anywhere", "row votes", "squares in place", "squares anywhere", "square votes")
-BINS = 64  # of the fingerprints that are averaged down
-PRACTICE = 200  # candidates among her own pictures on which Eve learns the weights
+FINGERPRINT_BINS = 64  # to which long fingerprints are averaged down
+MAX_WEIGHT_CANDIDATES = 200  # attacker's images among which a packet is identified while the weights are learnt
+MIN_PACKETS_PER_HALF = 20
 
 
 @dataclass(frozen=True)
-class Likelihood:
-    """Law of a packet's fingerprint given the clean picture's: linear in it, with Gaussian errors of any covariance."""
+class FingerprintModel:
+    """Predicts a packet's fingerprint from the clean picture's: linearly, with Gaussian errors of any covariance."""
 
     clean: StandardScaler
-    heard: StandardScaler
+    received: StandardScaler
     mean: RidgeCV
     whiten: NDArray[np.float64]  # [d, d]
 
-    def __call__(self, candidates: Scores, heard: Scores) -> Scores:
-        """Log likelihood [packets, M], up to a constant, of fingerprints [M, d] and [packets, d]."""
+    def log_likelihood(self, candidates: Scores, received: Scores) -> Scores:
+        """[packets, M], up to a constant, of fingerprints [M, d] and [packets, d]."""
         expected = self.mean.predict(self.clean.transform(candidates)) @ self.whiten
-        found = self.heard.transform(heard) @ self.whiten
+        found = self.received.transform(received) @ self.whiten
         distances: Scores = np.square(found).sum(1)[:, None] + np.square(expected).sum(1) - 2 * found @ expected.T
         return -distances / 2
 
 
 @dataclass(frozen=True)
-class Eve:
-    """What Eve learnt on her own pictures for one defence and SNR. ``weights`` are in the order of MATCHES and likelihoods."""
+class Identifier:
+    """What Eve learnt on the attacker's images for one defence and SNR."""
 
-    likelihoods: dict[str, Likelihood]
-    weights: Scores
+    fingerprints: dict[str, FingerprintModel]
+    weights: Scores  # of MATCHES, then of the fingerprints
 
 
 @dataclass(frozen=True)
-class Guess:
-    """``scores`` are log posteriors [packets, M]. ``alone``: how often each statistic by itself names the right picture."""
+class Identification:
+    """How the game went. ``hits_alone`` counts how often each statistic by itself names the right picture."""
 
-    scores: Scores
+    log_posteriors: Scores  # [packets, M]
     top1: Proportion
     tpr_at_1_percent: Proportion
-    chance: float
-    alone: dict[str, int]
+    chance: float  # of top1
+    hits_alone: dict[str, int]
 
 
-def learn(own: Rows, packets: Rows, truth: NDArray[np.integer]) -> Eve:
-    """Eve practises on clean rows of her own pictures, float32 [n, h, r], and packets [trials, k, h, r] made from them.
+def learn(attacker: Rows, packets: Rows, truth: NDArray[np.integer]) -> Identifier:
+    """Practise on clean rows of the attacker's images, float32 [n, h, r], and on packets [trials, k, h, r] made from them.
 
-    ``truth`` [trials] says which picture a packet carries. The first half of the pictures teaches the likelihoods, the other
-    half the weights, so a statistic that only seems good is found out. Raises ValueError for shapes that do not belong
-    together or fewer than 20 packets of either half.
+    ``truth`` [trials] says which image each packet carries. The likelihoods are learnt on the first half of the images and the
+    weights on the second, so a statistic that only fits the first half gets no weight. Raises ValueError for shapes that do
+    not fit together, or fewer than 20 packets of either half.
     """
-    _check(own, packets, truth)
-    half = len(own) // 2
-    first, second = np.flatnonzero(truth < half), np.flatnonzero((truth >= half) & (truth < half + PRACTICE))
-    if min(len(first), len(second)) < 20:
-        raise ValueError(f"Eve needs 20 packets of either half of her pictures to learn, got {len(first)} and {len(second)}")
-    clean, heard = fingerprints(own[:half]), fingerprints(packets[first, 0])
-    likelihoods = {name: _fit(clean[name][truth[first]], heard[name]) for name in clean}
-    found = _statistics(likelihoods, own[half : half + PRACTICE], packets[second])
-    return Eve(likelihoods, _weigh(found, truth[second] - half))
+    _check(attacker, packets, truth)
+    half = len(attacker) // 2
+    first, second = np.flatnonzero(truth < half), np.flatnonzero((truth >= half) & (truth < half + MAX_WEIGHT_CANDIDATES))
+    if min(len(first), len(second)) < MIN_PACKETS_PER_HALF:
+        raise ValueError(
+            f"Eve needs {MIN_PACKETS_PER_HALF} packets of either half of the attacker's images to learn, "
+            f"got {len(first)} and {len(second)}"
+        )
+    clean, received = fingerprints(attacker[:half]), fingerprints(packets[first, 0])
+    models = {name: _fit(clean[name][truth[first]], received[name]) for name in clean}
+    found = _statistics(models, attacker[half : half + MAX_WEIGHT_CANDIDATES], packets[second])
+    return Identifier(models, _fit_weights(found, truth[second] - half))
 
 
-def which(eve: Eve, candidates: Rows, packets: Rows, truth: NDArray[np.integer]) -> Guess:
-    """Play the game with clean rows of M candidates, float32 [M, h, r], and heard packets float32 [trials, k, h, r].
+def identify(identifier: Identifier, candidates: Rows, packets: Rows, truth: NDArray[np.integer]) -> Identification:
+    """Play the game with clean rows of M candidates, float32 [M, h, r], and received packets, float32 [trials, k, h, r].
 
-    ``truth`` [trials], 0..M-1, only marks the result. Raises ValueError for shapes that do not belong together.
+    ``truth`` [trials], 0..M-1, only marks the result. Raises ValueError for shapes that do not fit together.
     """
     _check(candidates, packets, truth)
-    statistics = _statistics(eve.likelihoods, candidates, packets)
-    scores = log_softmax(np.tensordot(eve.weights, statistics, 1), axis=1)
+    statistics = _statistics(identifier.fingerprints, candidates, packets)
+    log_posteriors = log_softmax(np.tensordot(identifier.weights, statistics, 1), axis=1)
     is_truth = np.arange(len(candidates)) == truth[:, None]
     right = (statistics.argmax(2) == truth).sum(1)
-    return Guess(
-        scores,
-        proportion(int((scores.argmax(1) == truth).sum()), len(scores)),
-        true_positive_rate(scores[is_truth], scores[~is_truth]),
+    return Identification(
+        log_posteriors,
+        proportion(int((log_posteriors.argmax(1) == truth).sum()), len(log_posteriors)),
+        true_positive_rate(log_posteriors[is_truth], log_posteriors[~is_truth]),
         1 / len(candidates),
-        {name: int(hits) for name, hits in zip([*MATCHES, *eve.likelihoods], right, strict=True)},
+        {name: int(hits) for name, hits in zip([*MATCHES, *identifier.fingerprints], right, strict=True)},
     )
 
 
 def matches(candidates: Rows, packets: Rows) -> Scores:
-    """Row by row comparisons [6, packets, M], named in MATCHES; rows in place and votes see the first stream only.
+    """Row-by-row comparisons [6, packets, M], named in MATCHES; "in place" and the votes use the first stream only.
 
-    Comparing is by log likelihood under white noise, up to its variance: <heard, row> - |row|²/2. The last three compare
-    squares instead, which random signs do not change.
+    Rows are compared by their log likelihood under white noise, up to its variance: <received, row> - |row|²/2. The last three
+    compare squares instead, which random signs do not change.
     """
     return np.concatenate([_match(candidates, packets), _match(squares(candidates), squares(packets))])
 
 
 def fingerprints(packets: Rows) -> dict[str, Scores]:
-    """What can be told of a packet without any other, packets float32 [n, h, r] to vectors [n, d] by name."""
+    """What each packet of float32 [n, h, r] shows by itself, without the others: vectors [n, d] by name."""
     flat = packets.reshape(len(packets), -1)
     i, q = flat[:, ::2], flat[:, 1::2]
     magnitudes = np.hypot(i, q)
     spectrum = np.square(np.abs(np.fft.rfft(flat, axis=1)))
     return {
         "moments": np.concatenate([_moments(flat), _moments(magnitudes), _average(i * q, 1), _average(i * i, 1)], axis=1),
-        "values": _average(np.sort(flat, axis=1), BINS),
-        "magnitudes": _average(np.sort(magnitudes, axis=1), BINS),
+        "values": _average(np.sort(flat, axis=1), FINGERPRINT_BINS),
+        "magnitudes": _average(np.sort(magnitudes, axis=1), FINGERPRINT_BINS),
         "row energies": np.sort(np.square(packets).mean(2, dtype=np.float64), axis=1),
         "singular values": np.linalg.eigvalsh(packets @ packets.transpose(0, 2, 1)).astype(np.float64),
-        "spectrum": np.log(_average(spectrum, BINS) + 1e-12),
+        "spectrum": np.log(_average(spectrum, FINGERPRINT_BINS) + 1e-12),
         "block energies": _blocks(np.square(flat)),
     }
 
 
 def squares(rows: Rows) -> Rows:
-    """Squared rows [..., h, r] less the mean of each packet, which noise and energy would otherwise rule."""
+    """Squared rows [..., h, r] minus the mean of each packet; otherwise its noise and energy would dominate."""
     out: Rows = np.square(rows)
     return out - out.mean(axis=(-2, -1), keepdims=True)
 
@@ -156,7 +159,7 @@ def _match(candidates: Rows, packets: Rows) -> Scores:
         best = similar.max(2)
         out[0, n] = similar[np.arange(h), :, np.arange(h)].sum(0)
         out[1, n] = best.sum(0)
-        out[2, n] = np.bincount(best[:h].argmax(1), minlength=m)  # each heard row votes for one candidate
+        out[2, n] = np.bincount(best[:h].argmax(1), minlength=m)  # each received row votes for one candidate
     return out
 
 
@@ -174,50 +177,49 @@ def _average(values: NDArray[np.floating], bins: int) -> Scores:
 
 
 def _blocks(energies: Rows) -> Scores:
-    """How unevenly the energy lies over blocks of neighbours, and over combs, of every size that divides N."""
+    """How unevenly the energy is distributed over blocks of neighbours, and over combs, of every size that divides N."""
     n, size = energies.shape
-    spread = []
+    unevenness = []
     for block in (b for b in range(2, size // 8 + 1) if size % b == 0):
         for sums in (energies.reshape(n, -1, block).sum(2), energies.reshape(n, block, -1).sum(1)):
-            spread.append(np.log(sums.var(1, dtype=np.float64) + 1e-12))
-    return np.stack(spread, axis=1)
+            unevenness.append(np.log(sums.var(1, dtype=np.float64) + 1e-12))
+    return np.stack(unevenness, axis=1)
 
 
-def _fit(clean: Scores, heard: Scores) -> Likelihood:
-    x, y = StandardScaler().fit(clean), StandardScaler().fit(heard)
-    mean = RidgeCV(np.logspace(-3, 4, 15)).fit(x.transform(clean), y.transform(heard))
-    errors = y.transform(heard) - mean.predict(x.transform(clean))
+def _fit(clean: Scores, received: Scores) -> FingerprintModel:
+    x, y = StandardScaler().fit(clean), StandardScaler().fit(received)
+    mean = RidgeCV(np.logspace(-3, 4, 15)).fit(x.transform(clean), y.transform(received))
+    errors = y.transform(received) - mean.predict(x.transform(clean))
     precision = LedoitWolf(assume_centered=True).fit(errors).precision_
-    return Likelihood(x, y, mean, np.linalg.cholesky(precision))
+    return FingerprintModel(x, y, mean, np.linalg.cholesky(precision))
 
 
-def _statistics(likelihoods: dict[str, Likelihood], candidates: Rows, packets: Rows) -> Scores:
+def _statistics(models: dict[str, FingerprintModel], candidates: Rows, packets: Rows) -> Scores:
     """Every statistic [statistics, packets, M], relative to its mean over the candidates."""
-    clean, heard = fingerprints(candidates), fingerprints(packets[:, 0])
-    scores = np.concatenate(
-        [matches(candidates, packets), [law(clean[name], heard[name]) for name, law in likelihoods.items()]]
-    )
+    clean, received = fingerprints(candidates), fingerprints(packets[:, 0])
+    likelihoods = [model.log_likelihood(clean[name], received[name]) for name, model in models.items()]
+    scores = np.concatenate([matches(candidates, packets), likelihoods])
     centred: Scores = scores - scores.mean(2, keepdims=True)
     return centred
 
 
-def _weigh(statistics: Scores, truth: NDArray[np.integer]) -> Scores:
-    """Weights >= 0 that make the softmax of the weighted sum the likeliest for ``truth`` (conditional logit)."""
-    spread = statistics.std(axis=(1, 2)) + 1e-12
-    scaled = statistics / spread[:, None, None]
+def _fit_weights(statistics: Scores, truth: NDArray[np.integer]) -> Scores:
+    """The weights >= 0 under which the softmax of the weighted sum makes ``truth`` most likely (conditional logit)."""
+    deviation = statistics.std(axis=(1, 2)) + 1e-12
+    scaled = statistics / deviation[:, None, None]
     trials = np.arange(len(truth))
 
     def loss(weights: Scores) -> tuple[float, Scores]:
         log_posterior = log_softmax(np.tensordot(weights, scaled, 1), axis=1)
         excess = np.exp(log_posterior)
         excess[trials, truth] -= 1
-        # the penalty only keeps weights finite where the candidates separate completely
+        # the penalty only keeps the weights finite where the candidates separate completely
         value = -log_posterior[trials, truth].sum() + 5e-4 * weights @ weights
         return float(value), np.tensordot(scaled, excess, 2) + 1e-3 * weights
 
     start = np.full(len(scaled), 0.01)
     weights: Scores = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(scaled)).x
-    return weights / spread
+    return weights / deviation
 
 
 def _check(rows: Rows, packets: Rows, truth: NDArray[np.integer]) -> None:

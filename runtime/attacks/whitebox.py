@@ -1,9 +1,9 @@
-"""White-box model inversion, Eq. (5) of the paper: Eve knows the encoders' weights and no defence.
+"""White-box model inversion, Eq. (5) of the paper: Eve knows the encoders' weights, and there is no defence, or she ignores it.
 
     minimise over x   ||ŷ_e - f(x)||² + lambda T(x)
 
-with f the deployed transmitter (``semseal.runtime.audit.surrogate``), ŷ_e what she heard, unit-power symbols, and T the total
-variation of Eq. (3). Unit of lambda: x in 0..1 here (as in the paper's text, where f's input is the image), both terms summed.
+Here f is the deployed transmitter, ŷ_e the symbols that Eve received, of unit power before noise, and T the total variation of
+Eq. (3). Unit of lambda: x is in 0..1 (as in the paper's text, where the image is f's input), and both terms are sums.
 """
 
 import math
@@ -13,14 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from semseal.runtime.attacks.arithmetic import fast_convolutions
-from semseal.runtime.audit.surrogate import Surrogate
+from semseal.runtime.attacks.autocast import bf16_where_native
 from torch import Tensor
+
+DifferentiableTransmitter = Callable[[Tensor, Tensor], Tensor]
+"""Images [batch, 3, height, width] and scheme index int32 [batch, h] to symbols [batch, N, 2], with gradients."""
 
 
 @dataclass(frozen=True)
 class WhiteBoxSettings:
-    """Adam, from an all-zero image or from one that she gives; ``annealed`` takes the step size to zero along a half cosine."""
+    """Adam, from an all-zero image or from one that is given. ``annealed``: the step size falls to zero along a half cosine."""
 
     steps: int
     lr: float
@@ -35,8 +37,8 @@ FAST = WhiteBoxSettings(steps=300, lr=5e-2, annealed=True)
 
 
 def invert(
-    surrogate: Surrogate,
-    heard: NDArray[np.complex64],
+    transmitter: DifferentiableTransmitter,
+    received: NDArray[np.complex64],
     start: NDArray[np.float32],
     h: int,
     settings: WhiteBoxSettings = FAST,
@@ -45,26 +47,27 @@ def invert(
 ) -> NDArray[np.float32]:
     """Symbols complex64 [n, N] to images float32 [n, 3, height, width] in 0..1; ``h`` is the number of feature rows.
 
-    ``start`` float32 [3, height, width] in 0..1 is where every image begins, such as the mean of Eve's own pictures; with
-    ``settings.from_zero`` only its shape counts. The images of a batch do not influence each other. ``advance`` is told of
-    every step, times images. Convolutions run in bf16 where the processor has it, the images and Adam's state in float32.
+    Every image starts from ``start``, float32 [3, height, width] in 0..1, such as the mean of the attacker's images; with
+    ``settings.from_zero`` only its shape matters. The images of a batch do not influence each other. ``advance`` is called
+    after every step with the number of images in the batch. Convolutions run in bf16 where the processor has it; the images
+    and Adam's state stay float32.
     """
-    out = np.empty((len(heard), *start.shape), np.float32)
-    for first in range(0, len(heard), batch):
-        part = heard[first : first + batch]
+    out = np.empty((len(received), *start.shape), np.float32)
+    for first in range(0, len(received), batch):
+        part = received[first : first + batch]
         target = torch.from_numpy(np.ascontiguousarray(part).view(np.float32).reshape(len(part), -1, 2))
         index = torch.arange(len(part) * h, dtype=torch.int32).reshape(len(part), h)
 
         def distance(x: Tensor, _: int, target: Tensor = target, index: Tensor = index) -> Tensor:
-            with fast_convolutions():
-                symbols = surrogate(x, index)
+            with bf16_where_native():
+                symbols = transmitter(x, index)
             return (symbols.float() - target).square().sum()
 
-        out[first : first + len(part)] = minimise(begin(start, len(part), settings), distance, settings, advance)
+        out[first : first + len(part)] = minimise(initial_images(start, len(part), settings), distance, settings, advance)
     return out
 
 
-def begin(start: NDArray[np.float32], count: int, settings: WhiteBoxSettings) -> Tensor:
+def initial_images(start: NDArray[np.float32], count: int, settings: WhiteBoxSettings) -> Tensor:
     """The images [count, 3, height, width] that the search starts from."""
     return torch.from_numpy(np.tile(0 * start if settings.from_zero else start, (count, 1, 1, 1)))
 
@@ -72,7 +75,7 @@ def begin(start: NDArray[np.float32], count: int, settings: WhiteBoxSettings) ->
 def minimise(
     x: Tensor, distance: Callable[[Tensor, int], Tensor], settings: WhiteBoxSettings, advance: Callable[[int], None]
 ) -> NDArray[np.float32]:
-    """Images float32 [n, 3, height, width] in 0..1 that minimise ``distance(x, step)`` + lambda T(x), from ``x`` on."""
+    """Images float32 [n, 3, height, width] in 0..1 that minimise ``distance(x, step)`` + lambda T(x), searched from ``x``."""
     x = x.to(memory_format=torch.channels_last).requires_grad_()
     optimizer = torch.optim.Adam([x], lr=settings.lr, fused=True)
     for step in range(settings.steps):
@@ -90,10 +93,10 @@ def minimise(
 
 
 def add_smoothing(x: Tensor, gradient: Tensor, lam: float, beta: float) -> None:
-    """Add the gradient of lambda T(x), Eq. (3) summed over all images, to ``gradient``, both [n, 3, height, width].
+    """Add the gradient of lambda T(x), Eq. (3) summed over all images, to ``gradient``; both are [n, 3, height, width].
 
-    A pixel without a lower or right neighbour does not count. Written out because automatic differentiation takes three times
-    as long, which would be a third of a step.
+    A pixel without a lower or a right neighbour does not count. The gradient is written out because automatic differentiation
+    takes three times as long, which would be a third of a step.
     """
     corner = x[:, :, :-1, :-1]
     down = x[:, :, 1:, :-1] - corner

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from semseal.runtime import channel
-from semseal.runtime.attacks.distinguishing import chosen_pairs, distinguish, link
+from semseal.runtime.attacks.distinguishing import chosen_pairs, distinguish, linkability
 from semseal.runtime.link import Transmitter
 from semseal.runtime.pictures import open_pictures
 
@@ -33,7 +33,7 @@ def ideal_rotation(rows, rng):
     return direction * np.linalg.norm(rows) / np.linalg.norm(direction)
 
 
-def hear(rows, snr_db, rng):
+def receive(rows, snr_db, rng):
     symbols = np.ascontiguousarray(rows, np.float32).reshape(len(rows), -1).view(np.complex64)
     return channel.awgn(symbols, channel.draw_noise(*symbols.shape, rng), snr_db).view(np.float32).reshape(rows.shape)
 
@@ -41,7 +41,7 @@ def hear(rows, snr_db, rng):
 def send(pair, defense, n, snr_db, rng):
     """n packets of either picture in turn, and which one each carries."""
     sent = rng.permutation(np.arange(n) % 2)
-    return hear(np.stack([defense(pair[i], rng)[None] for i in sent]), snr_db, rng), sent
+    return receive(np.stack([defense(pair[i], rng)[None] for i in sent]), snr_db, rng), sent
 
 
 def send_twice(rows, defense, n, snr_db, rng):
@@ -50,7 +50,7 @@ def send_twice(rows, defense, n, snr_db, rng):
     one = rng.integers(len(rows), size=n)
     two = np.where(same == 1, one, (one + rng.integers(1, len(rows), n)) % len(rows))
     sent = np.stack([[defense(rows[i], rng), defense(rows[j], rng)] for i, j in zip(one, two, strict=True)])
-    return hear(sent, snr_db, rng), same
+    return receive(sent, snr_db, rng), same
 
 
 def test_chosen_pairs_are_pictures_and_differ():
@@ -108,16 +108,16 @@ def test_scores_rise_with_the_second_picture(pairs):
 @pytest.mark.parametrize("defense", [none, permute])
 def test_packets_of_one_picture_are_linked(alice, defense):
     rng = np.random.default_rng(0)
-    own = alice(open_pictures("photos", "test").take(60, 32, 24, seed=1))
+    attacker = alice(open_pictures("photos", "test").take(60, 32, 24, seed=1))
     rows = alice(open_pictures("photos", "valid").take(20, 32, 24, seed=1))
-    game = link(*send_twice(own, defense, 160, 20, rng), *send_twice(rows, defense, 100, 20, rng))
+    game = linkability(*send_twice(attacker, defense, 160, 20, rng), *send_twice(rows, defense, 100, 20, rng))
     assert game.auc.low > 0.8
 
 
 def test_an_ideal_rotation_does_not_link(alice):
     rng = np.random.default_rng(0)
     rows = alice(open_pictures("photos", "valid").take(20, 32, 24, seed=1))
-    game = link(*send_twice(rows, ideal_rotation, 160, 20, rng), *send_twice(rows, ideal_rotation, 200, 20, rng))
+    game = linkability(*send_twice(rows, ideal_rotation, 160, 20, rng), *send_twice(rows, ideal_rotation, 200, 20, rng))
     assert game.auc.low <= 0.5 <= game.auc.high
 
 
@@ -134,4 +134,4 @@ def test_what_does_not_belong_together_is_refused(pairs):
     with pytest.raises(ValueError, match="40 practice packets, got 20"):
         distinguish(pair, packets[:20], sent[:20], packets, sent)
     with pytest.raises(ValueError, match=r"packets \[trials, 2, h, r\] expected"):
-        link(packets, sent, packets, sent)
+        linkability(packets, sent, packets, sent)

@@ -3,7 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from semseal.runtime import channel
-from semseal.runtime.attacks.identification import MATCHES, fingerprints, learn, which
+from semseal.runtime.attacks.identification import MATCHES, fingerprints, identify, learn
 from semseal.runtime.link import Transmitter
 from semseal.runtime.pictures import open_pictures
 
@@ -11,7 +11,7 @@ H, R = 9, 24
 
 
 def rows_of_pictures(n, seed):
-    """Clean rows float32 [n, H, R] of n made-up pictures, mean power 1 per symbol: rows alike inside a picture, heavy tails."""
+    """Clean rows float32 [n, H, R] of n synthetic pictures, power 1 per symbol: similar rows inside a picture, heavy tails."""
     rng = np.random.default_rng(seed)
     common = rng.laplace(size=(n, 1, R)) * rng.uniform(0.5, 1.5, (n, 1, 1))
     return unit_power(common + rng.laplace(size=(n, H, R)))
@@ -21,7 +21,7 @@ def unit_power(rows):
     return (rows / np.sqrt(2 * np.square(rows).mean(axis=(1, 2), keepdims=True))).astype(np.float32)
 
 
-def hear(rows, snr_db, rng):
+def receive(rows, snr_db, rng):
     symbols = np.ascontiguousarray(rows, np.float32).reshape(len(rows), -1).view(np.complex64)
     return channel.awgn(symbols, channel.draw_noise(*symbols.shape, rng), snr_db).view(np.float32).reshape(rows.shape)
 
@@ -59,26 +59,26 @@ def rotation_inside_blocks(rows, partner, rng):
     return turned[rng.permutation(len(turned))].reshape(1, H, R)
 
 
-def play(defense, snr_db, own, candidates, trials=200, seed=0):
+def play(defense, snr_db, attacker, candidates, trials=200, seed=0):
     rng = np.random.default_rng(seed)
 
     def send(pictures, truth):
         partners = (truth + rng.integers(1, len(pictures), len(truth))) % len(pictures)
         pairs = zip(pictures[truth], pictures[partners], strict=True)
-        return hear(np.stack([defense(rows, partner, rng) for rows, partner in pairs]), snr_db, rng)
+        return receive(np.stack([defense(rows, partner, rng) for rows, partner in pairs]), snr_db, rng)
 
     truth = rng.integers(len(candidates), size=trials)
-    eve = learn(own, send(own, np.arange(len(own))), np.arange(len(own)))
-    return which(eve, candidates, send(candidates, truth), truth)
+    identifier = learn(attacker, send(attacker, np.arange(len(attacker))), np.arange(len(attacker)))
+    return identify(identifier, candidates, send(candidates, truth), truth)
 
 
-OWN, CANDIDATES = rows_of_pictures(300, 1), rows_of_pictures(40, 2)
+ATTACKER, CANDIDATES = rows_of_pictures(300, 1), rows_of_pictures(40, 2)
 
 
 @pytest.mark.parametrize("snr_db", [0, 10])
 @pytest.mark.parametrize("defense", [lambda rows, partner, rng: rows[None], permute], ids=["none", "permute"])
 def test_positive_controls_are_won(defense, snr_db):
-    found = play(defense, snr_db, OWN, CANDIDATES)
+    found = play(defense, snr_db, ATTACKER, CANDIDATES)
     assert found.top1.low > 0.9
     assert found.tpr_at_1_percent.low > 0.9
     assert found.chance == 1 / 40
@@ -86,40 +86,42 @@ def test_positive_controls_are_won(defense, snr_db):
 
 @pytest.mark.parametrize("streams", [1, 2])
 def test_substitution_does_not_hide_the_picture(streams):
-    found = play(lambda rows, partner, rng: permute_and_substitute(rows, partner, rng)[:streams], 10, OWN, CANDIDATES)
+    found = play(lambda rows, partner, rng: permute_and_substitute(rows, partner, rng)[:streams], 10, ATTACKER, CANDIDATES)
     assert found.top1.low > 0.9
 
 
 def test_random_signs_do_not_hide_the_picture():
-    found = play(signs, 10, OWN, CANDIDATES)
+    found = play(signs, 10, ATTACKER, CANDIDATES)
     assert found.top1.low > 0.9
-    assert found.alone["squares in place"] > 3 * found.alone["rows in place"]
+    assert found.hits_alone["squares in place"] > 3 * found.hits_alone["rows in place"]
 
 
 def test_an_ideal_rotation_of_unit_power_leaves_chance():
-    found = play(ideal_rotation, 20, OWN, CANDIDATES, trials=400)
+    found = play(ideal_rotation, 20, ATTACKER, CANDIDATES, trials=400)
     assert found.top1.low <= found.chance <= found.top1.high
     assert found.top1.high < 0.07
     assert found.tpr_at_1_percent.low <= 0.01
-    assert all(hits < 30 for hits in found.alone.values())  # 10 are expected
+    assert all(hits < 30 for hits in found.hits_alone.values())  # 10 are expected
 
 
 def test_an_ideal_rotation_of_unequal_power_leaks_it():
     rng = np.random.default_rng(5)
-    own, candidates = ((rows * rng.uniform(0.5, 2, (len(rows), 1, 1))).astype(np.float32) for rows in (OWN, CANDIDATES))
-    found = play(ideal_rotation, 20, own, candidates)
+    attacker, candidates = (
+        (rows * rng.uniform(0.5, 2, (len(rows), 1, 1))).astype(np.float32) for rows in (ATTACKER, CANDIDATES)
+    )
+    found = play(ideal_rotation, 20, attacker, candidates)
     assert found.top1.low > 5 * found.chance
-    assert found.alone["moments"] > 5 * 200 * found.chance
+    assert found.hits_alone["moments"] > 5 * 200 * found.chance
 
 
 def test_a_rotation_inside_blocks_leaks_their_energies():
-    found = play(rotation_inside_blocks, 20, OWN, CANDIDATES)
+    found = play(rotation_inside_blocks, 20, ATTACKER, CANDIDATES)
     assert found.top1.low > 3 * found.chance
-    assert found.alone["block energies"] > 3 * 200 * found.chance
+    assert found.hits_alone["block energies"] > 3 * 200 * found.chance
 
 
 def test_success_grows_with_the_snr():
-    found = [play(symbols_and_signs, snr_db, OWN, CANDIDATES).top1 for snr_db in (-10, 0, 10, 20)]
+    found = [play(symbols_and_signs, snr_db, ATTACKER, CANDIDATES).top1 for snr_db in (-10, 0, 10, 20)]
     for quieter, louder in pairwise(found):
         assert louder.high >= quieter.low
     assert found[-1].low > found[0].high
@@ -127,22 +129,27 @@ def test_success_grows_with_the_snr():
 
 def test_scores_are_posteriors_and_the_truth_only_marks():
     rng = np.random.default_rng(3)
-    eve = learn(OWN, hear(OWN[:, None], 0, rng), np.arange(len(OWN)))
-    packets = hear(CANDIDATES[:, None], 0, rng)
-    right, wrong = which(eve, CANDIDATES, packets, np.arange(40)), which(eve, CANDIDATES, packets, np.roll(np.arange(40), 1))
-    assert np.exp(right.scores).sum(1) == pytest.approx(1)
-    assert np.array_equal(right.scores, wrong.scores)
+    identifier = learn(ATTACKER, receive(ATTACKER[:, None], 0, rng), np.arange(len(ATTACKER)))
+    packets = receive(CANDIDATES[:, None], 0, rng)
+    right, wrong = (
+        identify(identifier, CANDIDATES, packets, np.arange(40)),
+        identify(identifier, CANDIDATES, packets, np.roll(np.arange(40), 1)),
+    )
+    assert np.exp(right.log_posteriors).sum(1) == pytest.approx(1)
+    assert np.array_equal(right.log_posteriors, wrong.log_posteriors)
     assert right.top1.hits == 40
     assert wrong.top1.hits == 0
-    assert list(right.alone)[: len(MATCHES)] == list(MATCHES)
+    assert list(right.hits_alone)[: len(MATCHES)] == list(MATCHES)
 
 
 def test_the_order_of_candidates_does_not_matter():
     rng = np.random.default_rng(4)
-    eve = learn(OWN, hear(OWN[:, None], 0, rng), np.arange(len(OWN)))
-    packets, order = hear(CANDIDATES[:, None], 0, rng), rng.permutation(40)
-    straight = which(eve, CANDIDATES, packets, np.arange(40)).scores
-    assert np.allclose(which(eve, CANDIDATES[order], packets, np.argsort(order)).scores, straight[:, order], atol=1e-3)
+    identifier = learn(ATTACKER, receive(ATTACKER[:, None], 0, rng), np.arange(len(ATTACKER)))
+    packets, order = receive(CANDIDATES[:, None], 0, rng), rng.permutation(40)
+    straight = identify(identifier, CANDIDATES, packets, np.arange(40)).log_posteriors
+    assert np.allclose(
+        identify(identifier, CANDIDATES[order], packets, np.argsort(order)).log_posteriors, straight[:, order], atol=1e-3
+    )
 
 
 def test_fingerprints_stay_under_what_they_are_for():
@@ -169,30 +176,30 @@ def test_moments_known_answers():
 
 def test_packets_of_a_deployed_transmitter(small_bundle):
     """Photographs through a real engine, header keys and row permutation, every packet under another V."""
-    own = open_pictures("photos", "test").take(160, 32, 24, seed=1)
+    attacker = open_pictures("photos", "test").take(160, 32, 24, seed=1)
     images = open_pictures("photos", "valid").take(30, 32, 24, seed=1)
     alice = Transmitter(small_bundle), Transmitter(small_bundle, bytes(range(32)), "permute")
-    clean_own, on_air_own, clean, on_air = (
+    clean_attacker, on_air_attacker, clean, on_air = (
         np.stack([frame.symbols for frame in transmitter.send(pictures)]).view(np.float32).reshape(len(pictures), 8, -1)
-        for pictures in (own, images)
+        for pictures in (attacker, images)
         for transmitter in alice
     )
     rng = np.random.default_rng(0)
-    eve = learn(clean_own, hear(on_air_own[:, None], 20, rng), np.arange(160))
-    found = which(eve, clean, hear(on_air[:, None], 20, rng), np.arange(30))
+    identifier = learn(clean_attacker, receive(on_air_attacker[:, None], 20, rng), np.arange(160))
+    found = identify(identifier, clean, receive(on_air[:, None], 20, rng), np.arange(30))
     assert found.top1.low > 0.8
 
 
 def test_what_does_not_belong_together_is_refused():
-    packets = OWN[:, None]
+    packets = ATTACKER[:, None]
     truth = np.arange(300)
     with pytest.raises(ValueError, match=r"packets \[trials, k, h, r\] expected, got \[300, 9, 24\]"):
-        learn(OWN, OWN, truth)
+        learn(ATTACKER, ATTACKER, truth)
     with pytest.raises(ValueError, match="got"):
-        learn(OWN, packets[..., :12], truth)
+        learn(ATTACKER, packets[..., :12], truth)
     with pytest.raises(ValueError, match=r"one of 0\.\.299"):
-        learn(OWN, packets, truth + 1)
+        learn(ATTACKER, packets, truth + 1)
     with pytest.raises(ValueError, match="truth"):
-        learn(OWN, packets, truth[:-1])
+        learn(ATTACKER, packets, truth[:-1])
     with pytest.raises(ValueError, match="20 packets of either half"):
-        learn(OWN, packets[:160], truth[:160])
+        learn(ATTACKER, packets[:160], truth[:160])
