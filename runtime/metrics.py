@@ -40,7 +40,7 @@ def _decibels(error: NDArray[np.float64]) -> NDArray[np.float64]:
     return -10 * np.log10(np.maximum(error, 1e-10))
 
 
-def own_effect(table: NDArray[np.float64]) -> NDArray[np.float64]:
+def matching_advantage(table: NDArray[np.float64]) -> NDArray[np.float64]:
     """By how much each answer fits its own question better than chance has it: scores [n, n] to [n], n at least 3.
 
     The diagonal less what is the question's (some pictures are easy) and what is the answer's (some suit every picture): an
@@ -78,7 +78,7 @@ def mean(values: NDArray[np.float64]) -> Mean:
     return Mean(float(values.mean()), float(t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n)), n)
 
 
-def luck_of_mean(values: NDArray[np.float64]) -> float:
+def p_value_of_mean(values: NDArray[np.float64]) -> float:
     """How likely a mean as high as that of ``values`` is where the true mean is 0 (one-sided t test); 1 for fewer than two."""
     from scipy.stats import ttest_1samp
 
@@ -89,14 +89,14 @@ def luck_of_mean(values: NDArray[np.float64]) -> float:
     return float(ttest_1samp(values, 0, alternative="greater").pvalue)
 
 
-def luck_of_rate(hits: int, n: int, chance: float) -> float:
+def p_value_of_rate(hits: int, n: int, chance: float) -> float:
     """How likely so many hits of n are where each has probability ``chance`` (exact binomial test, one-sided)."""
     from scipy.stats import binomtest
 
     return float(binomtest(hits, n, chance, alternative="greater").pvalue)
 
 
-def luck_of_auc(area: float, positives: int, negatives: int) -> float:
+def p_value_of_auc(area: float, positives: int, negatives: int) -> float:
     """How likely so large an area is where the scores tell nothing (Mann-Whitney test, one-sided, normal)."""
     from scipy.stats import norm
 
