@@ -1,8 +1,8 @@
 """What an audit found, from measuring to page: frozen dataclasses, written as JSON once and read back into them.
 
-    Reconstructions ── PictureRow ─┐
-    GameResult ─────── GameRow ────┼─ Results ── results.json
-    two Reconstructions ─ Ordering ┘
+Reconstructions ── PictureRow ─┐
+GameResult ─────── GameRow ────┼─ Results ── results.json
+two Reconstructions ─ Ordering ┘
 """
 
 import dataclasses
@@ -165,7 +165,8 @@ class Results:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise AuditError(
-                f"not the results of an audit by this version of semseal: {error}", "run the audit again into a new folder, --out"
+                f"not the results of an audit by this version of semseal: {error}",
+                "run the audit again into a new folder, --out",
             ) from None
 
 

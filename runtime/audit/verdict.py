@@ -252,7 +252,7 @@ def _claims_of_the_paper(cell: Cell) -> Iterator[tuple[str, Cell, Cell]]:
     if cell.defense == "permute":
         yield "permutation + substitution below permutation", cell, other(cell, defense="permute+substitute")
     if cell.defense in ("permute+substitute", "mix"):
-        yield "defended link no better for Eve than the mean picture", _mean_picture(cell), cell
+        yield "mean picture above Eve under a defence", _mean_picture(cell), cell
 
 
 # defences

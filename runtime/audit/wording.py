@@ -80,9 +80,7 @@ def limits(results: Results) -> list[str]:
     settings, found = results.settings, verdicts(results)
     said = []
     if settings.pictures < FEW_PICTURES:
-        said.append(
-            f"{settings.pictures} pictures, {settings.optimised_pictures} for {optimised()}: the intervals are wide."
-        )
+        said.append(f"{settings.pictures} pictures, {settings.optimised_pictures} for {optimised()}: the intervals are wide.")
     if any(row.verdict is not None for row in results.rows):
         # where none of n pictures leaks, at most 3 / n of all do, with 95 % confidence
         rare = " or ".join(str(count // 3) for count in dict.fromkeys((settings.pictures, settings.optimised_pictures)))
