@@ -164,10 +164,8 @@ class Results:
                 }
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise AuditError(
-                f"not the results of an audit by this version of semseal: {error}",
-                "run the audit again into a new folder, --out",
-            ) from None
+            message = f"not the results of an audit by this version of semseal: {error!r}"
+            raise AuditError(message, "run the audit again with another --out") from None
 
 
 def _settings(found: dict[str, Any]) -> Settings:

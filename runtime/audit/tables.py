@@ -159,6 +159,7 @@ def print_results(console: Console, results: Results, folder: Path, asked: Setti
         soft_wrap=True,
     )
     console.print(verdict_table(results))
+    console.print(MATCHING_ADVANTAGE, soft_wrap=True)
     for sentence in headline(results) + limits(results):
         console.print(sentence, markup=False, soft_wrap=True)
     where = f"pictures and tables: {folder / 'report.html'}    figures: {folder / 'results.json'}"
@@ -180,12 +181,12 @@ def verdict_table(results: Results) -> Table:
         worst = verdict.worst
         cells = ("-", "-", "-", "-")
         if worst:
-            cells = (worst.attack, f"{worst.psnr:.1f}", f"{worst.matching_advantage_db:+.1f}", f"{worst.below_bob_db:.1f}")
+            cells = (worst.attack, f"{worst.psnr:.1f}", f"{worst.matching_advantage_db:+.1f}", f"{worst.below_bob_db:z.1f}")
         named = success(verdict.named) if verdict.named else "-"
         table.add_row(BY_NAME[verdict.defense].short, verdict.word, *cells, named)
     table.caption = (
-        f"PSNR, adv. and below Bob in dB; adv.: {MATCHING_ADVANTAGE}\n"
-        "named: how often Eve names the picture among those that she knows, in %, 95 % bounds"
+        "dB; adv.: matching advantage, 0 for an Eve who learned nothing\n"
+        "named: how often Eve names the picture, in %, 95 % bounds"
     )
     return table
 
@@ -194,7 +195,7 @@ def paper_table(results: Results, main: float) -> Table:
     """Tables I to IV for a terminal, a column each: PSNR ± interval / SSIM, the paper's figures below."""
     column = results.mains.index(main)
     shown = paper_defenses(results)
-    table = _table(f"the paper's tables, main channel {main:g} dB: PSNR ± 95 % / SSIM")
+    table = _table(f"Tables I to IV, main {main:g} dB: PSNR ± 95 % / SSIM")
     table.add_column("")
     for defense in shown:
         table.add_column(f"{BY_NAME[defense].short}\n{paper.PLACES[defense][0]}", justify="right", no_wrap=True)

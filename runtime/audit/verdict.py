@@ -4,12 +4,12 @@
     GameResult ─────── game_rows ─────┼─ Results ── verdicts ── a Verdict for each defence
     two Reconstructions ─ orderings ──┘
 
-A figure is a cell's mean matching advantage, or what one game gave. It "sees" when it is above chance and chance does not explain
-it: of the audits of a defence that leaks nothing, at most one in a hundred has such a figure, however many figures they have. To
-beat the mean picture is not required: an Eve whose guesses are poor may still know which picture was sent. A figure says
-"nothing" when its whole interval is next to nothing and chance explains what there is, and is "open" in between: a few pictures
-or trials cannot show that nothing leaks. Where the positive control of the attack did not win clearly, and the attack did not
-see, the figure is "void".
+A figure is a cell's mean matching advantage, or what one game gave. It "sees" when it is above chance and chance does not
+explain it: of the audits of a defence that leaks nothing, at most one in a hundred has such a figure, however many figures they
+have. To beat the mean picture is not required: an Eve whose guesses are poor may still know which picture was sent. A figure
+says "nothing" when its whole interval is next to nothing and chance explains what there is, and is "open" in between: a few
+pictures or trials cannot show that nothing leaks. Where the positive control of the attack did not win clearly, and the attack
+did not see, the figure is "void".
 
 A defence falls when any figure sees. It is undecided when any is open, and holds when all say nothing; with gaps when some are
 void or were not measured. What is void, open or not measured never counts in its favour.
