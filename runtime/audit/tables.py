@@ -62,7 +62,7 @@ class Tally:
 def paper_defenses(results: Results) -> tuple[str, ...]:
     """The defences of the paper whose table has something in it."""
     there = {row.defense for row in results.rows if row.attack in PUBLISHED}
-    return tuple(defense for defense in paper.PLACES if defense in there)
+    return tuple(defense for defense in paper.TABLES if defense in there)
 
 
 def paper_lines(results: Results, defense: str) -> list[Line[PictureRow]]:
@@ -159,9 +159,9 @@ def print_results(console: Console, results: Results, folder: Path, asked: Setti
         soft_wrap=True,
     )
     console.print(verdict_table(results))
-    console.print(MATCHING_ADVANTAGE, soft_wrap=True)
     for sentence in headline(results) + limits(results):
         console.print(sentence, markup=False, soft_wrap=True)
+    console.print(MATCHING_ADVANTAGE, soft_wrap=True)
     where = f"pictures and tables: {folder / 'report.html'}    figures: {folder / 'results.json'}"
     console.print(where, markup=False, soft_wrap=True)
 
@@ -198,7 +198,7 @@ def paper_table(results: Results, main: float) -> Table:
     table = _table(f"Tables I to IV, main {main:g} dB: PSNR ± 95 % / SSIM")
     table.add_column("")
     for defense in shown:
-        table.add_column(f"{BY_NAME[defense].short}\n{paper.PLACES[defense][0]}", justify="right", no_wrap=True)
+        table.add_column(f"{BY_NAME[defense].short}\n{paper.TABLES[defense][0]}", justify="right", no_wrap=True)
     for lines in zip(*(paper_lines(results, defense) for defense in shown), strict=True):
         rows = [line.rows[column] for line in lines]
         table.add_row(lines[0].label.replace("Eve ", ""), *(_compact(row) for row in rows))
@@ -301,7 +301,7 @@ def markdown_tables(results: Results) -> str:
     """All tables in Markdown; the figures of the paper in parentheses."""
     lines = ["### Verdict", "", *headline(results), "", *_verdict_lines(results)]
     for defense in paper_defenses(results):
-        lines += [f"### Table {paper.PLACES[defense][0]}: {BY_NAME[defense].title}", ""]
+        lines += [f"### Table {paper.TABLES[defense][0]}: {BY_NAME[defense].title}", ""]
         lines += _markdown(
             ["PSNR in dB / SSIM", *(f"main channel {main:g} dB" for main in results.mains)],
             [[line.label, *(_with_published(row) for row in line.rows)] for line in paper_lines(results, defense)],

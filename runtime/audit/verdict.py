@@ -193,13 +193,14 @@ def worst_rate(games: tuple[GameRow, ...], defenses: tuple[str, ...]) -> float |
     None where the game was not played under one of them, and 1 where its control failed: what could not be measured is not
     safe.
     """
-    named = [game for game in games if _names_the_picture(game) and game.defense in defenses]
+    named = [game for game in games if names_the_picture(game) and game.defense in defenses]
     if {game.defense for game in named} != set(defenses):
         return None
     return max(game.high if game.control_won else 1.0 for game in named)
 
 
-def _names_the_picture(game: GameRow) -> bool:
+def names_the_picture(game: GameRow) -> bool:
+    """Whether this is the game that a budget is about."""
     return (game.attack, game.name) == ("identification", "top-1")
 
 
@@ -285,7 +286,7 @@ def _verdict(results: Results, defense: str) -> Verdict:
             default=None,
         ),
         named=max(
-            (game for game in games if _names_the_picture(game)),
+            (game for game in games if names_the_picture(game)),
             key=lambda game: (not game.control_won, game.high),
             default=None,
         ),
