@@ -97,9 +97,9 @@ def limits(results: Results) -> list[str]:
         said.append(f"Not measured{'' if everywhere else ', or not everywhere'}: {_listed(missing)}.")
     gains = [(verdict.defense, verdict.misuse.matching_advantage_db) for verdict in found if verdict.misuse]
     if gains:
-        told = ", ".join(f"{BY_NAME[name].title} {gain:.1f} dB" for name, gain in gains)
+        told = _listed([f"{gain:.1f} dB under {BY_NAME[name].title}" for name, gain in gains])
         said.append(
-            f"Not judged: one key for several packets, which semseal never sends. It gives Eve a matching advantage: {told}."
+            f"Not judged: one key for several packets, which semseal never sends. It gives Eve a matching advantage of {told}."
         )
     return said
 
