@@ -1,45 +1,49 @@
-"""What rows, games and orderings say, on made-up cells."""
+"""What figures, orderings and defences say, on made-up cells, and the sentences about it."""
 
-import dataclasses
+import re
 
 import numpy as np
 import pytest
+from madeup import EVERY_ATTACK, PICTURES, changed, made_up
 from semseal.runtime import metrics
 from semseal.runtime.audit import paper
-from semseal.runtime.audit.cell import Answers, Played
-from semseal.runtime.audit.matrix import PAPER_ATTACKS, Cell
-from semseal.runtime.audit.verdict import figures, game_rows, orderings, picture_rows, worst_rate
+from semseal.runtime.audit.attack_table_stub import ATTACKS
+from semseal.runtime.audit.results import GameResult, Reconstructions
+from semseal.runtime.audit.settings import Cell
+from semseal.runtime.audit.verdict import count_figures, game_rows, orderings, picture_rows, verdicts, worst_rate
+from semseal.runtime.audit.wording import at_most, headline, limits
 
 
 def cell(attack, defense="none", eve=10.0):
     return Cell(attack, defense, 10.0, eve)
 
 
-def made(*psnr, nearer=None):
-    """Answers to pictures, nearer to them by ``nearer``, or by as much as they are better than the mean picture."""
+def made(*psnr, advantage=None):
+    """Reconstructions with this matching advantage, or one of as much as they are better than the mean picture."""
     scores = np.array(psnr, float)
-    told = scores - 12 if nearer is None else np.array(nearer, float)
-    return Answers(scores, np.zeros(len(psnr)), told, np.zeros((0, 3, 2, 2), np.float32))
+    advantages = scores - 12 if advantage is None else np.array(advantage, float)
+    return Reconstructions(scores, np.zeros(len(psnr)), advantages, np.zeros((0, 3, 2, 2), np.float32))
 
 
-AMONG = 10  # figures, so one sees when luck explains it less than once in a thousand
+PUBLISHED = tuple(attack.name for attack in ATTACKS if attack.published)
+AMONG = 10  # figures, so one sees when its p-value is below 0.001
 
 
-def blind(mean, spread, n=12):
-    """Answers below the mean picture that tell ``mean`` ± ``spread`` dB."""
-    return made(*np.resize((10, 11), n), nearer=mean + np.resize((-spread, spread), n))
+def blind(mean, deviation, n=12):
+    """Reconstructions below the mean picture, with a matching advantage of ``mean`` ± ``deviation`` dB."""
+    return made(*np.resize((10, 11), n), advantage=mean + np.resize((-deviation, deviation), n))
 
 
 SEEN, BLIND = made(*(20, 21, 19, 20) * 3), blind(0.05, 0.2)
 NEARLY = blind(0.2, 0.8)  # ± 0.53
-LUCKY = blind(0.6, 0.6)  # by luck four times in a thousand
-LITTLE_BUT_SURE = blind(0.2, 0.2)  # the same luck, and bounded by 0.33
+LUCKY = blind(0.6, 0.6)  # p-value 0.004
+LITTLE_BUT_SURE = blind(0.2, 0.2)  # the same p-value, and bounded by 0.33
 POOR = blind(2, 0.1)  # her guesses are poor, but she knows which picture it is
 BACKWARDS = blind(-2, 0.1)
 FEW = blind(0, 0.01, 10)
-CONSTANT = made(*[12] * 12, nearer=(1e-16, 2e-16) * 6)
+CONSTANT = made(*[12] * 12, advantage=(1e-16, 2e-16) * 6)
 AROUND = {
-    cell("mean picture", eve=None): made(12, 12.5, 11.5, 12),
+    cell("mean-picture", eve=None): made(12, 12.5, 11.5, 12),
     **{cell("bob", defense, None): made(30, 31, 30, 29) for defense in ("none", "permute", "mix")},
 }
 
@@ -52,24 +56,24 @@ AROUND = {
      (None, SEEN, "sees")],
 )  # fmt: skip
 def test_an_attack_that_sees_nothing_is_void_unless_its_control_wins_clearly(control, mix, verdict):
-    found = AROUND | {cell("row ordering", "mix"): mix}
+    found = AROUND | {cell("row-ordering", "mix"): mix}
     if control is not None:
-        found[cell("row ordering", "permute")] = control
-    rows = {(row["attack"], row["defense"]): row for row in picture_rows(found, AMONG)}
-    assert rows["row ordering", "mix"]["verdict"] == verdict
-    assert "verdict" not in rows["bob", "mix"]
-    assert "verdict" not in rows["mean picture", "none"]
+        found[cell("row-ordering", "permute")] = control
+    rows = {(row.attack, row.defense): row for row in picture_rows(found, AMONG)}
+    assert rows["row-ordering", "mix"].verdict == verdict
+    assert rows["bob", "mix"].verdict is None
+    assert rows["mean-picture", "none"].verdict is None
 
 
 def test_rows_compare_with_bob_and_the_mean_picture_picture_by_picture():
-    row = picture_rows(AROUND | {cell("no key", "mix"): made(13, 13.5, nearer=(1, 2))}, AMONG)[-1]
-    assert (row["nearer_db"], row["verdict"]) == (1.5, "void")
-    assert (row["above_mean_picture_db"], row["above_mean_picture_95"]) == (1.0, 0.0)
-    assert (row["below_bob_db"], row["pictures"]) == (17.25, 2)
+    row = picture_rows(AROUND | {cell("no-key", "mix"): made(13, 13.5, advantage=(1, 2))}, AMONG)[-1]
+    assert (row.matching_advantage_db, row.verdict) == (1.5, "void")
+    assert (row.above_mean_picture_db, row.above_mean_picture_95) == (1.0, 0.0)
+    assert (row.below_bob_db, row.pictures) == (17.25, 2)
 
 
 def game(high, value=0.01, low=0.0, name="top-1"):
-    return Played(name, value, low, high, 100, 0.01)
+    return GameResult(name, value, low, high, 100, 0.01, "rate")
 
 
 WON = game(1.0, 0.95, 0.9)
@@ -88,44 +92,47 @@ WON = game(1.0, 0.95, 0.9)
     ],
 )
 def test_the_budget_takes_the_worst_upper_bound_and_nothing_void(games, defenses, worst):
-    assert worst_rate(game_rows({cell("which", d): [g] for d, g in games.items()}, AMONG), defenses) == worst
+    assert worst_rate(game_rows({cell("identification", d): (g,) for d, g in games.items()}, AMONG), defenses) == worst
 
 
 @pytest.mark.parametrize(
     ("attack", "hits", "chance", "verdict"),
     [
-        ("which", 1000, 0.01, "sees"), ("which", 22, 0.01, "sees"), ("which", 20, 0.01, "open"), ("which", 10, 0.01, "nothing"),
-        ("which", 0, 0.01, "nothing"), ("link", 560, 0.5, "sees"), ("link", 550, 0.5, "open"), ("link", 500, 0.5, "nothing"),
-        ("link", 450, 0.5, "nothing"), ("link", 400, 0.5, "open"),
+        ("identification", 1000, 0.01, "sees"), ("identification", 22, 0.01, "sees"), ("identification", 20, 0.01, "open"),
+        ("identification", 10, 0.01, "nothing"), ("identification", 0, 0.01, "nothing"), ("linkability", 560, 0.5, "sees"),
+        ("linkability", 550, 0.5, "open"), ("linkability", 500, 0.5, "nothing"), ("linkability", 450, 0.5, "nothing"),
+        ("linkability", 400, 0.5, "open"),
     ],
 )  # fmt: skip
-def test_a_game_is_seen_when_luck_does_not_explain_it(attack, hits, chance, verdict):
+def test_a_game_is_seen_when_chance_does_not_explain_it(attack, hits, chance, verdict):
     """1,000 trials: 22 hits at 1 % have probability 5e-4, 20 have 0.003; an area of 0.56 has 5e-4, one of 0.55 has 0.003."""
-    if attack == "which":
+    if attack == "identification":
         bounds = metrics.proportion(hits, 1000)
+        found = GameResult("", bounds.value, bounds.low, bounds.high, 1000, chance, "rate")
     else:
-        spread = 1.96 * (1001 / (12 * 500 * 500)) ** 0.5
-        bounds = metrics.Proportion(hits, 1000, hits / 1000, hits / 1000 - spread, hits / 1000 + spread)
-    rows = game_rows(
-        {cell(attack): [WON], cell(attack, "mix"): [Played("", bounds.value, bounds.low, bounds.high, 1000, chance)]}, AMONG
-    )
-    assert [row["verdict"] for row in rows] == ["sees", verdict]
+        half = 1.96 * (1001 / (12 * 500 * 500)) ** 0.5
+        found = GameResult("", hits / 1000, hits / 1000 - half, hits / 1000 + half, 1000, chance, "area")
+    rows = game_rows({cell(attack): (WON,), cell(attack, "mix"): (found,)}, AMONG)
+    assert [row.verdict for row in rows] == ["sees", verdict]
 
 
-@pytest.mark.parametrize(("attack", "chance"), [("which", 0.01), ("link", 0.5), ("distinguish", 0.5)])
-def test_a_game_of_few_trials_does_not_say_nothing(attack, chance):
+@pytest.mark.parametrize(
+    ("attack", "chance", "measure"),
+    [("identification", 0.01, "rate"), ("linkability", 0.5, "area"), ("distinguishing", 0.5, "area")],
+)
+def test_a_game_of_few_trials_does_not_say_nothing(attack, chance, measure):
     """At chance, but what it may be is far above."""
-    few = Played("", chance, 0.0, chance + 0.25, 20, chance)
-    rows = game_rows({cell(attack): [WON], cell(attack, "mix"): [few]}, AMONG)
-    assert rows[1]["verdict"] == "open"
+    few = GameResult("", chance, 0.0, chance + 0.25, 20, chance, measure)
+    rows = game_rows({cell(attack): (WON,), cell(attack, "mix"): (few,)}, AMONG)
+    assert rows[1].verdict == "open"
 
 
-def test_the_more_figures_an_audit_has_the_less_luck_makes_one_see():
-    found = AROUND | {cell("row ordering", "permute"): SEEN, cell("row ordering", "mix"): LUCKY}
-    verdicts = [picture_rows(found, among)[-1]["verdict"] for among in (1, 100)]
+def test_the_more_figures_an_audit_has_the_harder_it_is_for_one_to_see():
+    found = AROUND | {cell("row-ordering", "permute"): SEEN, cell("row-ordering", "mix"): LUCKY}
+    verdicts = [picture_rows(found, among)[-1].verdict for among in (1, 100)]
     assert verdicts == ["sees", "open"]
-    games = {cell("link"): [WON, WON]}
-    assert figures(found, games) == 2 + 2
+    games = {cell("linkability"): (WON, WON)}
+    assert count_figures(found, games) == 2 + 2
 
 
 def test_noise_sees_about_as_often_as_promised():
@@ -134,11 +141,11 @@ def test_noise_sees_about_as_often_as_promised():
     wrong = 0
     for _ in range(300):
         tables = rng.normal(size=(20, 24, 1)) + rng.normal(size=(20, 1, 24)) + 0.3 * rng.normal(size=(20, 24, 24))
-        found = AROUND | {cell("row ordering", "permute"): SEEN}
+        found = AROUND | {cell("row-ordering", "permute"): SEEN}
         for i, table in enumerate(tables):
-            answers = made(*[12] * 24, nearer=metrics.matching_advantage(table))
-            found[cell("row ordering", "mix", float(i))] = answers
-        wrong += any(row.get("verdict") == "sees" and row["defense"] == "mix" for row in picture_rows(found, 20))
+            answer = made(*[12] * 24, advantage=metrics.matching_advantage(table))
+            found[cell("row-ordering", "mix", float(i))] = answer
+        wrong += any(row.verdict == "sees" and row.defense == "mix" for row in picture_rows(found, 20))
     assert wrong <= 10
 
 
@@ -149,26 +156,114 @@ def test_noise_sees_about_as_often_as_promised():
 )  # fmt: skip
 def test_orderings_are_judged_by_the_paired_interval(black, white, verdict):
     found = orderings({cell("black-box"): made(*black), cell("white-box"): made(*white)})
-    assert [(row["claim"], row["verdict"]) for row in found] == [("black-box above white-box", verdict)]
+    assert [(row.claim, row.verdict) for row in found] == [("black-box above white-box", verdict)]
 
 
 def test_orderings_cover_the_papers_claims_and_eves_snr_and_knowledge():
-    cells = {cell(attack, defense, eve): made(20, 21 + eve / 100) for attack in PAPER_ATTACKS
-             for defense in paper.PLACES for eve in (0.0, 10.0, 20.0)}  # fmt: skip
-    cells |= {cell(attack, "permute"): SEEN for attack in ("row ordering", "brute force", "reused V", "four packets")}
-    cells[cell("mean picture", eve=None)] = made(12, 13)
+    cells = {cell(attack, defense, eve): made(20, 21 + eve / 100) for attack in PUBLISHED
+             for defense in paper.TABLES for eve in (0.0, 10.0, 20.0)}  # fmt: skip
+    cells |= {cell(attack, "permute"): SEEN for attack in ("row-ordering", "brute-force", "reused-scheme", "four-packets")}
+    cells[cell("mean-picture", eve=None)] = made(12, 13)
     counts = {}
     for row in orderings(cells):
-        counts[row["claim"]] = counts.get(row["claim"], 0) + 1
+        counts[row.claim] = counts.get(row.claim, 0) + 1
     assert counts == {
-        "black-box above white-box": 12, "Eve better with her SNR": 16, "substitution below none": 6,
+        "black-box above white-box": 12, "Eve does better at a higher SNR": 16, "substitution below no defence": 6,
         "permutation below substitution": 6, "permutation + substitution below permutation": 6,
-        "defended Eve no better than the mean picture": 6, "brute force above row ordering": 1,
-        "reused V above row ordering": 1, "four packets above row ordering": 1,
+        "mean picture above Eve under a defence": 6, "brute-force above row-ordering": 1,
+        "reused-scheme above row-ordering": 1, "four-packets above row-ordering": 1,
     }  # fmt: skip
 
 
 def test_an_eve_who_does_worse_at_a_higher_snr_is_told_of():
-    found = orderings({cell("row ordering", "permute", 0.0): SEEN, cell("row ordering", "permute", 10.0): BLIND})
-    assert [(row["claim"], row["verdict"]) for row in found] == [("Eve better with her SNR", "fails")]
-    assert dataclasses.asdict(cell("row ordering", "permute", 10.0)) == found[0]["better"]
+    found = orderings({cell("row-ordering", "permute", 0.0): SEEN, cell("row-ordering", "permute", 10.0): BLIND})
+    assert [(row.claim, row.verdict) for row in found] == [("Eve does better at a higher SNR", "fails")]
+    assert found[0].better == cell("row-ordering", "permute", 10.0)
+
+
+# defences
+
+
+def of(results, defense):
+    return next(found for found in verdicts(results) if found.defense == defense)
+
+
+@pytest.mark.parametrize(
+    ("made", "word"),
+    [
+        ({"mix": 11, "attacks": EVERY_ATTACK}, "holds"),
+        ({"mix": 15, "attacks": EVERY_ATTACK}, "falls"),
+        ({"mix": 11, "attacks": EVERY_ATTACK, "rate": 0.3}, "falls"),  # by the game alone
+        ({"mix": 11, "attacks": PICTURES}, "holds with gaps"),  # the games are missing
+        ({"mix": 11.2, "attacks": ("no-key",)}, "undecided"),
+        ({"mix": 11, "attacks": PICTURES, "control": 11}, "void"),
+        ({"mix": 15, "attacks": PICTURES, "control": 11}, "falls"),  # what Eve saw, she saw
+        ({"mix": 11, "attacks": ("brute-force",)}, "not measured"),
+    ],
+)
+def test_where_a_defence_stands(made, word):
+    results = made_up(**made)
+    assert of(results, "mix").word == word
+    said = " ".join(headline(results))
+    assert ("with gaps" in said) == (word == "holds with gaps")
+    assert ("Mix holds" in said) == word.startswith("holds")
+    if word in ("void", "not measured", "undecided"):
+        assert re.search(f"Mix is {word}", said)
+        assert "secure" not in said
+
+
+def test_one_void_attack_makes_a_gap_and_is_named():
+    results = changed(made_up(11, EVERY_ATTACK), lambda row: row.attack == "set-inverse", verdict="void")
+    found = of(results, "mix")
+    assert (found.word, found.void) == ("holds with gaps", ("set-inverse",))
+    assert any("in part: set-inverse." in sentence for sentence in limits(results))
+
+
+def test_one_open_figure_leaves_a_defence_undecided():
+    results = made_up(11, EVERY_ATTACK)
+    results = changed(results, lambda row: (row.attack, row.defense) == ("learned-inverse", "mix"), verdict="open")
+    assert of(results, "mix").word == "undecided"
+    assert any(re.search(r"Mix is undecided: 10 of 11 measurements", sentence) for sentence in headline(results))
+
+
+def test_the_worst_attack_is_the_one_with_the_largest_matching_advantage_and_not_void():
+    results = made_up(11, EVERY_ATTACK)
+    for attack, values in {
+        "learned-inverse": {"matching_advantage_db": 9.5, "psnr": 21.5, "below_bob_db": -0.5},
+        "black-box": {"matching_advantage_db": 99.0, "verdict": "void"},
+    }.items():
+        results = changed(results, lambda row, name=attack: (row.attack, row.defense) == (name, "permute"), **values)
+    assert of(results, "permute").worst.attack == "learned-inverse"
+    words = "she gets 21.5 dB, 0.5 dB more than Bob, a matching advantage of 9.5 dB."
+    assert f"Permutation falls to an Eve without the key: with learned-inverse {words}" in headline(results)
+
+
+def test_each_defence_falls_to_its_own_attack():
+    results = made_up(15, EVERY_ATTACK)
+    for defense, attack in (("permute", "learned-inverse"), ("mix", "no-key")):
+        results = changed(
+            results, lambda row, cell=(attack, defense): (row.attack, row.defense) == cell, matching_advantage_db=10.0
+        )
+    said = headline(results)
+    assert [sentence.split()[0] for sentence in said] == ["Permutation", "Mix", "Without"]
+    assert "with learned-inverse she" in said[0]
+    assert "with no-key she" in said[1]
+    assert "wins games without the key" in " ".join(headline(made_up(11, EVERY_ATTACK, rate=0.3)))
+
+
+def test_a_reused_key_is_told_of_and_does_not_make_a_defence_fall():
+    results = made_up(11, EVERY_ATTACK)
+    assert of(results, "mix").misuse.matching_advantage_db == pytest.approx(5)
+    assert any("and 5.0 dB under mix." in sentence for sentence in limits(results))
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"), [(0.0, "0.0"), (0.0241, "2.5"), (0.025, "2.5"), (0.0985, "9.9"), (0.1102, "12"), (1, "100")]
+)
+def test_an_upper_bound_is_rounded_up(rate, words):
+    assert at_most(rate) == words
+
+
+def test_controls_alone_are_not_judged():
+    results = made_up(11, EVERY_ATTACK, defenses=("mix",))
+    assert [found.defense for found in verdicts(results)] == ["mix"]

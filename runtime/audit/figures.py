@@ -1,6 +1,6 @@
 """Leakage over Eve's SNR as small SVG figures for a page: one panel for each defence, 95 % intervals, names at the lines.
 
-Several SNRs give lines with bands; with a single one every Eve has a line of her own in a dot plot. One unit is one CSS pixel.
+Several SNRs give lines with bands; with a single one every attack has its line in a dot plot. One unit is one CSS pixel.
 """
 
 import io
@@ -12,30 +12,47 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from semseal.runtime.audit.matrix import PICTURES
+from semseal.runtime.audit.attack_table_stub import ATTACKS
+from semseal.runtime.defense.defenses import DEFENSES
 
-WIDTH = 356  # fits a phone of 390 pixels without being scaled down
-FONT = 14
-STYLE: Any = {
+WIDTH_PX = 356  # fits a phone of 390 pixels without being scaled down
+FONT_PX = 14
+NAME_PX = 116  # of the longest name
+INK, PALE_INK, RULE = "#1c2430", "#4a5361", "#8a93a0"
+RC: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "semseal",
-    "font.size": FONT,
+    "font.size": FONT_PX,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": "#8a93a0",
-    "xtick.color": "#4a5361",
-    "ytick.color": "#1c2430",
+    "axes.edgecolor": RULE,
+    "xtick.color": PALE_INK,
+    "ytick.color": INK,
 }
-# five hues of Okabe and Ito (2008) told apart without colour vision by their lightness, twice: full, and dashed with open marks
+# five hues of Okabe and Ito (2008), told apart without colour vision by their lightness
 HUES = ("#0072b2", "#d55e00", "#009e73", "#a5568a", "#b07a00")
-COLOURS = {name: HUES[i % 5] for i, name in enumerate(PICTURES)}
-COLOURS["reused stream"] = COLOURS["reused V"]  # an eleventh; both are what a reused key gives
-DASHED = tuple(PICTURES)[5:]
+DASHES = ("-", "--", ":")  # for the first five, the next five and so on; all but the first with open marks
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a line and its marks are drawn."""
+
+    colour: str
+    dashes: str = "-"
+
+
+def _styles(names: Sequence[str]) -> dict[str, Style]:
+    return {name: Style(HUES[i % len(HUES)], DASHES[i // len(HUES) % len(DASHES)]) for i, name in enumerate(names)}
+
+
+ATTACK_STYLES = {"Bob": Style(INK), **_styles([attack.name for attack in ATTACKS if not attack.game])}
+DEFENSE_STYLES = {DEFENSES[0].short: Style(INK), **_styles([defense.short for defense in DEFENSES[1:]])}
 
 
 @dataclass(frozen=True)
 class Point:
-    """A value with the ends of its 95 % interval; ``snr`` is Eve's, None where none is heard."""
+    """A value with the ends of its 95 % interval; ``snr`` is Eve's, None for Bob."""
 
     name: str
     snr: float | None
@@ -44,131 +61,131 @@ class Point:
     high: float
 
 
-@rc_context(STYLE)
-def gains(
+@rc_context(RC)
+def advantages(
     points: Sequence[Point], void: Sequence[str], names: Sequence[str], snrs: Sequence[float], ends: tuple[float, float]
 ) -> str:
-    """One panel: how many dB nearer the answers of Bob and each Eve are to the right picture; who saw nothing is at zero.
+    """One panel: the matching advantage in dB of Bob and of each attack; an Eve who learned nothing is at zero.
 
-    ``names`` has the places of a dot plot, the same in every panel; ``ends`` are those of the axis.
+    ``names`` are the lines of a dot plot, the same in every panel; ``ends`` are those of the axis.
     """
     if len(snrs) == 1:
-        figure, axes = _figure(46 + 24 * len(names), left=104, right=14)
-        axes.axvline(0, color="#8a93a0", linestyle=(0, (5, 4)), linewidth=1)
+        figure, axes = _figure(46 + 24 * len(names), left=NAME_PX, right=14)
+        axes.axvline(0, color=RULE, linestyle=(0, (5, 4)), linewidth=1)
         for point in points:
-            _dot(axes, point, names.index(point.name), "#1c2430" if point.name == "Bob" else COLOURS[point.name])
+            _dot(axes, point, names.index(point.name), ATTACK_STYLES[point.name])
         for name in void:
             axes.annotate("void", (ends[0], names.index(name)), (6, 0), textcoords="offset points", va="center",
-                          color="#4a5361", style="italic")  # fmt: skip
+                          color=PALE_INK, style="italic")  # fmt: skip
         there = {*void, *(point.name for point in points)}
-        _rows(axes, [name if name in there else "" for name in names])
+        _name_rows(axes, [name if name in there else "" for name in names])
         axes.set_xlim(ends)
-        axes.set_xlabel("dB nearer to the right picture", color="#4a5361")
+        axes.set_xlabel("matching advantage, dB", color=PALE_INK)
         return _svg(figure)
-    figure, axes = _figure(340, left=34, right=118, top=30)
-    axes.axhline(0, color="#8a93a0", linestyle=(0, (5, 4)), linewidth=1)
-    labels = {"saw nothing": (0.0, "#4a5361")}
+    figure, axes = _figure(340, left=34, right=NAME_PX + 14, top=30)
+    axes.axhline(0, color=RULE, linestyle=(0, (5, 4)), linewidth=1)
+    labels = {"learned nothing": (0.0, PALE_INK)}
     for point in points:
         if point.snr is None:
-            axes.axhspan(point.low, point.high, color="#1c2430", alpha=0.1, linewidth=0)
-            axes.axhline(point.value, color="#1c2430", linewidth=2)
-            labels[point.name] = (point.value, "#1c2430")
+            axes.axhspan(point.low, point.high, color=INK, alpha=0.1, linewidth=0)
+            axes.axhline(point.value, color=INK, linewidth=2)
+            labels[point.name] = (point.value, INK)
     for name in dict.fromkeys(point.name for point in points if point.snr is not None):
         line = [point for point in points if point.name == name]
-        labels[name] = (_line(axes, line, COLOURS[name], name in DASHED), COLOURS[name])
+        labels[name] = (_line(axes, line, ATTACK_STYLES[name]), ATTACK_STYLES[name].colour)
     axes.set_ylim(ends)
-    axes.set_title("dB nearer to the right picture", loc="left", fontsize=FONT, color="#4a5361")
+    axes.set_title("matching advantage, dB", loc="left", fontsize=FONT_PX, color=PALE_INK)
     _over_snr(axes, snrs, labels)
     return _svg(figure)
 
 
-@rc_context(STYLE)
-def rates(points: Sequence[Point], colours: Mapping[str, str], snrs: Sequence[float], chance: float, floor: float) -> str:
+@rc_context(RC)
+def rates(points: Sequence[Point], snrs: Sequence[float], chance: float, floor: float) -> str:
     """How often Eve names the picture, on a log axis from ``floor`` to 1, one entry for each defence, with exact bounds."""
     ticks = [tick for tick in (0.001, 0.01, 0.1, 1) if tick >= floor]
     words = [f"{100 * tick:g} %" for tick in ticks]
     if len(snrs) == 1:
         names = list(dict.fromkeys(point.name for point in points))
-        figure, axes = _figure(62 + 24 * len(names), left=104, right=24, top=22)
+        figure, axes = _figure(62 + 24 * len(names), left=NAME_PX, right=24, top=22)
         axes.set_xscale("log")
-        axes.axvline(chance, color="#8a93a0", linestyle=(0, (5, 4)), linewidth=1)
+        axes.axvline(chance, color=RULE, linestyle=(0, (5, 4)), linewidth=1)
         axes.annotate("chance", (chance, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
-                      ha="center", color="#4a5361")  # fmt: skip
+                      ha="center", color=PALE_INK)  # fmt: skip
         for point in points:
-            _dot(axes, point, names.index(point.name), colours[point.name], floor)
-        _rows(axes, names)
+            _dot(axes, point, names.index(point.name), DEFENSE_STYLES[point.name], floor)
+        _name_rows(axes, names)
         axes.set_xlim(floor, 1.15)
         axes.set_xticks(ticks, words)
         axes.minorticks_off()
-        axes.set_xlabel("pictures named by Eve", color="#4a5361")
+        axes.set_xlabel("pictures named by Eve", color=PALE_INK)
         return _svg(figure)
-    figure, axes = _figure(340, left=54, right=118, top=30)
+    figure, axes = _figure(340, left=54, right=NAME_PX + 14, top=30)
     axes.set_yscale("log")
-    axes.axhline(chance, color="#8a93a0", linestyle=(0, (5, 4)), linewidth=1)
-    labels = {"chance": (chance, "#4a5361")}
+    axes.axhline(chance, color=RULE, linestyle=(0, (5, 4)), linewidth=1)
+    labels = {"chance": (chance, PALE_INK)}
     for name in dict.fromkeys(point.name for point in points):
         line = [point for point in points if point.name == name]
-        labels[name] = (_line(axes, line, colours[name], False, floor), colours[name])
+        labels[name] = (_line(axes, line, DEFENSE_STYLES[name], floor), DEFENSE_STYLES[name].colour)
     axes.set_ylim(floor, 1.15)
     axes.set_yticks(ticks, words)
     axes.minorticks_off()
-    axes.set_title("pictures named by Eve", loc="left", fontsize=FONT, color="#4a5361")
+    axes.set_title("pictures named by Eve", loc="left", fontsize=FONT_PX, color=PALE_INK)
     _over_snr(axes, snrs, labels)
     return _svg(figure)
 
 
 def _figure(height: int, left: int, right: int, top: int = 10, bottom: int = 46) -> tuple[Figure, Axes]:
-    """A figure of WIDTH x ``height`` pixels and its axes; the margins in pixels hold the labels."""
-    figure = Figure((WIDTH / 72, height / 72))
-    box = (left / WIDTH, bottom / height, (WIDTH - left - right) / WIDTH, (height - top - bottom) / height)
+    """A figure of WIDTH_PX x ``height`` pixels and its axes; the margins in pixels hold the labels."""
+    figure = Figure((WIDTH_PX / 72, height / 72))
+    box = (left / WIDTH_PX, bottom / height, (WIDTH_PX - left - right) / WIDTH_PX, (height - top - bottom) / height)
     return figure, figure.add_axes(box)
 
 
-def _dot(axes: Axes, point: Point, row: int, colour: str, floor: float | None = None) -> None:
+def _dot(axes: Axes, point: Point, row: int, style: Style, floor: float | None = None) -> None:
     low, value = (point.low, point.value) if floor is None else (max(point.low, floor), max(point.value, floor))
-    axes.plot([low, point.high], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
-    axes.plot([value], [row], "o", color=colour, markersize=7, clip_on=False)
+    axes.plot([low, point.high], [row, row], color=style.colour, linewidth=2, solid_capstyle="butt")
+    axes.plot([value], [row], "o", color=style.colour, markersize=7, clip_on=False)
 
 
-def _rows(axes: Axes, names: Sequence[str]) -> None:
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
 
 
-def _line(axes: Axes, points: Sequence[Point], colour: str, dashed: bool, floor: float | None = None) -> float:
-    """Draw one Eve over her SNRs; where her line ends."""
+def _line(axes: Axes, points: Sequence[Point], style: Style, floor: float | None = None) -> float:
+    """Draw one line over Eve's SNRs; returns the value at its end."""
     points = sorted(points, key=lambda point: point.snr or 0.0)
     at = [point.snr or 0.0 for point in points]
     lowest = -float("inf") if floor is None else floor
     values = [max(point.value, lowest) for point in points]
     low, high = [max(point.low, lowest) for point in points], [max(point.high, lowest) for point in points]
-    axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.plot(at, values, "--" if dashed else "-", color=colour, marker="o", markersize=5, linewidth=1.6, clip_on=False,
-              markerfacecolor="white" if dashed else colour)  # fmt: skip
+    axes.fill_between(at, low, high, color=style.colour, alpha=0.15, linewidth=0)
+    axes.plot(at, values, style.dashes, color=style.colour, marker="o", markersize=5, linewidth=1.6, clip_on=False,
+              markerfacecolor=style.colour if style.dashes == "-" else "white")  # fmt: skip
     return values[-1]
 
 
 def _over_snr(axes: Axes, snrs: Sequence[float], labels: Mapping[str, tuple[float, str]]) -> None:
-    """Eve's SNR below, and each line's name at its end, moved apart where they would touch, with a thin line to it."""
+    """Eve's SNR below, and the name of each line at its end, joined by a thin line; names that would touch are moved apart."""
     axes.set_xticks(sorted(snrs), [f"{snr:g}" for snr in sorted(snrs)])
     axes.set_xlim(min(snrs), max(snrs))
-    axes.set_xlabel("Eve's SNR in dB", color="#4a5361")
+    axes.set_xlabel("Eve's SNR in dB", color=PALE_INK)
     height = axes.get_window_extent().height / axes.figure.dpi * 72
     ends = {name: axes.transData.transform((max(snrs), value))[1] for name, (value, _) in labels.items()}
     bottom = axes.get_window_extent().y0
     ends = {name: (end - bottom) / axes.figure.dpi * 72 for name, end in ends.items()}
-    for name, place in spread(ends, FONT + 1, height).items():
+    for name, y in move_apart(ends, FONT_PX + 1, height).items():
         value, colour = labels[name]
         leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4, "relpos": (0, 0.5)}
-        axes.annotate(name, (1, value), (18, place), xycoords=("axes fraction", "data"), va="center", color=colour,
+        axes.annotate(name, (1, value), (18, y), xycoords=("axes fraction", "data"), va="center", color=colour,
                       textcoords=("offset points", "axes points"), annotation_clip=False, arrowprops=leader)  # fmt: skip
 
 
-def spread(places: Mapping[str, float], gap: float, top: float) -> dict[str, float]:
-    """The places in their order, at least ``gap`` apart, inside 0..``top`` while there is room, moved as little up as down."""
-    names = sorted(places, key=lambda name: places[name])
-    up, down = [places[name] for name in names], [places[name] for name in names]
+def move_apart(heights: Mapping[str, float], gap: float, top: float) -> dict[str, float]:
+    """The heights in their order, at least ``gap`` apart, within 0..``top`` while there is room, moved as little up as down."""
+    names = sorted(heights, key=lambda name: heights[name])
+    up, down = [heights[name] for name in names], [heights[name] for name in names]
     for i in range(1, len(names)):
         up[i] = max(up[i], up[i - 1] + gap)
         down[-i - 1] = min(down[-i - 1], down[-i] - gap)
@@ -179,7 +196,7 @@ def spread(places: Mapping[str, float], gap: float, top: float) -> dict[str, flo
 
 
 def _svg(figure: Figure) -> str:
-    """Only the drawing: no date, no namespace addresses, no names that a second figure on the page would repeat, no font."""
+    """The drawing alone: no date, no namespace addresses, no id that a second figure on the page would repeat, no font."""
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     drawing = text.getvalue()[text.getvalue().index("<svg") :]

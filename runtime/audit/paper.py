@@ -1,12 +1,14 @@
 """The figures of the paper's Tables I to IV, mean PSNR in dB and SSIM, to be printed beside ours.
 
-Keys are (Eve's SNR, main SNR) in dB. The paper does not say on how many pictures, nor which SSIM.
+The paper says neither on how many pictures they were measured nor which SSIM is meant.
 """
 
 SNRS = (0, 10, 20)
 
+# main SNR in dB -> PSNR, SSIM
 BOB: dict[float, tuple[float, float]] = {0: (30.02, 0.70), 10: (32.28, 0.79), 20: (33.28, 0.80)}
 
+# defence -> a row for each of Eve's SNRs, a column for each main SNR
 _WHITE_BOX = {
     "none": "17.44/.31 16.69/.30 18.58/.32  18.58/.40 17.80/.40 20.56/.43  18.74/.43 17.94/.42 20.84/.46",
     "permute+substitute": "8.03/.02 8.74/.02 6.94/.00  8.55/.04 7.70/-.01 9.07/.05  8.02/.03 13.31/.09 8.39/.02",
@@ -21,7 +23,7 @@ _BLACK_BOX = {
 }
 
 # defence -> (table, figure) of the paper
-PLACES = {"none": ("I", 3), "permute+substitute": ("II", 4), "permute": ("III", 5), "substitute": ("IV", 6)}
+TABLES = {"none": ("I", 3), "permute+substitute": ("II", 4), "permute": ("III", 5), "substitute": ("IV", 6)}
 
 
 def eve(attack: str, defense: str, eve_snr: float, main_snr: float) -> tuple[float, float] | None:

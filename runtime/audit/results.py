@@ -1,7 +1,8 @@
 """What an audit found, from measuring to page: frozen dataclasses, written as JSON once and read back into them.
 
-Reconstructions, GameResult   of one cell          PictureRow, GameRow   the same with intervals and a verdict
-Ordering                      of two cells         Results               all of an audit: results.json
+Reconstructions ── PictureRow ─┐
+GameResult ─────── GameRow ────┼─ Results ── results.json
+two Reconstructions ─ Ordering ┘
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from semseal.runtime.attacks.whitebox import WhiteBoxSettings
 from semseal.runtime.audit.settings import Cell, Settings
 from semseal.runtime.environment import Environment
+from semseal.runtime.errors import AuditError
 
 Images = NDArray[np.float32]
 
@@ -22,9 +24,9 @@ Images = NDArray[np.float32]
 class Reconstructions:
     """Per-picture PSNR in dB and SSIM, float64 [n], and the first pictures, float32 [SHOWN, 3, height, width].
 
-    ``advantage``, float64 [n], of pairs under substitution [n / 2], is the matching advantage: how many dB an answer is nearer
-    to the picture that was sent than to the others, beyond easy pictures and easy answers. Its mean is 0 for an Eve who learned
-    nothing, however good her guess.
+    ``advantage``, float64 [n] ([n / 2] where substitution sends pairs), is the matching advantage: how many dB an answer is
+    nearer to the picture sent than to others, beyond easy pictures and easy answers. Its mean is 0 for an Eve who learned
+    nothing, however good her guess is.
     """
 
     psnr: NDArray[np.float64]
@@ -35,7 +37,7 @@ class Reconstructions:
 
 @dataclass(frozen=True)
 class GameResult:
-    """One game: Eve's success with its exact interval, and what guessing gives. ``name`` tells a pair or a rate apart."""
+    """One game: Eve's success with its 95 % interval, and what guessing gives. ``name`` tells the games of one cell apart."""
 
     name: str
     value: float
@@ -43,13 +45,14 @@ class GameResult:
     high: float
     trials: int
     chance: float
+    measure: str  # rate, the share of trials won, or area, under the ROC curve
 
 
 @dataclass(frozen=True)
 class PictureRow:
     """A cell that ends in pictures. Fields that end in ``_95`` are half widths of 95 % intervals, None for a single picture.
 
-    What follows ``paper_missing`` is about Eve, and None for Bob and for the mean picture.
+    All fields after ``paper_missing`` are about Eve, and None for Bob and for the mean picture.
     """
 
     attack: str
@@ -77,7 +80,7 @@ class PictureRow:
 
 @dataclass(frozen=True)
 class GameRow:
-    """A rate or an area that a game gave, with its exact 95 % interval."""
+    """A rate or an area that a game gave, with its 95 % interval; ``verdict`` is sees, nothing, open or void."""
 
     attack: str
     defense: str
@@ -90,6 +93,7 @@ class GameRow:
     high: float
     trials: int
     chance: float
+    measure: str
     control: str
     control_won: bool
     verdict: str
@@ -121,7 +125,7 @@ class AuditedBundle:
 
 @dataclass(frozen=True)
 class Results:
-    """The content of results.json. ``skipped`` says of pictures and attacks that were left out, why."""
+    """The content of results.json. ``skipped`` maps each picture or attack that was left out to the reason."""
 
     what: str
     environment: Environment
@@ -145,26 +149,30 @@ class Results:
 
     @staticmethod
     def from_json(text: str) -> "Results":
-        """The reverse. Raises KeyError or TypeError for the results of another version."""
-        found = json.loads(text)
-        orderings = (
-            {**ordering, "better": Cell(**ordering["better"]), "worse": Cell(**ordering["worse"])}
-            for ordering in found["orderings"]
-        )
-        return Results(
-            **{
-                **found,
-                "environment": Environment(**found["environment"]),
-                "settings": _settings(found["settings"]),
-                "bundles": tuple(AuditedBundle(**bundle) for bundle in found["bundles"]),
-                "rows": tuple(PictureRow(**row) for row in found["rows"]),
-                "games": tuple(GameRow(**row) for row in found["games"]),
-                "orderings": tuple(Ordering(**ordering) for ordering in orderings),
-            }
-        )
+        """The reverse. Raises AuditError for what is not the results.json of an audit by this version."""
+        try:
+            found = json.loads(text)
+            return Results(
+                **{
+                    **found,
+                    "environment": Environment(**found["environment"]),
+                    "settings": _settings(found["settings"]),
+                    "bundles": tuple(AuditedBundle(**bundle) for bundle in found["bundles"]),
+                    "rows": tuple(PictureRow(**row) for row in found["rows"]),
+                    "games": tuple(GameRow(**row) for row in found["games"]),
+                    "orderings": tuple(_ordering(ordering) for ordering in found["orderings"]),
+                }
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            message = f"not the results of an audit by this version of semseal: {error!r}"
+            raise AuditError(message, "run the audit again with another --out") from None
 
 
 def _settings(found: dict[str, Any]) -> Settings:
     tuples = {name: tuple(found[name]) for name in ("attacks", "defenses", "eve_snrs", "precisions")}
     searches = {name: WhiteBoxSettings(**found[name]) for name in ("whitebox", "matching")}
     return Settings(**{**found, **tuples, **searches})
+
+
+def _ordering(found: dict[str, Any]) -> Ordering:
+    return Ordering(**{**found, "better": Cell(**found["better"]), "worse": Cell(**found["worse"])})

@@ -1,212 +1,328 @@
-"""From cells to what an audit says: rows with intervals, verdicts under positive controls, the orderings, the worst rate.
+"""What was measured -> what it says: of each figure, of two cells, of a defence.
 
-A row "sees" when its answers are nearer to the pictures that were sent than to others, or a game is won more often than by
-chance, and luck does not explain it: of the audits of a defence that leaks nothing, at most one in a hundred has such a row,
-however many rows they have. To beat the mean picture is not asked: an Eve with poor guesses may know more than that. It says
-"nothing" when the whole interval is next to nothing and luck explains what there is, and "open" between: a few pictures or
-trials cannot show that nothing leaks. Where the positive control of the attack did not win clearly, and the attack did not see,
-the verdict is "void".
+    Reconstructions ── picture_rows ──┐
+    GameResult ─────── game_rows ─────┼─ Results ── verdicts ── a Verdict for each defence
+    two Reconstructions ─ orderings ──┘
+
+A figure is a cell's mean matching advantage, or what one game gave. It "sees" when it is above chance and chance does not
+explain it: of the audits of a defence that leaks nothing, at most one in a hundred has such a figure, however many figures they
+have. To beat the mean picture is not required: an Eve whose guesses are poor may still know which picture was sent. A figure
+says "nothing" when its whole interval is next to nothing and chance explains what there is, and is "open" in between: a few
+pictures or trials cannot show that nothing leaks. Where the positive control of the attack did not win clearly, and the attack
+did not see, the figure is "void".
+
+A defence falls when any figure sees. It is undecided when any is open, and holds when all say nothing; with gaps when some are
+void or were not measured. What is void, open or not measured never counts in its favour.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
 
 from semseal.runtime import metrics
 from semseal.runtime.audit import paper
-from semseal.runtime.audit.cell import Answers, Played
-from semseal.runtime.audit.matrix import GAMES, PAPER_ATTACKS, PAPER_MODES, PICTURES, Cell
+from semseal.runtime.audit.attack_table_stub import ATTACKS, BY_NAME
+from semseal.runtime.audit.results import GameResult, GameRow, Ordering, PictureRow, Reconstructions, Results
+from semseal.runtime.audit.settings import Cell
+from semseal.runtime.defense.defenses import BY_NAME as DEFENSE_BY_NAME
+from semseal.runtime.defense.defenses import DEFENSES
 
-FALSE_ALARM = 0.01  # of an audit, shared by its figures (Bonferroni)
-SUSPICION = 0.05  # the same: too little to see, too much for nothing
-FEWEST = 12  # pictures, or pairs: the interval of fewer is not trusted to say "nothing"
-CLEAR_WIN_DB = 1.0  # above the mean picture, paired, by the lower end of the interval
-CLEAR_WIN_RATE = 0.9
-NEXT_TO_NOTHING_DB = 0.5  # nearer to the right picture, or to the others
-NEXT_TO_NOTHING_AUC = 0.6  # and 0.4: an Eve who is always wrong knows as much
-NEXT_TO_NOTHING_RATE = 0.02  # or three times as often as by chance
+MAX_FALSE_ALARMS = 0.01  # of all audits of a defence that leaks nothing; shared by their figures (Bonferroni)
+MAX_SUSPICIONS = 0.05  # the same, of figures that are too high for "nothing", if too low to see
+MIN_PICTURES_FOR_NOTHING = 12  # or pairs: the interval of fewer is not trusted to say "nothing"
+MIN_CONTROL_DB = 1.0  # above the mean picture, paired, by the lower end of the interval
+MIN_CONTROL_VALUE = 0.9  # of a game, rate or area
+MAX_NOTHING_DB = 0.5  # of matching advantage, or disadvantage
+MAX_NOTHING_AREA = 0.6  # and at least 0.4: an Eve who is always wrong knows as much
+MAX_NOTHING_RATE = 0.02
+MAX_NOTHING_TIMES_CHANCE = 3  # or that rate, where it is higher
 
-Pictures = Mapping[Cell, Answers]
-Games = Mapping[Cell, list[Played]]
+Pictures = Mapping[Cell, Reconstructions]
+Games = Mapping[Cell, tuple[GameResult, ...]]
 
 
-def paired(better: Answers, worse: Answers) -> metrics.Mean:
+@dataclass(frozen=True)
+class Verdict:
+    """Where one defence stands after everything that was measured against it, misuse left out."""
+
+    defense: str
+    word: str  # falls, holds, holds with gaps, undecided, void or not measured
+    sees: int  # figures
+    nothing: int
+    open: int
+    void: tuple[str, ...]  # attacks
+    missing: tuple[str, ...]  # attacks that were not measured at every SNR and precision of the audit
+    worst: PictureRow | None  # the row of the largest matching advantage, of those that see if any does
+    named: GameRow | None  # the game of naming the picture with the highest upper bound
+    misuse: PictureRow | None  # the row of the largest matching advantage under a key for several packets
+
+
+def paired(better: Reconstructions, worse: Reconstructions) -> metrics.Mean:
     """PSNR difference in dB over the same pictures, with its 95 % interval."""
     n = min(len(better.psnr), len(worse.psnr))
     return metrics.mean(better.psnr[:n] - worse.psnr[:n])
 
 
-def figures(pictures: Pictures, games: Games) -> int:
-    """How many figures of an audit get a verdict."""
-    return sum(cell.attack in PICTURES for cell in pictures) + sum(map(len, games.values()))
+def count_figures(pictures: Pictures, games: Games) -> int:
+    """How many figures of an audit are judged."""
+    return sum(cell.attack in BY_NAME for cell in pictures) + sum(map(len, games.values()))
 
 
-def picture_rows(cells: Pictures, among: int) -> list[dict[str, Any]]:
+# rows
+
+
+def picture_rows(cells: Pictures, among: int) -> tuple[PictureRow, ...]:
     """A row of results.json for every cell that ends in pictures, in an audit of ``among`` figures."""
-    return [_row(cell, cells, among) for cell in cells]
+    return tuple(_picture_row(cell, cells, among) for cell in cells)
 
 
-def _row(cell: Cell, cells: Pictures, among: int) -> dict[str, Any]:
+def _picture_row(cell: Cell, cells: Pictures, among: int) -> PictureRow:
     found = cells[cell]
     psnr, ssim = metrics.mean(found.psnr), metrics.mean(found.ssim)
-    published = None
-    if cell.attack in PAPER_ATTACKS:
-        assert cell.eve_snr is not None
-        published = paper.eve(cell.attack, cell.defense, cell.eve_snr, cell.main_snr)
-    elif cell.attack == "bob" and cell.defense == "none":
-        published = paper.BOB.get(cell.main_snr)
-    row = {
+    published = _published(cell)
+    row = PictureRow(
         **dataclasses.asdict(cell),
-        "pictures": psnr.n,
-        "psnr": psnr.value,
-        "psnr_95": psnr.half_width,
-        "ssim": ssim.value,
-        "ssim_95": ssim.half_width,
-        "paper_psnr": published[0] if published else None,
-        "paper_ssim": published[1] if published else None,
-        "paper_missing": None if published else "the paper gives no figure for this row",
-    }
-    if cell.attack in PICTURES:
-        above, below = paired(found, cells[_floor(cell)]), paired(cells[_bob(cell)], found)
-        nearer = metrics.mean(found.nearer)
-        row |= {
-            "nearer_db": nearer.value,
-            "nearer_95": nearer.half_width,
-            "above_mean_picture_db": above.value,
-            "above_mean_picture_95": above.half_width,
-            "below_bob_db": below.value,
-            "below_bob_95": below.half_width,
-            "control": PICTURES[cell.attack],
-            "verdict": _believed(_verdict(found, among), picture_control(cell, cells)),
-        }
-    return row
+        pictures=psnr.n,
+        psnr=psnr.value,
+        psnr_95=psnr.half_width,
+        ssim=ssim.value,
+        ssim_95=ssim.half_width,
+        paper_psnr=published[0] if published else None,
+        paper_ssim=published[1] if published else None,
+        paper_missing=None if published else "the paper gives no figure for this row",
+    )
+    if cell.attack not in BY_NAME:  # Bob, and the mean picture
+        return row
+    advantage = metrics.mean(found.advantage)
+    above, below = paired(found, cells[_mean_picture(cell)]), paired(cells[_bob(cell)], found)
+    return dataclasses.replace(
+        row,
+        matching_advantage_db=advantage.value,
+        matching_advantage_95=advantage.half_width,
+        above_mean_picture_db=above.value,
+        above_mean_picture_95=above.half_width,
+        below_bob_db=below.value,
+        below_bob_95=below.half_width,
+        control=BY_NAME[cell.attack].control,
+        verdict=_with_control(_judge_pictures(found, among), _picture_control_won(cell, cells)),
+    )
 
 
-def game_rows(cells: Games, among: int) -> list[dict[str, Any]]:
-    """A row of results.json for every rate that a game gave, in an audit of ``among`` figures."""
-    return [
-        {
-            **dataclasses.asdict(cell),
-            **dataclasses.asdict(game),
-            "control": GAMES[cell.attack],
-            "control_won": game_control(cell, cells),
-            "verdict": _believed(_game_verdict(cell, game, among), game_control(cell, cells)),
-        }
-        for cell, games in cells.items()
-        for game in games
-    ]
+def _published(cell: Cell) -> tuple[float, float] | None:
+    """PSNR and SSIM of the paper."""
+    if cell.attack == "bob" and cell.defense == "none":
+        return paper.BOB.get(cell.main_snr)
+    if cell.attack in BY_NAME and BY_NAME[cell.attack].published:
+        assert cell.eve_snr is not None
+        return paper.eve(cell.attack, cell.defense, cell.eve_snr, cell.main_snr)
+    return None
 
 
-def _believed(verdict: str, control: bool) -> str:
-    """A control that failed makes an attack that saw nothing worthless; what an attack saw, it saw."""
-    return verdict if control or verdict == "sees" else "void"
+def game_rows(cells: Games, among: int) -> tuple[GameRow, ...]:
+    """A row for every rate or area that a game gave, in an audit of ``among`` figures."""
+    rows = []
+    for cell, games in cells.items():
+        control, won = BY_NAME[cell.attack].control, _game_control_won(cell, cells)
+        for game in games:
+            verdict = _with_control(_judge_game(game, among), won)
+            found = {**dataclasses.asdict(cell), **dataclasses.asdict(game)}
+            rows.append(GameRow(**found, control=control, control_won=won, verdict=verdict))
+    return tuple(rows)
 
 
-def _floor(cell: Cell) -> Cell:
-    return Cell("mean picture", "none", cell.main_snr, None, cell.precision)
+def _mean_picture(cell: Cell) -> Cell:
+    return Cell("mean-picture", "none", cell.main_snr, None, cell.precision)
 
 
 def _bob(cell: Cell) -> Cell:
     return Cell("bob", cell.defense, cell.main_snr, None, cell.precision)
 
 
-def picture_control(cell: Cell, cells: Pictures) -> bool:
-    """Whether the attack of ``cell`` won where it must."""
-    control = cells.get(dataclasses.replace(cell, defense=PICTURES[cell.attack]))
+def _control(cell: Cell) -> Cell:
+    return dataclasses.replace(cell, defense=BY_NAME[cell.attack].control)
+
+
+def _picture_control_won(cell: Cell, cells: Pictures) -> bool:
+    """Whether the attack of ``cell`` was measured and won where it must."""
+    control = cells.get(_control(cell))
     if control is None:
         return False
-    gain = paired(control, cells[_floor(cell)])
-    return gain.half_width is not None and gain.value - gain.half_width > CLEAR_WIN_DB
+    gain = paired(control, cells[_mean_picture(cell)])
+    return gain.half_width is not None and gain.value - gain.half_width > MIN_CONTROL_DB
 
 
-def game_control(cell: Cell, cells: Games) -> bool:
-    """The same for a game: nearly always right where it must be."""
-    control = cells.get(dataclasses.replace(cell, defense=GAMES[cell.attack]))
-    return control is not None and all(game.value >= CLEAR_WIN_RATE for game in control)
+def _game_control_won(cell: Cell, cells: Games) -> bool:
+    """The same for a game: right nearly every time where it must be."""
+    control = cells.get(_control(cell))
+    return control is not None and all(game.value >= MIN_CONTROL_VALUE for game in control)
 
 
-def _verdict(found: Answers, among: int) -> str:
-    scores = found.nearer.round(6)  # of one answer to everything the rest is rounding
-    nearer = metrics.mean(scores)
-    bounded = nearer.half_width is not None and abs(nearer.value) + nearer.half_width < NEXT_TO_NOTHING_DB
-    return _judged(metrics.p_value_of_mean(scores), bounded and nearer.n >= FEWEST, among)
+def _judge_pictures(found: Reconstructions, among: int) -> str:
+    scores = found.advantage.round(6)  # an Eve who gives one answer to everything has rounding errors only
+    advantage = metrics.mean(scores)
+    bounded = advantage.half_width is not None and abs(advantage.value) + advantage.half_width < MAX_NOTHING_DB
+    return _judge(metrics.p_value_of_mean(scores), bounded and advantage.n >= MIN_PICTURES_FOR_NOTHING, among)
 
 
-def _game_verdict(cell: Cell, game: Played, among: int) -> str:
-    if cell.attack == "which":
-        luck = metrics.p_value_of_rate(round(game.value * game.trials), game.trials, game.chance)
-        bounded = game.high < max(3 * game.chance, NEXT_TO_NOTHING_RATE)
+def _judge_game(game: GameResult, among: int) -> str:
+    if game.measure == "rate":
+        p_value = metrics.p_value_of_rate(round(game.value * game.trials), game.trials, game.chance)
+        bounded = game.high < max(MAX_NOTHING_TIMES_CHANCE * game.chance, MAX_NOTHING_RATE)
     else:
-        luck = metrics.p_value_of_auc(game.value, game.trials // 2, game.trials - game.trials // 2)
-        bounded = game.low > 1 - NEXT_TO_NOTHING_AUC and game.high < NEXT_TO_NOTHING_AUC
-    return _judged(luck, bounded, among)
+        p_value = metrics.p_value_of_auc(game.value, game.trials // 2, game.trials - game.trials // 2)
+        bounded = game.low > 1 - MAX_NOTHING_AREA and game.high < MAX_NOTHING_AREA
+    return _judge(p_value, bounded, among)
 
 
-def _judged(luck: float, bounded: bool, among: int) -> str:
-    if luck < FALSE_ALARM / among:
+def _judge(p_value: float, bounded: bool, among: int) -> str:
+    """The verdict on one of ``among`` figures; ``bounded`` says that its whole interval is next to nothing."""
+    if p_value < MAX_FALSE_ALARMS / among:
         return "sees"
-    return "nothing" if bounded and luck >= SUSPICION / among else "open"
+    return "nothing" if bounded and p_value >= MAX_SUSPICIONS / among else "open"
 
 
-def worst_rate(games: list[dict[str, Any]], defenses: tuple[str, ...]) -> float | None:
-    """The headline: the largest upper bound of naming the right one of M pictures under any of ``defenses``.
+def _with_control(verdict: str, control_won: bool) -> str:
+    """A failed control voids an attack that saw nothing; what an attack did see, it saw."""
+    return verdict if control_won or verdict == "sees" else "void"
+
+
+def worst_rate(games: tuple[GameRow, ...], defenses: tuple[str, ...]) -> float | None:
+    """The largest upper bound of Eve's rate in naming the right one of M pictures, under any of ``defenses``.
 
     None where the game was not played under one of them, and 1 where its control failed: what could not be measured is not
     safe.
     """
-    named = [game for game in games if game["attack"] == "which" and game["name"] == "top-1" and game["defense"] in defenses]
-    if {game["defense"] for game in named} != set(defenses):
+    named = [game for game in games if names_the_picture(game) and game.defense in defenses]
+    if {game.defense for game in named} != set(defenses):
         return None
-    return max(game["high"] if game["control_won"] else 1.0 for game in named)
+    return max(game.high if game.control_won else 1.0 for game in named)
 
 
-def orderings(cells: Pictures) -> list[dict[str, Any]]:
+def names_the_picture(game: GameRow) -> bool:
+    """Whether this is the game that a budget is about."""
+    return (game.attack, game.name) == ("identification", "top-1")
+
+
+# orderings
+
+
+def orderings(cells: Pictures) -> tuple[Ordering, ...]:
     """Where the paper's orderings hold, and whether Eve does better with a better channel and with more knowledge.
 
     Each is a mean paired PSNR difference in dB over the same pictures with its 95 % interval; ``verdict`` is "holds" when the
     whole interval is above 0, "fails" when it is below, "open" when it contains 0.
     """
-    found = []
-
-    def compare(claim: str, better: Cell, worse: Cell) -> None:
-        if better not in cells or worse not in cells:
-            return
-        difference = paired(cells[better], cells[worse])
-        width = difference.half_width
-        verdict = "open" if width is None or abs(difference.value) <= width else "holds" if difference.value > 0 else "fails"
-        found.append(
-            {
-                "claim": claim,
-                "better": dataclasses.asdict(better),
-                "worse": dataclasses.asdict(worse),
-                "difference_db": difference.value,
-                "half_width_db": width,
-                "pictures": difference.n,
-                "verdict": verdict,
-            }
-        )
-
     snrs = sorted({cell.eve_snr for cell in cells if cell.eve_snr is not None})
-    for cell in [cell for cell in cells if cell.eve_snr is not None]:
-        for lower in [snr for snr in snrs if snr < (cell.eve_snr or 0)][-1:]:
-            compare("Eve better with her SNR", cell, dataclasses.replace(cell, eve_snr=lower))
-        if cell.attack in PAPER_ATTACKS:
-            _compare_paper(compare, cell)
-        elif cell.attack == "row ordering" and cell.defense in PAPER_MODES:
-            for knows in ("brute force", "reused V", "four packets"):
-                compare(f"{knows} above row ordering", dataclasses.replace(cell, attack=knows), cell)
-    return found
+    return tuple(
+        _ordering(claim, better, worse, paired(cells[better], cells[worse]))
+        for cell in cells
+        if cell.eve_snr is not None
+        for claim, better, worse in _claims(cell, cell.eve_snr, snrs)
+        if better in cells and worse in cells
+    )
 
 
-def _compare_paper(compare: Any, cell: Cell) -> None:
+def _ordering(claim: str, better: Cell, worse: Cell, difference: metrics.Mean) -> Ordering:
+    half = difference.half_width
+    verdict = "open" if half is None or abs(difference.value) <= half else "holds" if difference.value > 0 else "fails"
+    return Ordering(claim, better, worse, difference.value, half, difference.n, verdict)
+
+
+def _claims(cell: Cell, snr: float, snrs: list[float]) -> Iterator[tuple[str, Cell, Cell]]:
+    """Every claim in which ``cell`` stands for itself: its words, the better cell, the worse one."""
+    other = dataclasses.replace
+    for lower in [lower for lower in snrs if lower < snr][-1:]:
+        yield "Eve does better at a higher SNR", cell, other(cell, eve_snr=lower)
+    if BY_NAME[cell.attack].published:
+        yield from _claims_of_the_paper(cell)
+    defense = DEFENSE_BY_NAME[cell.defense]
+    if cell.attack == "row-ordering" and (defense.permutes or defense.substitutes):
+        for knows_more in ("brute-force", "reused-scheme", "four-packets"):
+            yield f"{knows_more} above row-ordering", other(cell, attack=knows_more), cell
+
+
+def _claims_of_the_paper(cell: Cell) -> Iterator[tuple[str, Cell, Cell]]:
     other = dataclasses.replace
     if cell.attack == "black-box":
-        compare("black-box above white-box", cell, other(cell, attack="white-box"))
+        yield "black-box above white-box", cell, other(cell, attack="white-box")
     if cell.defense == "none":
-        compare("substitution below none", cell, other(cell, defense="substitute"))
+        yield "substitution below no defence", cell, other(cell, defense="substitute")
     if cell.defense == "substitute":
-        compare("permutation below substitution", cell, other(cell, defense="permute"))
+        yield "permutation below substitution", cell, other(cell, defense="permute")
     if cell.defense == "permute":
-        compare("permutation + substitution below permutation", cell, other(cell, defense="permute+substitute"))
+        yield "permutation + substitution below permutation", cell, other(cell, defense="permute+substitute")
     if cell.defense in ("permute+substitute", "mix"):
-        compare("defended Eve no better than the mean picture", _floor(cell), cell)
+        yield "mean picture above Eve under a defence", _mean_picture(cell), cell
+
+
+# defences
+
+
+def verdicts(results: Results) -> tuple[Verdict, ...]:
+    """One for each defence that the audit was asked about."""
+    asked = results.settings.defenses
+    return tuple(_verdict(results, defense.name) for defense in DEFENSES if defense.name in asked)
+
+
+def _verdict(results: Results, defense: str) -> Verdict:
+    misused = {attack.name for attack in ATTACKS if attack.misuse}
+    everything = [row for row in results.rows if row.defense == defense and row.verdict is not None]
+    rows = [row for row in everything if row.attack not in misused]
+    games = [row for row in results.games if row.defense == defense]
+    words = [row.verdict for row in (*rows, *games)]
+    missing = _missing(results, defense)
+    return Verdict(
+        defense=defense,
+        word=_word(words, bool(missing)),
+        sees=words.count("sees"),
+        nothing=words.count("nothing"),
+        open=words.count("open"),
+        void=tuple(dict.fromkeys(row.attack for row in (*rows, *games) if row.verdict == "void")),
+        missing=missing,
+        worst=max(
+            (row for row in rows if row.verdict != "void"),
+            key=lambda row: (row.verdict == "sees", row.matching_advantage_db),
+            default=None,
+        ),
+        named=max(
+            (game for game in games if names_the_picture(game)),
+            key=lambda game: (not game.control_won, game.high),
+            default=None,
+        ),
+        misuse=max(
+            (row for row in everything if row.attack in misused and row.verdict == "sees"),
+            key=lambda row: row.matching_advantage_db or 0.0,
+            default=None,
+        ),
+    )
+
+
+def _missing(results: Results, defense: str) -> tuple[str, ...]:
+    """The attacks, misuse left out, that were not measured against ``defense`` everywhere that the audit went."""
+    settings = results.settings
+    places = list(product(results.mains, settings.eve_snrs, settings.precisions))
+    there = {
+        (row.attack, row.main_snr, row.eve_snr, row.precision)
+        for row in (*results.rows, *results.games)
+        if row.defense == defense
+    }
+    return tuple(
+        attack.name
+        for attack in ATTACKS
+        if not attack.misuse
+        and attack.applies(DEFENSE_BY_NAME[defense])
+        and any((attack.name, *place) not in there for place in places)
+    )
+
+
+def _word(words: list[str | None], missing: bool) -> str:
+    if not words:
+        return "not measured"
+    if "sees" in words:
+        return "falls"
+    if "open" in words:
+        return "undecided"
+    if "nothing" not in words:
+        return "void"
+    return "holds with gaps" if missing or "void" in words else "holds"

@@ -1,0 +1,127 @@
+"""The verdicts of an audit as sentences: the headline, what it does not cover, and figures in words."""
+
+import math
+
+from semseal.runtime.audit.attack_table_stub import ATTACKS
+from semseal.runtime.audit.results import PictureRow, Results
+from semseal.runtime.audit.verdict import Verdict, verdicts
+from semseal.runtime.defense.defenses import BY_NAME
+
+FEW_PICTURES = 100
+MATCHING_ADVANTAGE = (
+    "matching advantage: how many dB an answer is nearer to the picture sent than to others, beyond easy pictures and easy "
+    "answers; 0 for an Eve who learned nothing"
+)
+
+
+def headline(results: Results) -> list[str]:
+    """The verdict for a reader in a hurry: what falls and to what, what holds and how far, what was not found out."""
+    found = verdicts(results)
+    fallen: dict[str | None, list[Verdict]] = {}
+    for verdict in found:
+        if verdict.word == "falls" and verdict.defense != "none":
+            sees = verdict.worst is not None and verdict.worst.verdict == "sees"
+            fallen.setdefault(verdict.worst.attack if verdict.worst and sees else None, []).append(verdict)
+    sentences = [_falls(attack, group) for attack, group in fallen.items()]
+    sentences += [_stands(verdict) for verdict in found if verdict.word != "falls"]
+    for verdict in found:
+        if verdict.defense == "none" and verdict.worst and verdict.word == "falls":
+            worst = verdict.worst
+            sentences.append(f"Without a defence Eve gets {worst.psnr:.1f} dB ({worst.attack}), {_beside_bob(worst)}.")
+    return sentences
+
+
+def _falls(attack: str | None, group: list[Verdict]) -> str:
+    """That the defences of ``group`` fall to ``attack``, or to games alone."""
+    names = _listed([BY_NAME[verdict.defense].title for verdict in group])
+    text = f"{names[0].upper()}{names[1:]} fall{'s' if len(group) == 1 else ''}"
+    if attack is None:
+        return f"{text}: Eve gets no picture, but wins games without the key."
+    worst = max((verdict.worst for verdict in group if verdict.worst), key=lambda row: row.matching_advantage_db or 0.0)
+    return (
+        f"{text} to an Eve without the key: with {attack} she gets {worst.psnr:.1f} dB, {_beside_bob(worst)}, "
+        f"a matching advantage of {worst.matching_advantage_db:.1f} dB."
+    )
+
+
+def _stands(verdict: Verdict) -> str:
+    """What is said of a defence that does not fall."""
+    title = BY_NAME[verdict.defense].title
+    name = f"{title[0].upper()}{title[1:]}"
+    if verdict.word == "undecided":
+        total = verdict.nothing + verdict.open
+        return (
+            f"{name} is undecided: {verdict.nothing} of {total} measurements saw next to nothing; "
+            "the others need more pictures or trials."
+        )
+    if verdict.word in ("void", "not measured"):
+        return f"{name} is {verdict.word}: nothing here says whether it holds."
+    text = f"{name} {verdict.word.replace(' with gaps', ', with gaps,')} against what was measured here: "
+    text += f"all {verdict.nothing} measurements saw next to nothing"
+    if verdict.named and verdict.named.control_won:
+        text += f"; Eve names the picture at most {at_most(verdict.named.high)} % of the time"
+    return text + ". That is no proof."
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _beside_bob(row: PictureRow) -> str:
+    """How far a row is from Bob, over the same pictures."""
+    below = row.below_bob_db or 0.0
+    if abs(below) < 0.05:
+        return "as much as Bob"
+    return f"{abs(below):.1f} dB {'less' if below > 0 else 'more'} than Bob"
+
+
+def limits(results: Results) -> list[str]:
+    """What the verdict does not cover."""
+    settings, found = results.settings, verdicts(results)
+    said = []
+    if settings.pictures < FEW_PICTURES:
+        said.append(f"{settings.pictures} pictures, {settings.optimised_pictures} for {optimised()}: the intervals are wide.")
+    if any(row.verdict is not None for row in results.rows):
+        # where none of n pictures leaks, at most 3 / n of all do, with 95 % confidence
+        rare = " or ".join(str(count // 3) for count in dict.fromkeys((settings.pictures, settings.optimised_pictures)))
+        said.append(f"These are means over pictures: a leak of fewer than one picture in {rare} may have been missed.")
+    void = sorted({name for verdict in found for name in verdict.void})
+    if void:
+        said.append(
+            f"Void, in whole or in part: {_listed(void)}. Each failed, or was not tried, where it must win, so its low figures "
+            "show nothing."
+        )
+    missing = sorted({name for verdict in found for name in verdict.missing})
+    if missing:
+        everywhere = len(results.bundles) * len(settings.eve_snrs) * len(settings.precisions) == 1
+        said.append(f"Not measured{'' if everywhere else ', or not everywhere'}: {_listed(missing)}.")
+    gains = [(verdict.defense, verdict.misuse.matching_advantage_db) for verdict in found if verdict.misuse]
+    if gains:
+        told = _listed([f"{gain:.1f} dB under {BY_NAME[name].title}" for name, gain in gains])
+        said.append(
+            f"Not judged: one key for several packets, which semseal never sends. It gives Eve a matching advantage of {told}."
+        )
+    return said
+
+
+def optimised() -> str:
+    """The attacks that are measured on few pictures."""
+    return _listed([attack.name for attack in ATTACKS if attack.optimised])
+
+
+def counts(verdict: Verdict) -> str:
+    """What is behind the word: figures that count, then attacks that do not."""
+    parts = [(verdict.sees, "saw something"), (verdict.nothing, "saw nothing"), (verdict.open, "open")]
+    parts += [(len(verdict.void), "void"), (len(verdict.missing), "not measured")]
+    return ", ".join(f"{count} {what}" for count, what in parts if count)
+
+
+def at_most(rate: float) -> str:
+    """An upper bound in per cent with two digits, rounded up so that it stays one."""
+    digits = 1 if rate < 0.099 else 0
+    return f"{math.ceil(round(100 * rate * 10**digits, 6)) / 10**digits:.{digits}f}"
+
+
+def percent(rate: float) -> str:
+    """A rate in per cent with two digits."""
+    return f"{100 * rate:.1f}" if rate < 0.0995 else f"{100 * rate:.0f}"

@@ -1,0 +1,69 @@
+"""The tables of made-up audits, and of the two whose results are in docs/."""
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from madeup import EVERY_ATTACK, PICTURES, made_up
+from rich.console import Console
+from semseal.runtime.audit.results import Results
+from semseal.runtime.audit.tables import leakage_tables, markdown_tables, paper_table, print_results, tally_table, verdict_table
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module", params=["eves", "snrs"])
+def earlier(request) -> Results:
+    return Results.from_json((ROOT / f"docs/results-{request.param}.json").read_text())
+
+
+def test_tables_fit_a_terminal_of_80_columns(earlier):
+    precisions, mains = earlier.settings.precisions, earlier.mains
+    tables = [verdict_table(earlier), tally_table(earlier), *(paper_table(earlier, main) for main in mains)]
+    tables += [table for name in precisions for table in leakage_tables(earlier, 10.0, name)]
+    assert len(tables) == 1 + 1 + len(mains) + 2 * len(mains) * len(precisions)
+    for results in (made_up(11, EVERY_ATTACK), made_up(11, EVERY_ATTACK, control=11)):
+        found = [verdict_table(results), *leakage_tables(results, 10.0, "fp32")]
+        assert len(found) == 3
+        tables += found
+    for table in tables:
+        console = Console(width=80, record=True, file=io.StringIO())
+        console.print(table)
+        lines = console.export_text().splitlines()
+        assert "…" not in "".join(lines)
+        assert len(lines) <= table.row_count + 8  # one line for each row
+
+
+def test_a_terminal_says_void_in_one_word():
+    attacks = tuple(name for name in PICTURES if name != "reused-stream")  # which sees here
+    table = leakage_tables(made_up(11, attacks, control=11), 10.0, "fp32")[0]
+    for column in table.columns[1:]:
+        assert set(column.cells) <= {"void", "-"}
+
+
+def test_the_terminal_gets_every_part(earlier, tmp_path):
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_results(console, earlier, tmp_path, earlier.settings)
+    text = console.export_text()
+    parts = ["Tables I to IV, main 10 dB", "adaptive attacks, Eve", "games, Eve", "orderings, paired",
+             "what an eavesdropper sees", "Mix holds, with gaps", "Not measured, or not everywhere", "matching advantage: how",
+             str(tmp_path / "report.html")]  # fmt: skip
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+
+
+def test_markdown_has_every_table(earlier):
+    text, settings = markdown_tables(earlier), earlier.settings
+    places = len(earlier.mains) * len(settings.eve_snrs) * len(settings.precisions)
+    assert text.count("### Adaptive attacks: ") == places
+    for table in ("### Verdict", "### Table I: no defence", "### Table II: permutation + substitution", "### Orderings"):
+        assert table in text
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({line.count("|") for line in block.splitlines()}) == 1
+    for row in earlier.rows:
+        if row.verdict is not None:
+            figures = rf"{row.psnr:.2f} ± {row.psnr_95:.2f} / {row.ssim:.3f} ± {row.ssim_95:.3f}, advantage"
+            assert f"{figures} {row.matching_advantage_db:+.2f} ± {row.matching_advantage_95:.2f}, {row.verdict} |" in text
+    for game in earlier.games:
+        assert f"| {game.value:.3f} [{game.low:.3f}, {game.high:.3f}], {game.verdict} |" in text
