@@ -64,6 +64,7 @@ def deploy(
     capabilities: Sequence[int] = (),
     *,
     signing_key: Ed25519PrivateKey | None,
+    force: bool = False,
 ) -> Bundle:
     """Make every precision and plan of two fp32 graphs, measure parity with the reference, and write the bundle.
 
@@ -104,6 +105,7 @@ def deploy(
             "parity": {"data": "photos", **measure_parity(encode, decode, graphs, images, model["h"])},
         },
         signing_key,
+        force,
     )
 
 

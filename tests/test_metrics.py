@@ -118,7 +118,7 @@ def test_auc_interval_covers_the_truth(shift, spread):
     assert auc(np.arange(9.0), np.arange(9.0) - 1, level=0.99).low < auc(np.arange(9.0), np.arange(9.0) - 1).low
 
 
-def test_luck_is_the_p_value_of_the_test():
+def test_p_values_are_those_of_the_tests():
     assert metrics.p_value_of_rate(0, 10, 0.5) == 1
     assert metrics.p_value_of_rate(10, 10, 0.5) == pytest.approx(2**-10)
     assert metrics.p_value_of_rate(2, 2, 0.01) == pytest.approx(1e-4)
