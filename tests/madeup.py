@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from semseal.runtime.audit.attack_table_stub import ATTACKS, BY_NAME
+from semseal.runtime.audit.attacks import ATTACKS, BY_NAME
 from semseal.runtime.audit.results import AuditedBundle, GameResult, Reconstructions, Results
 from semseal.runtime.audit.settings import Cell, Settings
 from semseal.runtime.audit.verdict import count_figures, game_rows, orderings, picture_rows

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from semseal.runtime.attacks import whitebox
-from semseal.runtime.audit.attack_table_stub import ATTACKS
+from semseal.runtime.audit.attacks import ATTACKS
 from semseal.runtime.audit.figures import ATTACK_STYLES, DEFENSE_STYLES, Point, advantages, move_apart, rates
 from semseal.runtime.audit.report import write_first_look, write_report
 from semseal.runtime.audit.results import Reconstructions, Results

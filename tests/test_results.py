@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from madeup import EVERY_ATTACK, made_up
-from semseal.runtime.audit.attack_table_stub import BY_NAME
+from semseal.runtime.audit.attacks import BY_NAME
 from semseal.runtime.audit.results import Results
 from semseal.runtime.defense.defenses import BY_NAME as DEFENSE_BY_NAME
 from semseal.runtime.errors import AuditError

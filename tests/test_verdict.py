@@ -7,7 +7,7 @@ import pytest
 from madeup import EVERY_ATTACK, PICTURES, changed, made_up
 from semseal.runtime import metrics
 from semseal.runtime.audit import paper
-from semseal.runtime.audit.attack_table_stub import ATTACKS
+from semseal.runtime.audit.attacks import ATTACKS
 from semseal.runtime.audit.results import GameResult, Reconstructions
 from semseal.runtime.audit.settings import Cell
 from semseal.runtime.audit.verdict import count_figures, game_rows, orderings, picture_rows, verdicts, worst_rate

@@ -13,9 +13,18 @@ from functools import lru_cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from semseal.runtime.attacks import accumulate, blackbox, bruteforce, learned, ordering, reuse, rowmatching, whitebox
-from semseal.runtime.attacks.distinguishing import chosen_pairs, distinguish, link
-from semseal.runtime.attacks.identification import learn, which
+from semseal.runtime.attacks import (
+    accumulate,
+    blackbox,
+    bruteforce,
+    distinguishing,
+    identification,
+    learned,
+    ordering,
+    reuse,
+    rowmatching,
+    whitebox,
+)
 from semseal.runtime.audit.practice import schemes_of, simulate, under_one_key
 from semseal.runtime.audit.results import GameResult
 from semseal.runtime.audit.scene import Images, Rows, Scene
@@ -84,7 +93,7 @@ def _no_key(scene: Scene, cell: Cell, _: Advance) -> Images:
 
 def _row_ordering(scene: Scene, cell: Cell, _: Advance) -> Images:
     received = scene.received_rows(scene.images, DEFENSES[cell.defense], _snr(cell), 1)
-    return _ordered(scene, _likeness(scene, _snr(cell)), received)
+    return _ordered(scene, _row_model(scene, _snr(cell)), received)
 
 
 def _brute_force(scene: Scene, cell: Cell, _: Advance) -> Images:
@@ -92,7 +101,7 @@ def _brute_force(scene: Scene, cell: Cell, _: Advance) -> Images:
     permutations, swapped = schemes_of(scene, DEFENSES[cell.defense])
     rows = []
     for group in received:
-        found = bruteforce.search(_likeness(scene, _snr(cell)), list(group), permutations, swapped)
+        found = bruteforce.search(_row_model(scene, _snr(cell)), list(group), permutations, swapped)
         rows.append(ordering.arrange(group.reshape(-1, group.shape[2]), found.order))
     return scene.decode(np.concatenate(rows))
 
@@ -100,7 +109,7 @@ def _brute_force(scene: Scene, cell: Cell, _: Advance) -> Images:
 def _row_matching(scene: Scene, cell: Cell, advance: Advance) -> Images:
     few, settings = scene.images[: scene.settings.optimised_pictures], scene.settings.matching
     received = scene.received_rows(few, DEFENSES[cell.defense], _snr(cell), 1)
-    rows = _in_order(_likeness(scene, _snr(cell)), received).reshape(received.shape)
+    rows = _in_order(_row_model(scene, _snr(cell)), received).reshape(received.shape)
     told = _in_seconds(advance, ROW_MATCHING_S)
     found = rowmatching.invert(scene.surrogate, rows, scene.mean_picture, settings, settings.steps // 3, advance=told)
     return scene.best_order(found.reshape(-1, *found.shape[2:]), received.shape[1])
@@ -133,7 +142,7 @@ def _reused_scheme(scene: Scene, cell: Cell, _: Advance) -> Images:
     defense, (h, r) = DEFENSES[cell.defense], scene.row_shape
     clean = np.concatenate([scene.clean_rows(scene.attacker_images[:2]), scene.clean_rows(scene.images)])
     pools = under_one_key(scene, defense, clean, _snr(cell)).reshape(-1, defense.streams * h, r)
-    found = reuse.find_places(clean[: defense.streams].reshape(1, defense.streams * h, r), pools[:1])
+    found = reuse.match_rows(clean[: defense.streams].reshape(1, defense.streams * h, r), pools[:1])
     return scene.decode(pools[:, found].reshape(clean.shape)[2:])
 
 
@@ -153,7 +162,7 @@ def _four_packets(scene: Scene, cell: Cell, _: Advance) -> Images:
     defense, snr = DEFENSES[cell.defense], _snr(cell)
     packets = np.stack([scene.received_rows(scene.images, defense, snr, 10 + k) for k in range(REPEATS)], axis=1)
     groups, repeats, streams, h, r = packets.shape
-    one, four = _likeness(scene, snr), _likeness(scene, snr + accumulate.gained(REPEATS))
+    one, four = _row_model(scene, snr), _row_model(scene, snr + accumulate.gain_db(REPEATS))
     mean = np.stack([accumulate.average(one, group.reshape(repeats, streams * h, r)) for group in packets])
     return _ordered(scene, four, mean.reshape(groups, streams, h, r))
 
@@ -165,11 +174,11 @@ def _identification(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, .
     """Every picture is sent five times, each time beside another of Eve's if rows are swapped; she receives both frames."""
     defense, snr, mine = DEFENSES[cell.defense], _snr(cell), scene.attacker_images
     practice = scene.packets(mine, np.arange(len(mine))[::-1], defense, snr, 20, generate_key())
-    eve = learn(scene.attacker_rows, practice, np.arange(len(mine)))
+    eve = identification.learn(scene.attacker_rows, practice, np.arange(len(mine)))
     rng = np.random.default_rng([scene.settings.seed, 21])
     packets = [scene.packets(scene.images, rng.permutation(len(mine)), defense, snr, 60 + k) for k in range(TRIALS_EACH)]
     truth = np.tile(np.arange(len(scene.images)), TRIALS_EACH)
-    guess = which(eve, scene.clean_rows(scene.images), np.concatenate(packets), truth)
+    guess = identification.identify(eve, scene.clean_rows(scene.images), np.concatenate(packets), truth)
     rates = (("top-1", guess.top1, guess.chance), ("true positives at 1 % false", guess.tpr_at_1_percent, 0.01))
     return tuple(GameResult(name, rate.value, rate.low, rate.high, rate.n, chance) for name, rate, chance in rates)
 
@@ -196,7 +205,7 @@ def _linkability(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, ...]
         return np.concatenate(received), np.concatenate(answers)
 
     practice = trials(scene.attacker_images, 50, generate_key(), 1)
-    game = link(*practice, *trials(scene.images, 70, None, TRIALS_EACH), 0.95)
+    game = distinguishing.linkability(*practice, *trials(scene.images, 70, None, TRIALS_EACH), 0.95)
     return (GameResult("same picture?", game.auc.value, game.auc.low, game.auc.high, len(game.scores), 0.5),)
 
 
@@ -206,12 +215,12 @@ def _distinguishing(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, .
     truth = np.arange(trials) % 2
     rng = np.random.default_rng([scene.settings.seed, 22])
     results = []
-    for i, (name, pair) in enumerate(chosen_pairs(scene.images[0], scene.images[1]).items()):
+    for i, (name, pair) in enumerate(distinguishing.chosen_pairs(scene.images[0], scene.images[1]).items()):
         practice, packets = (
             scene.packets(pair[truth], rng.integers(len(scene.attacker_images), size=trials), defense, snr, 30 + 2 * i + k, key)
             for k, key in enumerate((generate_key(), None))
         )
-        game = distinguish(scene.clean_rows(pair), practice, truth, packets, truth, 1 - 0.05 / PAIRS)
+        game = distinguishing.distinguish(scene.clean_rows(pair), practice, truth, packets, truth, 1 - 0.05 / PAIRS)
         results.append(GameResult(name, game.auc.value, game.auc.low, game.auc.high, len(game.scores), 0.5))
     return tuple(results)
 
@@ -228,19 +237,19 @@ def _in_seconds(advance: Advance, seconds: float) -> Callable[[int], None]:
     return lambda pictures: advance(pictures * seconds)
 
 
-def _ordered(scene: Scene, likeness: ordering.Likeness, received: Rows) -> Images:
-    return scene.best_order(scene.decode(_in_order(likeness, received)), received.shape[1])
+def _ordered(scene: Scene, model: ordering.RowModel, received: Rows) -> Images:
+    return scene.best_order(scene.decode(_in_order(model, received)), received.shape[1])
 
 
-def _in_order(likeness: ordering.Likeness, received: Rows) -> Rows:
-    """The rows [groups * streams, h, r] of every group by likeness."""
+def _in_order(model: ordering.RowModel, received: Rows) -> Rows:
+    """The rows [groups * streams, h, r] of every group by the model of rows."""
     groups, streams, h, r = received.shape
     pools = received.reshape(groups, streams * h, r)
-    return np.concatenate([ordering.arrange(pool, ordering.order(likeness, pool, streams)) for pool in pools])
+    return np.concatenate([ordering.arrange(pool, ordering.order(model, pool, streams)) for pool in pools])
 
 
 @lru_cache(maxsize=2)  # of one packet and of four; a scene is large, so no more are held
-def _likeness(scene: Scene, snr: float) -> ordering.Likeness:
+def _row_model(scene: Scene, snr: float) -> ordering.RowModel:
     return ordering.fit(scene.attacker_rows, snr)
 
 
@@ -256,7 +265,7 @@ def _is_one_map(defense: Defense) -> bool:
 ATTACKS = (
     Attack(
         "white-box",
-        "the paper's: optimises a picture until the transmitter would send what was received",
+        "the paper's: optimises a picture until the transmitter would send what she received",
         "the weights of the transmitter",
         "none",
         _white_box,
@@ -266,24 +275,24 @@ ATTACKS = (
     ),
     Attack(
         "black-box",
-        "the paper's: a small network trained on what the defence sends",
+        "the paper's: trains a small network on what the defended link sends",
         "images of her own",
         "none",
         _black_box,
-        cost=lambda settings: BLACK_BOX_S * settings.blackbox_steps * blackbox.BATCH,
+        cost=lambda settings: BLACK_BOX_S * settings.blackbox_steps * blackbox.BATCH_SIZE,
         published=True,
     ),
-    Attack("no-key", "feeds what she received to Bob's decoder as it is", "nothing else", "none", _no_key),
+    Attack("no-key", "feeds what she received straight to Bob's decoder", "nothing else", "none", _no_key),
     Attack(
         "row-ordering",
-        "puts rows back by their likeness; no key, no scheme list",
+        "puts the rows back in order by their likeness; no key, no scheme list",
         "images of her own",
         "permute",
         _row_ordering,
     ),
     Attack(
         "brute-force",
-        "has the scheme sets and tries them",
+        "has the scheme sets and tries them all",
         "the scheme sets P and S, and images of her own",
         "permute",
         _brute_force,
@@ -291,23 +300,23 @@ ATTACKS = (
     ),
     Attack(
         "learned-inverse",
-        "a U-Net trained on the defence under random keys",
+        "trains a U-Net on the defence under random keys",
         "images of her own",
         "none",
         _learned_inverse,
-        cost=lambda settings: LEARNED_S * settings.learned_steps * learned.BATCH,
+        cost=lambda settings: LEARNED_S * settings.learned_steps * learned.BATCH_SIZE,
     ),
     Attack(
         "set-inverse",
-        "the same, blind to the order of rows",
+        "trains the same network, blind to the order of rows",
         "images of her own",
         "permute",
         _set_inverse,
-        cost=lambda settings: SET_S * settings.learned_steps * learned.BATCH,
+        cost=lambda settings: SET_S * settings.learned_steps * learned.BATCH_SIZE,
     ),
     Attack(
         "row-matching",
-        "white-box, rows matched inside the optimisation",
+        "runs white-box and matches rows inside the optimisation",
         "the weights of the transmitter, and images of her own",
         "permute",
         _row_matching,
@@ -316,7 +325,7 @@ ATTACKS = (
     ),
     Attack(
         "reused-scheme",
-        "one known pair under a V that was used again; semseal never does that",
+        "undoes a V that was used again, from one known pair; semseal never does that",
         "the pictures of one pair under the same V",
         "permute",
         _reused_scheme,
@@ -325,7 +334,7 @@ ATTACKS = (
     ),
     Attack(
         "reused-stream",
-        "64 known packets under a key stream that was used again; semseal never does that",
+        "undoes a key stream that was used again, from 64 known packets; semseal never does that",
         "the pictures of 64 packets under the same key stream, and images of her own",
         "permute",
         _reused_stream,

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from semseal.runtime.audit.attack_table_stub import ATTACKS
+from semseal.runtime.audit.attacks import ATTACKS
 from semseal.runtime.defense.defenses import DEFENSES
 
 WIDTH_PX = 356  # fits a phone of 390 pixels without being scaled down

@@ -70,7 +70,7 @@ def _one_scheme(scene: Scene, defense: Defense, n: int) -> NDArray[np.int32]:
     permutations, swapped = schemes_of(scene, defense)
     permutation = permutations[0]
     table = index.compose(permutation, np.zeros(h, bool) if swapped is None else swapped[0], permutation)
-    return index.spread(np.tile(table, (n, 1)), frames, frames ^ 1)
+    return index.absolute(np.tile(table, (n, 1)), frames, frames ^ 1)
 
 
 def _concealed(defense: Defense, rows: Rows, rng: np.random.Generator) -> Rows:

@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 from semseal.runtime import metrics
 from semseal.runtime.audit import paper, tables, wording
 from semseal.runtime.audit import verdict as judging
-from semseal.runtime.audit.attack_table_stub import ATTACKS
-from semseal.runtime.audit.attack_table_stub import BY_NAME as ATTACK_BY_NAME
+from semseal.runtime.audit.attacks import ATTACKS
+from semseal.runtime.audit.attacks import BY_NAME as ATTACK_BY_NAME
 from semseal.runtime.audit.figures import Point, advantages, rates
 from semseal.runtime.audit.results import Images, Ordering, PictureRow, Results
 from semseal.runtime.audit.settings import Cell

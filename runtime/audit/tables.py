@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from semseal.runtime.audit import paper
-from semseal.runtime.audit.attack_table_stub import ATTACKS
+from semseal.runtime.audit.attacks import ATTACKS
 from semseal.runtime.audit.results import GameRow, Ordering, PictureRow, Results
 from semseal.runtime.audit.settings import Settings
 from semseal.runtime.audit.verdict import verdicts

@@ -22,7 +22,7 @@ from itertools import product
 
 from semseal.runtime import metrics
 from semseal.runtime.audit import paper
-from semseal.runtime.audit.attack_table_stub import ATTACKS, BY_NAME
+from semseal.runtime.audit.attacks import ATTACKS, BY_NAME
 from semseal.runtime.audit.results import GameResult, GameRow, Ordering, PictureRow, Reconstructions, Results
 from semseal.runtime.audit.settings import Cell
 from semseal.runtime.defense.defenses import BY_NAME as DEFENSE_BY_NAME

@@ -2,7 +2,7 @@
 
 import math
 
-from semseal.runtime.audit.attack_table_stub import ATTACKS
+from semseal.runtime.audit.attacks import ATTACKS
 from semseal.runtime.audit.results import PictureRow, Results
 from semseal.runtime.audit.verdict import Verdict, verdicts
 from semseal.runtime.defense.defenses import BY_NAME
