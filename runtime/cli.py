@@ -28,7 +28,8 @@ from semseal.runtime.errors import SemsealError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from semseal.runtime.audit.matrix import Settings
+    from semseal.runtime.audit.results import Results
+    from semseal.runtime.audit.settings import Settings
     from semseal.runtime.bundle import Bundle
 
 out = Console(emoji=False)
@@ -39,19 +40,19 @@ PRECISIONS = click.Choice(["fp32", "fp16", "int8"])
 PLAN_ENGINES = click.Choice([engine for engine in ENGINES if engine.startswith("tensorrt")])  # the others run the graphs
 
 
-class LazyChoice(click.Choice):  # type: ignore[type-arg]  # click 8.1 has no parameter
-    """A Choice whose names are imported when they are first asked for, not when the program starts."""
+class LazyChoice(click.ParamType):
+    """A click.Choice whose names are imported when they are first asked for, not when the program starts."""
+
+    name = "choice"
 
     def __init__(self, names: Callable[[], Sequence[str]]) -> None:
-        super().__init__(())
-        del self.choices
         self._names = names
 
-    def __getattr__(self, name: str) -> Any:
-        if name != "choices":
-            raise AttributeError(name)
-        self.choices = tuple(self._names())
-        return self.choices
+    def get_metavar(self, param: click.Parameter, *_: Any) -> str:  # later versions of click pass a context
+        return f"[{'|'.join(self._names())}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return click.Choice(self._names()).convert(value, param, ctx)
 
 
 def _presets() -> Sequence[str]:
@@ -61,9 +62,9 @@ def _presets() -> Sequence[str]:
 
 
 def _attacks() -> Sequence[str]:
-    from semseal.runtime.audit.matrix import ATTACKS
+    from semseal.runtime.audit.attacks import BY_NAME
 
-    return ATTACKS
+    return tuple(BY_NAME)
 
 
 def _example(*lines: str) -> str:
@@ -281,8 +282,8 @@ def audit(bundles: tuple[str, ...], data: str, folder: Path, jobs: int, budget: 
 
     settings = _settings(**asked)
     judged = tuple(defense for defense in settings.defenses if defense != "none")
-    if budget is not None and ("which" not in settings.attacks or not judged):
-        raise click.UsageError("--budget judges the attack 'which' under a defence; measure both")
+    if budget is not None and ("identification" not in settings.attacks or not judged):
+        raise click.UsageError("--budget judges the attack 'identification' under a defence; measure both")
     try:
         results = run_audit([Path(name) for name in bundles], data, folder, settings, jobs)
     except KeyboardInterrupt:
@@ -305,7 +306,7 @@ def _settings(
 ) -> "Settings":
     """What the options of ``audit`` ask for."""
     from semseal.runtime.attacks import whitebox
-    from semseal.runtime.audit.matrix import ATTACKS, DEFENSES, FULL, PRECISIONS, QUICK
+    from semseal.runtime.audit.matrix import FULL, PRECISIONS, QUICK
 
     settings = dataclasses.replace(QUICK if quick else FULL, seed=seed)
     if white_box == "paper":
@@ -323,19 +324,19 @@ def _settings(
 
     return dataclasses.replace(
         settings,
-        defenses=chosen(defenses, DEFENSES, settings.defenses),
-        attacks=chosen(attacks, ATTACKS, settings.attacks),
+        defenses=chosen(defenses, FULL.defenses, settings.defenses),
+        attacks=chosen(attacks, FULL.attacks, settings.attacks),
         precisions=chosen(precisions, PRECISIONS, settings.precisions),
     )
 
 
-def _judge(results: dict[str, Any], settings: "Settings", judged: tuple[str, ...], budget: float) -> None:
+def _judge(results: "Results", settings: "Settings", judged: tuple[str, ...], budget: float) -> None:
     """Exit with 1 unless Eve's rate in naming the picture is within the budget, under every defence that was asked for."""
     from semseal.runtime.audit.verdict import worst_rate
 
-    games = results["games"]  # those of earlier runs too
-    games = [game for game in games if game["eve_snr"] in settings.eve_snrs and game["precision"] in settings.precisions]
-    worst = worst_rate(games, judged)
+    # there may be those of earlier runs too
+    games = [game for game in results.games if game.eve_snr in settings.eve_snrs and game.precision in settings.precisions]
+    worst = worst_rate(tuple(games), judged)
     if worst is not None and worst <= budget:
         return
     found = "was not measured" if worst is None else f"may be as high as {worst:.4f} (upper 95 % bound)"

@@ -18,7 +18,7 @@ from semseal.runtime.signing import owner_key
 TINY = dataclasses.replace(
     FULL, pictures=8, optimised_pictures=6, attacker_pictures=12, blackbox_steps=8,
     whitebox=dataclasses.replace(whitebox.FAST, steps=5), eve_snrs=(0.0, 10.0),
-    defenses=tuple(paper.PLACES), attacks=("white-box", "black-box"),
+    defenses=tuple(paper.TABLES), attacks=("white-box", "black-box"),
 )  # fmt: skip
 
 
@@ -171,7 +171,7 @@ def test_the_papers_figures():
     assert paper.eve("black-box", "permute", 0, 20) == (13.25, 0.13)
     assert paper.eve("black-box", "substitute", 20, 20) == (17.29, 0.28)
     assert paper.eve("black-box", "none", 5, 10) is None
-    for defense in paper.PLACES:
+    for defense in paper.TABLES:
         for attack in ("white-box", "black-box"):
             assert all(paper.eve(attack, defense, eve, main) for eve in paper.SNRS for main in paper.SNRS)
 

@@ -10,7 +10,7 @@ from semseal.runtime.audit.cell import answer, file_name, is_game, measure, read
 from semseal.runtime.audit.matrix import FULL, cells
 from semseal.runtime.audit.scene import Scene
 from semseal.runtime.audit.settings import Cell
-from semseal.runtime.audit.verdict import figures, game_rows, picture_rows
+from semseal.runtime.audit.verdict import count_figures, game_rows, picture_rows
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense.defenses import BY_NAME, DEFENSES
 from semseal.runtime.pictures import open_pictures
@@ -37,7 +37,7 @@ def done(setting, tmp_path_factory):
         measure(scene, cell, folder / file_name(cell))
     pictures = {cell: read_reconstructions(folder / file_name(cell)) for cell in planned if not is_game(cell)}
     games = {cell: read_games(folder / file_name(cell)) for cell in planned if is_game(cell)}
-    among = figures(pictures, games)
+    among = count_figures(pictures, games)
     return folder, picture_rows(pictures, among), game_rows(games, among)
 
 

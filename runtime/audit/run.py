@@ -23,12 +23,13 @@ from semseal.runtime.audit.attacks import ATTACKS, BY_NAME, PICTURE_S
 from semseal.runtime.audit.cell import file_name, is_game, measure, read_games, read_reconstructions
 from semseal.runtime.audit.code import digest_of_code
 from semseal.runtime.audit.matrix import FULL, both, cells
-from semseal.runtime.audit.report import markdown_tables, write_first_look, write_report
+from semseal.runtime.audit.report import write_first_look, write_report
 from semseal.runtime.audit.results import AuditedBundle, Results
 from semseal.runtime.audit.scene import ENGINE, Images, Scene
 from semseal.runtime.audit.settings import Cell, Settings
 from semseal.runtime.audit.surrogate import why_unsupported
-from semseal.runtime.audit.verdict import Games, Pictures, figures, game_rows, orderings, picture_rows
+from semseal.runtime.audit.tables import markdown_tables
+from semseal.runtime.audit.verdict import Games, Pictures, count_figures, game_rows, orderings, picture_rows
 from semseal.runtime.bundle import Bundle, open_bundle
 from semseal.runtime.environment import Environment, environment
 from semseal.runtime.errors import AuditError
@@ -82,7 +83,7 @@ def summarise(
     pictures: Pictures, games: Games, bundles: list[Bundle], data: str, settings: Settings, skipped: dict[str, str]
 ) -> Results:
     """The results of these cells: environment, seeds, rows with intervals, games, and the orderings."""
-    among = figures(pictures, games)
+    among = count_figures(pictures, games)
     return Results(
         what="semseal audit",
         environment=_environment(),
