@@ -1,4 +1,4 @@
-"""The learned inverses: what they can know of rows, what they practise on, and what they answer."""
+"""The learned inverses: what they can know about rows, what they practise on, and what they reconstruct."""
 
 import numpy as np
 import pytest
@@ -19,11 +19,11 @@ SWAPS = ("substitute", "permute+substitute")
 
 
 def scene_of(bundle):
-    """12 pictures that are sent, 60 of Eve's."""
+    """12 pictures that are sent, 60 of the attacker's images."""
     bundle = open_bundle(bundle)
     size = bundle.height, bundle.width
-    images, own = open_pictures("photos", "valid").take(12, *size), open_pictures("photos", "test").take(60, *size, seed=1)
-    return Scene(bundle, images, own, threads=1)
+    images, attacker = open_pictures("photos", "valid").take(12, *size), open_pictures("photos", "test").take(60, *size, seed=1)
+    return Scene(bundle, images, attacker, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -98,18 +98,18 @@ def test_permuted_rows_are_those_of_the_picture_in_an_order_of_their_own(scene, 
 
 @both
 @pytest.mark.parametrize("defense", SWAPS)
-def test_a_pair_swaps_half_of_its_rows_at_the_same_places(scene, on_air, defense):
+def test_a_pair_swaps_half_of_its_rows_at_the_same_positions(scene, on_air, defense):
     h = scene.bundle.h
     rows = on_air(scene, defense, SILENT, np.arange(60))
     picture, row = origin(rows, scene.own_rows)
     assert rows.shape == (60, 2, *scene.rows)
-    own = picture == np.arange(60)[:, None, None]
-    partner = picture.reshape(-1, 2 * h)[~own.reshape(-1, 2 * h)].reshape(-1, h)
+    mine = picture == np.arange(60)[:, None, None]
+    partner = picture.reshape(-1, 2 * h)[~mine.reshape(-1, 2 * h)].reshape(-1, h)
     assert (partner == partner[:, :1]).all()  # one other picture
     assert len(np.unique(partner[:, 0])) > 25
-    assert (own[:, 0].sum(axis=1) == h - h // 2).all()
-    assert (own[:, 0] != own[:, 1]).all()
-    assert len(np.unique(own[:, 0], axis=0)) > 25
+    assert (mine[:, 0].sum(axis=1) == h - h // 2).all()
+    assert (mine[:, 0] != mine[:, 1]).all()
+    assert len(np.unique(mine[:, 0], axis=0)) > 25
     pooled = np.sort((picture * h + row).reshape(-1, 2 * h), axis=1)
     assert (np.diff(pooled) > 0).all()  # every row of the two once
     if defense == "substitute":
@@ -122,7 +122,7 @@ def test_every_order_and_every_half_is_as_likely_in_practice(odd):
     n, h = 3000, odd.bundle.h
     chosen = np.zeros(n, int)
     _, row = origin(simulated(odd, "permute", SILENT, chosen), odd.own_rows[:1])
-    counts = (row[:, 0, :, None] == np.arange(h)).sum(axis=0)  # place, row
+    counts = (row[:, 0, :, None] == np.arange(h)).sum(axis=0)  # position, row
     assert np.abs(counts - n / h).max() < 4.5 * np.sqrt(n * (1 / h) * (1 - 1 / h))
     rows = simulated(odd, "substitute", SILENT, chosen)
     mine = np.abs(rows[:, 0] - odd.own_rows[0]).max(axis=2) < 1e-4
@@ -137,8 +137,8 @@ def test_mixed_packets_keep_the_energy_and_nothing_else(small, on_air):
     assert packets.shape == (60, 1, *small.rows)
     clean, packets = small.own_rows[0].ravel(), packets.reshape(60, -1)
     assert np.square(packets).sum(axis=1) == pytest.approx(np.square(clean).sum(), rel=1e-4)
-    alike = np.corrcoef(np.concatenate([clean[None], packets])) - np.eye(61)
-    assert np.abs(alike).max() < 0.5  # 0.07 is their standard deviation
+    similar = np.corrcoef(np.concatenate([clean[None], packets])) - np.eye(61)
+    assert np.abs(similar).max() < 0.5  # 0.07 is their standard deviation
     # neither signs nor a shuffle leave other magnitudes
     moved = np.abs(np.sort(np.abs(packets)) - np.sort(np.abs(clean))).max(axis=1)
     assert moved.min() > 0.05
@@ -230,7 +230,7 @@ def test_ordered_rows_have_an_order(streams):
         assert apart(network(received.flip(1)), network(received)).min() > 1e-4
 
 
-def test_ordered_rows_become_places_of_the_features():
+def test_ordered_rows_become_positions_in_the_features():
     """Row, column, channel: what a row of symbols holds, channel fastest."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)

@@ -16,8 +16,8 @@ With several streams, the first is Alice's packet and the others were received b
 Success is reported as by Carlini, Chien, Nasr, Song, Terzis and Tramèr, "Membership inference attacks from first principles"
 (IEEE S&P 2022): how often the best guess is right, and the true positive rate at 1 % false positives, because an average hides
 an attack that is certain about a few pictures. Learning Gaussian likelihoods on the attacker's own data is theirs too. Chance
-is 1/M and 1 %. Not possible even in principle: where half of an even number of rows is swapped, a single stream belongs to the
-partner's picture as much as to Alice's.
+is 1/M and 1 %. What no attack can do: where exactly half of the rows are swapped, a single stream belongs to the partner's
+picture as much as to Alice's.
 
 Positive control: without a defence and under row permutation, Eve must name nearly every picture. If she does not, a low figure
 elsewhere says nothing. The inner structure of a mixing is not used: where its last step is public, undo it and play again.

@@ -5,8 +5,9 @@
 
 Eve knows: the deployed transmitter and receiver, her SNR, the attacker's images, and the pictures behind k of the packets. The
 secret packet was sent under the same V (or the same key stream). She does not know K, V or the scheme sets.
-She does, for schemes: she sends the known pictures through her own transmitter and finds each of their rows among the received
-ones (linear assignment, squared distances, summed over packets). 256 known packets, one for each p, give away the set P itself.
+She does, for schemes: she sends the known pictures through the transmitter herself and finds each of their rows among the
+received ones (linear assignment, squared distances, summed over packets). 256 known packets, one for each p, give away the set
+P itself.
 She does, for mixing: an orthogonal map preserves inner products, whichever map it is and however it is keyed, so each known
 packet is one linear measurement of the secret one. Under a Gaussian prior estimated from all the pictures she has, the answer
 is the least-squares one. k packets span k dimensions, so complete recovery takes k = N, and recognition far fewer.
@@ -69,7 +70,7 @@ def unmix(
 
 
 def _unexplained_variance(pictures: NDArray[np.float32]) -> float:
-    """The variance per real value that half of the pictures, float32 [2 or more, N] of mean 0, leaves unexplained in the rest."""
+    """The variance per real value that half of the pictures, float32 [2 or more, N] of mean 0, leaves open in the rest."""
     a, b = pictures[::2], pictures[1::2]
     products = (a @ a.T).astype(np.float64)
     products += RIDGE_FRACTION * np.trace(products) / len(a) * np.eye(len(a))

@@ -1,7 +1,7 @@
-"""The deployed ONNX graph as a differentiable torch function: what Eve gets out of a transmitter she has bought.
+"""The deployed ONNX graph as a differentiable torch function: what Eve extracts from a transmitter that she has bought.
 
-The weights are read from the deployed file itself, so the white-box attack needs neither the training code nor the
-training checkpoint, and works on any graph of the operators below.
+The weights are read from the deployed file itself, so the white-box attacks need neither the training code nor a checkpoint,
+and work on any graph made of the operators below.
 """
 
 import functools
@@ -23,7 +23,7 @@ _Node = tuple[onnx.NodeProto, dict[str, Any]]
 
 
 class Surrogate(nn.Module):
-    """Runs ``graph`` in torch. Its inputs are tensors in the graph's order; it returns the first output."""
+    """Runs ``graph`` in torch. Takes tensors in the order of the graph's inputs and returns its first output."""
 
     def __init__(self, graph: bytes) -> None:
         super().__init__()
@@ -33,12 +33,15 @@ class Surrogate(nn.Module):
         ]
         unknown = sorted({node.op_type for node, _ in self._nodes} - _OPERATORS.keys())
         if unknown:
-            raise GraphError(f"the white-box attack cannot differentiate the operators {', '.join(unknown)}")
+            raise GraphError(
+                f"the white-box attacks cannot differentiate the operators {', '.join(unknown)}",
+                "leave these attacks out, or add the operators to runtime/audit/surrogate.py",
+            )
         constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self._inputs = [value.name for value in model.graph.input if value.name not in constants]
         self._output = model.graph.output[0].name
         self._nodes = _join_prelu(self._nodes, constants, self._output)
-        # shapes and axes are read as lists while running; only what enters arithmetic is a tensor
+        # shapes and axes are used as lists; only what takes part in the arithmetic is a tensor
         self._lists = {name: array.reshape(-1).tolist() for name, array in constants.items() if array.dtype == np.int64}
         tensors = {name: _tensor(array) for name, array in constants.items() if array.dtype != np.int64}
         for node, attributes in list(self._nodes):
@@ -59,17 +62,17 @@ class Surrogate(nn.Module):
 
 
 def why_unsupported(transmitter: bytes, height: int, width: int, h: int) -> str:
-    """Why a transmitter's graph for pictures of that size, with h feature rows, cannot be differentiated; empty if it can."""
+    """Why a transmitter's graph for pictures of this size, with h feature rows, cannot be differentiated; empty if it can."""
     try:
         with torch.no_grad():
             Surrogate(transmitter)(torch.zeros(1, 3, height, width), torch.arange(h, dtype=torch.int32)[None])
     except GraphError as error:
-        return str(error)
+        return error.message
     return ""
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:
-    """A weight as torch likes it; half precision becomes float32."""
+    """A weight in the memory layout that is fastest in torch; half precision becomes float32."""
     tensor = torch.from_numpy(array.astype(np.float32) if array.dtype == np.float16 else array.copy())
     return tensor.contiguous(memory_format=torch.channels_last) if array.ndim == 4 else tensor
 
@@ -79,7 +82,7 @@ def _key(name: str) -> str:
 
 
 def _join_prelu(nodes: list[_Node], constants: dict[str, NDArray[Any]], output: str) -> list[_Node]:
-    """Max(x, slope * x), which engines prefer to PRelu, as the PRelu it is: the gradient of a maximum is slow, ties and all."""
+    """Turn Max(x, slope * x), which engines run faster than PRelu, back into PRelu: the gradient of a maximum is slow."""
     uses = Counter([output] + [name for node, _ in nodes for name in node.input])
     scaled = {
         node.output[0]: node
@@ -97,11 +100,11 @@ def _join_prelu(nodes: list[_Node], constants: dict[str, NDArray[Any]], output: 
 
 
 class _PRelu(torch.autograd.Function):
-    """PReLU out of operators with vector code in bf16 too; its own gradient has none, with one slope or with many."""
+    """PReLU built from operators that torch vectorises in bf16 too; it does not vectorise the gradient of its own PReLU."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:
-        slopes = torch.empty_like(x[:1]).copy_(slope)  # as large as an image: short rows of channels are slow to broadcast
+        slopes = torch.empty_like(x[:1]).copy_(slope)  # as large as an image: broadcasting a value per channel is slow
         ctx.save_for_backward(x, slopes)
         return torch.lerp(x.relu(), x, slopes)
 
@@ -112,9 +115,9 @@ class _PRelu(torch.autograd.Function):
 
 
 def _pad(attributes: dict[str, Any], x: Tensor) -> tuple[Tensor, list[int]]:
-    """ONNX pads [top, left, bottom, right] as (padded input, what torch pads symmetrically)."""
+    """Input and padding for torch from ONNX pads [top, left, bottom, right]; unequal pads are applied to the input here."""
     if attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
-        raise GraphError("auto_pad is not supported; export with explicit pads")
+        raise GraphError("auto_pad is not supported", "export the transmitter with explicit pads")
     pads = attributes.get("pads", [0, 0, 0, 0])
     if pads[:2] == pads[2:]:
         return x, pads[:2]
@@ -137,7 +140,7 @@ def _conv(attributes: dict[str, Any], x: Tensor, weight: Tensor, bias: Tensor | 
 def _conv_transpose(attributes: dict[str, Any], x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     pads = attributes.get("pads", [0, 0, 0, 0])
     if pads[:2] != pads[2:]:
-        raise GraphError("ConvTranspose with unequal pads is not supported")
+        raise GraphError("ConvTranspose with unequal pads is not supported", "export the transmitter with symmetric pads")
     return F.conv_transpose2d(
         x,
         weight,
@@ -155,17 +158,19 @@ def _reshape(attributes: dict[str, Any], x: Tensor, shape: list[int]) -> Tensor:
 
 
 def _cast(attributes: dict[str, Any], x: Tensor) -> Tensor:
-    """Half precision is computed in float32 here: its rounding is far below the noise, and its gradient the same."""
+    """Half precision is computed in float32 here: its rounding is far below the noise, and the gradient is the same."""
     kind = onnx.TensorProto.DataType.Name(attributes["to"])
     if kind not in ("FLOAT", "FLOAT16"):
-        raise GraphError(f"Cast to {kind} is not supported")
+        raise GraphError(f"Cast to {kind} is not supported", "export the transmitter with casts between FLOAT and FLOAT16 only")
     return x
 
 
 def _quantize(attributes: dict[str, Any], x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
     """8-bit levels, as floats; the gradient passes straight through the rounding, as in quantisation-aware training."""
     if scale.numel() != 1 or zero is None or zero.dtype != torch.int8 or zero.any():
-        raise GraphError("QuantizeLinear must be to int8, symmetric, one scale per tensor")
+        raise GraphError(
+            "QuantizeLinear must be to int8, symmetric, with one scale per tensor", "quantise the transmitter that way"
+        )
     level = x / scale
     return (level + (level.round() - level).detach()).clamp(-128, 127)
 
@@ -174,13 +179,13 @@ def _dequantize(attributes: dict[str, Any], x: Tensor, scale: Tensor, zero: Tens
     if scale.numel() > 1:
         scale = scale.reshape(-1, *[1] * (x.ndim - 1 - attributes.get("axis", 1) % x.ndim))
     if zero is not None and zero.any():
-        raise GraphError("DequantizeLinear with a zero point other than 0 is not supported")
+        raise GraphError("DequantizeLinear with a zero point other than 0 is not supported", "quantise symmetrically")
     return x.float() * scale
 
 
 def _depth_to_space(attributes: dict[str, Any], x: Tensor) -> Tensor:
     if attributes.get("mode", b"DCR") != b"CRD":
-        raise GraphError("DepthToSpace is supported in mode CRD only")
+        raise GraphError("DepthToSpace is supported in mode CRD only", "torch.nn.PixelShuffle exports as that")
     return F.pixel_shuffle(x, attributes["blocksize"])
 
 
