@@ -44,7 +44,7 @@ ATTACKS = (
     Attack("reused-stream", "undoes a key stream that was used again, from 64 known packets", "64 pictures sent", "permute",
            lambda defense: defense.name in ("permute", "mix"), misuse=True),
     Attack("four-packets", "receives each picture four times, under fresh keys", "the defence", "permute"),
-    Attack("identification", "names the picture among those that she knows", "the pictures that may be sent", "none", game=True),
+    Attack("identification", "names the picture among those that she knows", "what may be sent", "none", game=True),
     Attack("linkability", "says whether two packets show the same picture", "the defence", "none", game=True),
     Attack("distinguishing", "says which of two chosen pictures was sent", "both pictures", "none", game=True),
 )  # fmt: skip
