@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 from semseal.runtime.attacks import whitebox
 from semseal.runtime.audit.attacks import ATTACKS
@@ -167,11 +168,12 @@ def test_the_page_of_an_earlier_audit(name, tmp_path):
         if row.matching_advantage_db is not None:
             assert f"advantage {row.matching_advantage_db:+.1f} ± {row.matching_advantage_95:.1f}<" in page
     for ordering in results.orderings:
-        assert f"<td>{ordering.claim}</td>" in page
+        assert f"<td>{escape(ordering.claim)}</td>" in page
     for attack in ATTACKS:
-        assert f"<dt>{attack.name}</dt><dd>{attack.title}" in page
+        assert f"<dt>{attack.name}</dt><dd>{escape(attack.title)}" in page
     assert page.count("<svg") == len(results.mains) * (len({row.defense for row in results.rows if row.verdict}) + 1)
-    assert Image.open(tmp_path / "first-look.png").height == 36 + 24
+    with Image.open(tmp_path / "first-look.png") as look:
+        assert look.size == (6 * (36 + 6) - 6, 36 + 24)  # sent, Bob, both attacks without and with the defence
 
 
 # figures

@@ -144,6 +144,11 @@ class Results:
         """The main SNRs, one for each bundle."""
         return tuple(bundle.main_snr for bundle in self.bundles)
 
+    @property
+    def judged(self) -> tuple[PictureRow | GameRow, ...]:
+        """Every row with a verdict: those about Eve."""
+        return (*(row for row in self.rows if row.verdict is not None), *self.games)
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 

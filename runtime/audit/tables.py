@@ -67,7 +67,7 @@ def paper_defenses(results: Results) -> tuple[str, ...]:
 
 def paper_lines(results: Results, defense: str) -> list[Line[PictureRow]]:
     """One of Tables I to IV, a column for each main SNR, at the first precision."""
-    wanted = [("Bob", "bob", defense, None)]
+    wanted: list[tuple[str, str, str, float | None]] = [("Bob", "bob", defense, None)]
     for snr in results.settings.eve_snrs:
         wanted += [(f"{attack}, Eve {snr:g} dB", attack, defense, snr) for attack in PUBLISHED]
     wanted.append(("mean picture", "mean-picture", "none", None))
@@ -91,7 +91,7 @@ def tally(found: Sequence[Ordering]) -> list[Tally]:
 
 def defenses(results: Results) -> tuple[str, ...]:
     """Those that anything of Eve's was measured against, controls too."""
-    there = {row.defense for row in (*results.rows, *results.games) if row.verdict is not None}
+    there = {row.defense for row in results.judged}
     return tuple(defense.name for defense in DEFENSES if defense.name in there)
 
 

@@ -267,10 +267,10 @@ def verdicts(results: Results) -> tuple[Verdict, ...]:
 
 def _verdict(results: Results, defense: str) -> Verdict:
     misused = {attack.name for attack in ATTACKS if attack.misuse}
-    everything = [row for row in results.rows if row.defense == defense and row.verdict is not None]
-    rows = [row for row in everything if row.attack not in misused]
-    games = [row for row in results.games if row.defense == defense]
-    words = [row.verdict for row in (*rows, *games)]
+    rows = [row for row in results.rows if row.defense == defense and row.verdict is not None]
+    games = [game for game in results.games if game.defense == defense]
+    counted = [row for row in results.judged if row.defense == defense and row.attack not in misused]
+    words = [row.verdict for row in counted]
     missing = _missing(results, defense)
     return Verdict(
         defense=defense,
@@ -278,11 +278,11 @@ def _verdict(results: Results, defense: str) -> Verdict:
         sees=words.count("sees"),
         nothing=words.count("nothing"),
         open=words.count("open"),
-        void=tuple(dict.fromkeys(row.attack for row in (*rows, *games) if row.verdict == "void")),
+        void=tuple(dict.fromkeys(row.attack for row in counted if row.verdict == "void")),
         missing=missing,
         worst=max(
-            (row for row in rows if row.verdict != "void"),
-            key=lambda row: (row.verdict == "sees", row.matching_advantage_db),
+            (row for row in rows if row.verdict != "void" and row.attack not in misused),
+            key=lambda row: (row.verdict == "sees", row.matching_advantage_db or 0.0),
             default=None,
         ),
         named=max(
@@ -291,7 +291,7 @@ def _verdict(results: Results, defense: str) -> Verdict:
             default=None,
         ),
         misuse=max(
-            (row for row in everything if row.attack in misused and row.verdict == "sees"),
+            (row for row in rows if row.attack in misused and row.verdict == "sees"),
             key=lambda row: row.matching_advantage_db or 0.0,
             default=None,
         ),
@@ -302,11 +302,8 @@ def _missing(results: Results, defense: str) -> tuple[str, ...]:
     """The attacks, misuse left out, that were not measured against ``defense`` everywhere that the audit went."""
     settings = results.settings
     places = list(product(results.mains, settings.eve_snrs, settings.precisions))
-    there = {
-        (row.attack, row.main_snr, row.eve_snr, row.precision)
-        for row in (*results.rows, *results.games)
-        if row.defense == defense
-    }
+    judged = [row for row in results.judged if row.defense == defense]
+    there = {(row.attack, row.main_snr, row.eve_snr, row.precision) for row in judged}
     return tuple(
         attack.name
         for attack in ATTACKS
