@@ -129,7 +129,7 @@ def export(run: Path, bundle: Path, sign: Path | None, **deployed: Any) -> None:
 @_deployed
 def pack(transmitter: Path, receiver: Path, snr: float, bundle: Path, sign: Path | None, **deployed: Any) -> None:
     """Bring your own model: any pair of ONNX files becomes a bundle, with power normalisation and the scheme index."""
-    from semseal.export.pack.whole import pack as make
+    from semseal.export.pack import pack as make
     from semseal.runtime.signing import owner_key
 
     key = owner_key(sign)

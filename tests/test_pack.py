@@ -25,7 +25,7 @@ from foreign import (
     written,
 )
 from onnx import TensorProto, helper, numpy_helper
-from semseal.export.pack.whole import pack, pack_graphs
+from semseal.export.pack import pack, pack_graphs
 from semseal.export.tensorrt import build_plan
 from semseal.runtime.audit.surrogate import Surrogate
 from semseal.runtime.defense import index
