@@ -153,9 +153,9 @@ def model_digest(transmitter_sha256: str, receiver_sha256: str) -> bytes:
 
 
 def write_bundle(
-    path: Path, files: dict[str, bytes], manifest: dict[str, Any], signing_key: Ed25519PrivateKey | None
+    path: Path, files: dict[str, bytes], manifest: dict[str, Any], signing_key: Ed25519PrivateKey | None, force: bool = False
 ) -> Bundle:
-    """Write files by name and the signed manifest with their digests, all or nothing; an older bundle is replaced.
+    """Write files by name and the signed manifest with their digests, all or nothing; ``force`` replaces a bundle, whole.
 
     Names are ``SIDE.PRECISION.onnx``, ``engines/SIDE.PRECISION.ENGINE.engine`` and ``.engine.json``. The model's digest is
     filled in. ``signing_key`` is None for a packaged bundle and for no other. Raises BundleError when ``path`` is anything
@@ -171,6 +171,8 @@ def write_bundle(
         raise BundleError(f"a bundle needs {' and '.join(missing)}")
     if others or (held and not (path / MANIFEST).is_file()):
         raise BundleError(f"{path} is neither empty nor a bundle; choose another --out")
+    if held and not force:
+        raise BundleError(f"{path} holds a bundle already", "choose another folder, or replace it, whole, with --force")
     for name, data in files.items():
         if name.endswith(".onnx"):
             _check_graph(path / name, data)
