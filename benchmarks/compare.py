@@ -22,11 +22,11 @@ from typing import Any
 
 import click
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from semseal.export.cut import without_gather
 from semseal.export.mixing import with_mix
 from semseal.export.onnx import export_graphs
 from semseal.export.quantize import to_fp16, to_int8
@@ -61,19 +61,6 @@ def interleave(candidates: dict[str, Callable[[], Any]], rounds: int) -> dict[st
             if round_ >= 0:
                 seconds[names[i]][round_] = taken
     return seconds
-
-
-def without_index(graph: bytes) -> bytes:
-    """The transmitter with its rows left where they are."""
-    model = onnx.load_model_from_string(graph)
-    gather = next(node for node in model.graph.node if node.op_type == "Gather")
-    for node in model.graph.node:
-        node.input[:] = [gather.input[0] if name == gather.output[0] else name for name in node.input]
-    model.graph.node.remove(gather)
-    del model.graph.value_info[:]
-    del model.graph.input[1:]
-    data: bytes = model.SerializeToString()
-    return data
 
 
 def costs(seconds: dict[str, NDArray[np.float64]]) -> dict[str, dict[str, float]]:
@@ -150,7 +137,7 @@ def main(rounds: int, path: Path | None) -> None:
         mixing = with_mix(graph, "transmitter", config.h, config.w * config.c, config.c)
         sides["transmitter"] |= {
             f"{name} {precision}": engine(name, graph, image, identity),
-            f"{name} {precision}, no index": engine(name, without_index(graph), image),
+            f"{name} {precision}, no index": engine(name, without_gather(graph), image),
             f"{name} {precision}, index": engine(name, graph, image, scheme),
             f"{name} {precision}, mix": engine(name, mixing, image, *signs, keys.index),
         }

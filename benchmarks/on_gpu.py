@@ -450,12 +450,13 @@ def graph_engine(name: str, bundle: Bundle, precision: str, cpu: dict[str, Engin
 def plan_engine(
     name: str, bundle: Bundle, precision: str, bare: bool, cpu: dict[str, Engine], images: Any, device: Any, copied: Any
 ) -> dict[str, Any]:
-    from semseal.export.tensorrt import build_plan, without_index
+    from semseal.export.cut import bare_network
+    from semseal.export.tensorrt import build_plan
 
     plans = {}
     for side in cpu:
         graph = bundle.graph(side, precision)
-        plans[side] = build_plan(name, without_index(graph, side) if bare else graph, (1, 1, 8))
+        plans[side] = build_plan(name, bare_network(graph, side) if bare else graph, (1, 1, 8))
     run = {side: open_plan(name, plan) for side, plan in plans.items()}
     return {
         **check_link(run, cpu, images, bundle.h, precision),

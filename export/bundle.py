@@ -1,7 +1,6 @@
 """A run -> a bundle, with the proof that the deployed graphs do what the trained model did."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +21,7 @@ from semseal.runtime.bundle import Bundle, write_bundle
 from semseal.runtime.engine import open_engine
 from semseal.runtime.pictures import open_pictures
 from semseal.train.config import TrainConfig
-from semseal.train.fit import load_run
+from semseal.train.fit import last_row, load_run
 
 PRECISIONS = ("fp32", "fp16", "int8")
 PARITY_PICTURES = 12
@@ -32,7 +31,7 @@ CALIBRATION_PICTURES = 32
 def export_run(run: Path, out: Path, **deployed: Any) -> Bundle:
     """Write the bundle of a finished run; ``deploy`` says how, and takes the other arguments.
 
-    Raises FileNotFoundError or ValueError for a bad run, and what ``deploy`` raises.
+    Raises TrainingError for a folder that is no finished run, and what ``deploy`` raises.
     """
     model = load_run(run)
     config = TrainConfig.read(run)
@@ -47,7 +46,7 @@ def export_run(run: Path, out: Path, **deployed: Any) -> Bundle:
         return model.decode(torch.from_numpy(symbols)).numpy()
 
     sizes = {name: getattr(config.model, name) for name in ("height", "width", "h", "w", "c")}
-    training = {**dataclasses.asdict(config), "last": json.loads((run / "log.jsonl").read_text().splitlines()[-1])}
+    training = {**dataclasses.asdict(config), "last": last_row(run)}
     manifest = {"model": sizes, "snr_db": float(config.snr_db), "training": training}
     return deploy(out, transmitter, receiver, encode, decode, manifest, **deployed)
 
@@ -71,8 +70,8 @@ def deploy(
     ``encode`` maps images to symbols [batch, N, 2], ``decode`` maps them back; ``manifest`` brings "model" (height, width,
     h, w, c) and "snr_db". fp32 is always made; ``engines`` names those of ``tensorrt``, ``tensorrt-rtx`` whose plans are
     built, the latter for ``capabilities`` (86 for 8.6; empty: this machine's GPU). ``signing_key`` is the owner's, None for a
-    packaged bundle. Raises BundleError for ``out``, ValueError for a precision that is none, EngineError where a plan cannot
-    be built.
+    packaged bundle. ``force`` replaces a bundle at ``out``, whole. Raises BundleError for ``out``, ValueError for a precision
+    that does not exist, GraphError where one cannot be made, EngineError where a plan cannot be built.
     """
     unknown = [precision for precision in precisions if precision not in PRECISIONS]
     if unknown:
@@ -105,19 +104,19 @@ def deploy(
             "parity": {"data": "photos", **measure_parity(encode, decode, graphs, images, model["h"])},
         },
         signing_key,
-        force,
+        force=force,
     )
 
 
 def _calibration(transmitter: bytes, model: dict[str, int], snr_db: float) -> dict[str, list[dict[str, NDArray[Any]]]]:
-    """What each side sees of photographs that are not measured on: pictures, and their symbols over the channel."""
+    """What each side is given for photographs that parity is not measured on: pictures, and their symbols over the channel."""
     images = open_pictures("photos", "train").take(CALIBRATION_PICTURES, model["height"], model["width"])
     identity = np.arange(model["h"], dtype=np.int32)[None]
     run = open_engine("onnxruntime-cpu", transmitter)
     symbols = np.concatenate([run(image[None], identity) for image in images]).view(np.complex64)[..., 0]
     noise = channel.draw_noise(len(symbols), symbols.shape[1], np.random.default_rng(1))
-    heard = channel.awgn(symbols, noise, snr_db)[..., None].view(np.float32)
+    received = channel.awgn(symbols, noise, snr_db)[..., None].view(np.float32)
     return {
         "transmitter": [{"image": image[None], "index": identity} for image in images],
-        "receiver": [{"symbols": row[None], "index": identity} for row in heard],
+        "receiver": [{"symbols": row[None], "index": identity} for row in received],
     }

@@ -1,10 +1,10 @@
-"""A trained run as two ONNX graphs, each one self-contained file.
+"""A trained run as two ONNX graphs, each a self-contained file.
 
     transmitter.onnx   image [batch, 3, height, width], index [batch, h] -> symbols [batch, N, 2]
     receiver.onnx      symbols [frames, N, 2], index [batch, h]          -> image [batch, 3, height, width]
 
 The scheme index is an input, int32, and one Gather on axis 0 over the rows of all frames; nothing secret is in a graph.
-``frames`` and ``batch`` differ at the receiver, because a partner's frame is gathered from but need not be decoded.
+``frames`` and ``batch`` differ at the receiver, because a partner's frame is gathered from without being decoded.
 """
 
 import logging
@@ -20,7 +20,7 @@ OPSET = 20
 
 
 class TransmitterGraph(nn.Module):
-    """Images and scheme index to symbols; power is normalised before rows are swapped, so Bob can undo the swap exactly."""
+    """Images and scheme index to symbols; power is normalised before the swap of rows, so Bob can undo the swap exactly."""
 
     def __init__(self, model: DeepJSCC) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class TransmitterGraph(nn.Module):
 
 
 class ReceiverGraph(nn.Module):
-    """Heard symbols and inverse scheme index to images."""
+    """Received symbols and inverse scheme index to images."""
 
     def __init__(self, model: DeepJSCC) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ def export_graphs(model: DeepJSCC) -> tuple[bytes, bytes]:
 def _export(module: nn.Module, args: tuple[Tensor, ...], axes: dict[str, dict[int, Dim]], output: str) -> bytes:
     """One graph; ``axes`` names the inputs in order and their dynamic axes."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
+        warnings.simplefilter("ignore")  # the exporter warns about its own deprecations
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
             module.eval(),
@@ -76,7 +76,7 @@ def _export(module: nn.Module, args: tuple[Tensor, ...], axes: dict[str, dict[in
         )
     assert program is not None
     graph = program.model_proto
-    # names that say what a node is for, no traces of the exporting machine's source files
+    # names that say what a node is for, and no traces of the exporting machine's source files
     convolutions = [i for i, node in enumerate(graph.graph.node) if node.op_type in ("Conv", "ConvTranspose")]
     for i, node in enumerate(graph.graph.node):
         after = output == "symbols" and i > convolutions[-1]

@@ -1,4 +1,4 @@
-"""Parity in link terms: what the deployed graphs cost in dB, against the model that they were made from.
+"""Parity in link terms: what the deployed graphs cost in dB, compared with the model that they were made from.
 
 images ── transmitter ──> symbols ──> + noise at 0, 10, 20 dB ──> receiver ──> PSNR
           reference or a precision    the same draw for all       reference or a precision
@@ -12,7 +12,6 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 from semseal.runtime import channel
-from semseal.runtime.defense import index
 from semseal.runtime.engine import open_engine
 from semseal.runtime.metrics import psnr
 
@@ -28,17 +27,16 @@ def measure_parity(
     """Reference ``encode`` (images to symbols [batch, N, 2]) and ``decode`` against graphs by (side, precision).
 
     Every CPU engine that is installed runs every precision at the transmitter alone, at the receiver alone, and at both.
-    Returns rows of PSNR in dB at each SNR, the largest difference of a symbol and of a picture without noise, the power per
-    symbol over the images, and which provider of ONNX Runtime was given which operators.
+    Returns rows of PSNR in dB at each SNR, the largest difference in a symbol and in a pixel without noise, the range of the
+    power per symbol over the images, and which operators ONNX Runtime assigned to which provider.
     """
-    places = np.arange(len(images))
-    identity = index.absolute(np.tile(index.identity(h), (len(images), 1)), places, places)
+    identity = np.arange(len(images) * h, dtype=np.int32).reshape(len(images), h)
     symbols = encode(images)
     clean = decode(symbols)
     noise = channel.draw_noise(len(images), symbols.shape[1], np.random.default_rng(NOISE_SEED))
 
     def link(sent: NDArray[np.float32], receive: Side) -> dict[str, float]:
-        pictures = (receive(_heard(sent, noise, snr)) for snr in SNRS)
+        pictures = (receive(_received(sent, noise, snr)) for snr in SNRS)
         return {f"{snr:.0f}": float(psnr(images, picture).mean()) for snr, picture in zip(SNRS, pictures, strict=True)}
 
     rows = [{"engine": "reference", "transmitter": "reference", "receiver": "reference", "psnr": link(symbols, decode)}]
@@ -49,8 +47,8 @@ def measure_parity(
             run_receiver = open_engine(engine, graphs["receiver", precision])
             sent = run_transmitter(images, identity)
 
-            def receive(heard: NDArray[np.float32], run: Callable[..., NDArray[np.float32]] = run_receiver) -> Any:
-                return run(heard, identity)
+            def receive(received: NDArray[np.float32], run: Callable[..., NDArray[np.float32]] = run_receiver) -> Any:
+                return run(received, identity)
 
             for names, row_sent, row_receive in (
                 ((precision, "reference"), sent, decode),
@@ -70,13 +68,13 @@ def measure_parity(
     return {"pictures": len(images), "noise_seed": NOISE_SEED, "rows": rows, "differences": differences, "providers": providers}
 
 
-def _heard(symbols: NDArray[np.float32], noise: NDArray[np.complex64], snr_db: float) -> NDArray[np.float32]:
+def _received(symbols: NDArray[np.float32], noise: NDArray[np.complex64], snr_db: float) -> NDArray[np.float32]:
     on_air = np.ascontiguousarray(symbols).view(np.complex64)[..., 0]
     return channel.awgn(on_air, noise, snr_db)[..., None].view(np.float32)
 
 
 def _providers(graph: bytes) -> dict[str, dict[str, int]]:
-    """Which execution provider of ONNX Runtime was given which operators, and how many of each."""
+    """The operators that ONNX Runtime assigned to each execution provider, and how many of each."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")

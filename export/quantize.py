@@ -1,4 +1,4 @@
-"""FP16 and INT8 forms of a deployed graph: the precision lives in the graph, as strongly typed TensorRT wants it.
+"""FP16 and INT8 forms of a deployed graph: the precision is part of the graph, as strongly typed TensorRT requires.
 
 FP16   casts at the ends; power normalisation and the scheme index stay in float32, so on-air power is exact
 INT8   Q/DQ in front of every convolution and matrix product, none behind: activations run on the accumulator, and an
@@ -23,16 +23,18 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 from onnxruntime.transformers.onnx_model import OnnxModel
 from semseal.export.rewrite import equalize
 from semseal.runtime.engine import open_engine
+from semseal.runtime.errors import GraphError
 
 LAYERS = ("Conv", "Gemm", "MatMul")
-PERCENTILE = 99.999  # of the magnitudes; the few beyond it saturate
+CALIBRATION_PERCENTILE = 99.999  # of the magnitudes; the few beyond it saturate
 EQUALIZATIONS = [(strength, quantile) for strength in (0.5, 0.7, 0.85, 1.0) for quantile in (0.9999, 1.0)]
 
 
 def to_fp16(graph: bytes) -> bytes:
     """The graph in half precision with float32 inputs and outputs.
 
-    At the transmitter, power normalisation and all that follows stay in float32.
+    At the transmitter, power normalisation and all that follows stay in float32. Raises GraphError for a graph that has no
+    such form.
     """
     model = onnx.load_model_from_string(graph)
     names = [node.name for node in model.graph.node]
@@ -50,16 +52,14 @@ def to_fp16(graph: bytes) -> bytes:
     with contextlib.redirect_stdout(io.StringIO()):  # it prints where it cannot infer a shape
         converted.remove_useless_cast_nodes()
     converted.topological_sort()
-    onnx.checker.check_model(converted.model, full_check=True)
-    data: bytes = converted.model.SerializeToString(deterministic=True)
-    return data
+    return _checked(converted.model, "fp16")
 
 
 def to_int8(graph: bytes, feeds: Sequence[dict[str, NDArray[Any]]]) -> bytes:
     """The graph in 8 bits, calibrated on ``feeds``: inputs of the graph by name, one picture each.
 
     Of several equalizations of the channels, the one whose output is nearest to the float graph's on ``feeds`` is taken.
-    Raises ValueError for a graph without a layer to quantise.
+    Raises GraphError for a graph without a layer to quantise, and for one that has no such form.
     """
     expected = _outputs(graph, feeds)
     best, least = b"", np.inf
@@ -81,11 +81,11 @@ def _quantize(graph: bytes, feeds: Sequence[dict[str, NDArray[Any]]]) -> bytes:
     layers = [node for node in model.graph.node if node.op_type in LAYERS]
     reads_picture = [node.name for node in layers if node.input[0] == "image"]
     if len(layers) == len(reads_picture):
-        raise ValueError(f"nothing to quantise: the graph has no {', '.join(LAYERS)} beyond its input; leave out int8")
+        raise GraphError(f"nothing to quantise: the graph has no {', '.join(LAYERS)} beyond its input", "leave out int8")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         before, after = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
         onnx.save(model, before)
-        logging.disable(logging.WARNING)  # it asks for a pre-processing that the graph has had
+        logging.disable(logging.WARNING)  # it recommends a pre-processing that has been done
         try:
             quantize_static(
                 before,
@@ -104,18 +104,26 @@ def _quantize(graph: bytes, feeds: Sequence[dict[str, NDArray[Any]]]) -> bytes:
                     "QuantizeBias": False,
                     "MatMulConstBOnly": True,
                     "OpTypesToExcludeOutputQuantization": list(LAYERS),
-                    "CalibPercentile": PERCENTILE,
+                    "CalibPercentile": CALIBRATION_PERCENTILE,
                 },
             )
         finally:
             logging.disable(logging.NOTSET)
         quantized = onnx.load(after)
-    onnx.checker.check_model(quantized, full_check=True)
-    data: bytes = quantized.SerializeToString(deterministic=True)
+    return _checked(quantized, "int8")
+
+
+def _checked(model: onnx.ModelProto, precision: str) -> bytes:
+    """The bytes of a converted model. Raises GraphError where the conversion left an invalid graph."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise GraphError(f"the graph has no valid {precision} form: {error}", f"leave out {precision}") from None
+    data: bytes = model.SerializeToString(deterministic=True)
     return data
 
 
-class _Feeds(CalibrationDataReader):  # the quantiser asks for one
+class _Feeds(CalibrationDataReader):  # the quantiser takes nothing else
     def __init__(self, feeds: Sequence[dict[str, NDArray[Any]]]) -> None:
         self.left = iter(feeds)
 

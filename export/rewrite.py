@@ -1,9 +1,9 @@
 """The same function in faster operators; every step is exact up to float32 rounding.
 
-    ConvTranspose, stride 1   ->  Conv with the kernel turned round
+    ConvTranspose, stride 1   ->  Conv with the kernel flipped
     ConvTranspose, stride s   ->  Conv to s*s times the channels, then DepthToSpace: one small convolution for each of the
                                   s*s phases of the output grid, instead of a scatter
-    PRelu, slopes at most 1   ->  Max(x, slope * x), two elementwise kernels that every engine vectorises
+    PRelu, slopes up to 1     ->  Max(x, slope * x), two elementwise kernels that every engine vectorises
 
 ONNX Runtime's ConvTranspose and PRelu are scalar code on a CPU; ConvTranspose is also never quantised, while Conv is.
 """
@@ -42,14 +42,15 @@ def rewrite(graph: bytes) -> bytes:
 
 
 def equalize(graph: bytes, feeds: Sequence[dict[str, NDArray[Any]]], strength: float, quantile: float) -> bytes:
-    """Bring the channels between two convolutions to one range, which is what 8 bits for a whole tensor want.
+    """Bring the channels between two convolutions to one range, as one scale of 8 bits for the whole tensor requires.
 
     A channel is divided by a scale in the first convolution (weights and bias) and multiplied by it in the weights of the
-    second; activations between them let a positive factor through. Exact up to rounding. The scale is
+    second; activations between them let a positive factor pass. Exact up to rounding. The scale is
     range^strength / weight^(1 - strength): range is the ``quantile`` of the channel's magnitudes over ``feeds`` (inputs of
     the graph by name), weight the largest magnitude of the second convolution's weights for it. Strength 1 gives all
-    channels one range, less than 1 spares the second weights. After cross-layer equalization (Nagel et al., Data-Free
-    Quantization Through Weight Equalization and Bias Correction, ICCV 2019) and SmoothQuant (Xiao et al., ICML 2023).
+    channels the same range; less than 1 spares the weights of the second. After cross-layer equalization (Nagel et al.,
+    Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019) and SmoothQuant (Xiao et al., ICML
+    2023).
     """
     model = onnx.load_model_from_string(graph)
     weights = _weights(model)
@@ -80,7 +81,7 @@ def _weights(model: onnx.ModelProto) -> Weights:
 
 
 def _rebuild(model: onnx.ModelProto, nodes: list[onnx.NodeProto], weights: Weights) -> bytes:
-    """The model of these nodes and those of the weights that they use, checked."""
+    """The model with these nodes and the weights that they use, checked."""
     used = {name for node in nodes for name in node.input} | {output.name for output in model.graph.output}
     graph = helper.make_graph(
         nodes,
@@ -100,7 +101,7 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def _convolution(node: onnx.NodeProto, weights: Weights) -> list[onnx.NodeProto]:
-    """The nodes that replace a transposed convolution, or the node itself where it is not of the kind described above."""
+    """The nodes that replace a transposed convolution, or the node itself where no replacement is exact."""
     given = _attributes(node)
     kernel = weights.get(node.input[1])  # [in, out, k, k]
     if kernel is None or kernel.ndim != 4 or given.get("group", 1) != 1:
@@ -136,13 +137,13 @@ def _convolution(node: onnx.NodeProto, weights: Weights) -> list[onnx.NodeProto]
 
 
 def _plain(conv: onnx.NodeProto, weights: Weights, uses: Counter[str]) -> bool:
-    """A convolution over all channels whose weights are constants of its own."""
-    own = all(name in weights and uses[name] == 1 for name in conv.input[1:])
-    return own and weights[conv.input[1]].ndim == 4 and _attributes(conv).get("group", 1) == 1
+    """A convolution over all channels whose weights are constants that nothing else uses."""
+    unshared = all(name in weights and uses[name] == 1 for name in conv.input[1:])
+    return unshared and weights[conv.input[1]].ndim == 4 and _attributes(conv).get("group", 1) == 1
 
 
 def _conv_before(name: str, made_by: dict[str, onnx.NodeProto], uses: Counter[str]) -> onnx.NodeProto | None:
-    """The convolution whose channels reach ``name`` through homogeneous activations, and nothing else but them."""
+    """The convolution whose channels reach ``name`` through homogeneous activations and nothing else."""
     while (node := made_by.get(name)) is not None and node.op_type != "Conv":
         readers = 1
         if node.op_type == "Max":  # Max(x, slope * x), as rewrite writes it
@@ -161,7 +162,7 @@ def _conv_before(name: str, made_by: dict[str, onnx.NodeProto], uses: Counter[st
 def _ranges(
     model: onnx.ModelProto, names: Sequence[str], feeds: Sequence[dict[str, NDArray[Any]]], quantile: float
 ) -> list[NDArray[np.float32]]:
-    """For each tensor [batch, channels, ...]: the largest ``quantile`` over the feeds of the magnitudes of each channel."""
+    """For each tensor [batch, channels, ...]: the ``quantile`` of each channel's magnitudes, the largest over the feeds."""
     if not names:
         return []
     probe = onnx.ModelProto()

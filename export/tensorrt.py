@@ -1,15 +1,15 @@
 """A graph -> a TensorRT plan, by the API that TensorRT 10, TensorRT 11 and TensorRT-RTX share.
 
 tensorrt        plans for the GPU it builds on, one TensorRT version, one operating system and processor
-tensorrt-rtx    plans for the GPUs named in ``capabilities``, also on a machine without a GPU; compiled to the end where they
-                are loaded
+tensorrt-rtx    plans for the GPUs named in ``capabilities``, also on a machine without a GPU; compilation is completed where
+                they are loaded
 
 Networks are strongly typed: the precision of a layer is that of its tensors in the graph (casts for FP16, Q/DQ for INT8), and
 there is no flag that changes it. TF32 is switched off, so that a plan of a float32 graph computes in float32.
 
-The scheme index stays an input. ``without_index`` cuts it off for a kernel that does its work outside the plan.
+The scheme index stays an input; ``semseal.export.cut`` takes it off for a kernel that does its work outside the plan.
 
-A plan is executable code: load only one whose digest stands in a manifest that you trust.
+A plan is executable code: load only one whose digest is in a manifest that you trust.
 """
 
 import json
@@ -23,7 +23,7 @@ from semseal.runtime.errors import EngineError
 from semseal.runtime.files import write_atomically
 from semseal.runtime.gpu.engines import TENSORRT, deserialize, tensorrt_library
 
-WORKSPACE = 2**30  # bytes of scratch memory that a plan may ask for; on a Jetson they are the CPU's as well
+WORKSPACE_BYTES = 2**30  # scratch memory that a plan may ask for; a Jetson's GPU shares it with the CPU
 
 
 def build_plan(
@@ -32,38 +32,28 @@ def build_plan(
     batch: tuple[int, int, int] = (1, 1, 64),
     capabilities: Sequence[int] | None = None,
     *,
-    workspace: int = WORKSPACE,
+    workspace: int = WORKSPACE_BYTES,
     version_compatible: bool = False,
     hardware_compatible: bool = False,
     timing_cache: Path | None = None,
 ) -> bytes:
     """The plan of an ONNX graph whose dynamic axes are named ``batch`` and ``frames``.
 
-    ``batch`` is the smallest, the optimal and the largest number of images; ``frames`` goes to twice the largest, because a
+    ``batch`` is the smallest, the optimal and the largest number of images; ``frames`` goes up to twice the largest, because a
     partner's frame is gathered from without being decoded. ``capabilities`` (tensorrt-rtx only) are compute capabilities,
     86 for 8.6; None: the GPU of this machine. ``workspace`` is in bytes. For ``tensorrt`` only: ``version_compatible`` lets
     later versions load the plan, where Runtime.engine_host_code_allowed is set, because it then carries CPU code;
     ``hardware_compatible`` lets every GPU from Ampere on load it, except a Jetson's; ``timing_cache`` is a file that makes the
-    next build quicker. Raises EngineError: package missing, graph refused (with the node), build failed.
+    next build faster. Raises EngineError: package missing, graph refused (with the node), build failed.
     """
-    smallest, optimal, largest = batch
-    if not 1 <= smallest <= optimal <= largest:
-        raise EngineError(f"batch must be 1 <= smallest <= optimal <= largest, got {batch}")
-    if engine == "tensorrt-rtx" and (version_compatible or hardware_compatible or timing_cache):
-        raise EngineError(
-            "tensorrt-rtx knows neither version_compatible nor hardware_compatible nor timing_cache: name the GPUs in "
-            "capabilities, and build again for another version"
-        )
-    if engine == "tensorrt" and capabilities is not None:
-        raise EngineError("tensorrt builds for the GPU of this machine: leave capabilities out, or take tensorrt-rtx")
-
+    _check_options(engine, batch, capabilities, version_compatible or hardware_compatible or timing_cache is not None)
     trt, logger, builder, network, _parser = _parse(engine, graph)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector tells no layers
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # otherwise the inspector lists no layers
     config.clear_flag(trt.BuilderFlag.TF32)
     if engine == "tensorrt-rtx":
-        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # or it cannot be captured in a CUDA graph
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # otherwise it cannot be captured in a CUDA graph
         _target(trt, config, capabilities)
     if version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
@@ -72,17 +62,36 @@ def build_plan(
     if timing_cache is not None:
         timings = config.create_timing_cache(timing_cache.read_bytes() if timing_cache.exists() else b"")
         if timings is None or not config.set_timing_cache(timings, ignore_mismatch=False):
-            raise EngineError(f"{timing_cache} is the timing cache of another TensorRT or another GPU: delete it")
+            raise EngineError(f"{timing_cache} is the timing cache of another TensorRT or another GPU", "delete it")
 
     config.add_optimization_profile(profile(builder, network, batch))
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        reason = _heard(logger) or "it gave no reason"
-        hint = ": pass capabilities, such as (86, 89, 120)" if engine == "tensorrt-rtx" and capabilities is None else ""
-        raise EngineError(f"{engine} {trt.__version__} cannot build the graph here{hint}: {reason}")
+        untargeted = engine == "tensorrt-rtx" and capabilities is None
+        raise EngineError(
+            f"{engine} {trt.__version__} cannot build the graph here: {_logged_errors(logger) or 'it gave no reason'}",
+            "pass capabilities, such as (86, 89, 120)" if untargeted else "semseal doctor tells what works on this machine",
+        )
     if timing_cache is not None:
         write_atomically(timing_cache, bytes(config.get_timing_cache().serialize()))
     return bytes(plan)
+
+
+def _check_options(engine: str, batch: tuple[int, int, int], capabilities: Sequence[int] | None, tensorrt_only: bool) -> None:
+    """Raises EngineError for options that do not go together."""
+    smallest, optimal, largest = batch
+    if not 1 <= smallest <= optimal <= largest:
+        raise EngineError(f"batch must be 1 <= smallest <= optimal <= largest, got {batch}", "the default is 1, 1, 64")
+    if engine == "tensorrt-rtx" and tensorrt_only:
+        raise EngineError(
+            "tensorrt-rtx has neither version_compatible nor hardware_compatible nor timing_cache",
+            "name the GPUs in capabilities, and build again for another version",
+        )
+    if engine == "tensorrt" and capabilities is not None:
+        raise EngineError(
+            f"tensorrt builds for the GPU of this machine, not for capabilities {list(capabilities)}",
+            "leave capabilities out, or use tensorrt-rtx",
+        )
 
 
 def profile(builder: Any, network: Any, batch: tuple[int, int, int]) -> Any:
@@ -94,7 +103,9 @@ def profile(builder: Any, network: Any, batch: tuple[int, int, int]) -> Any:
         shape = [tensor.get_dimension_name(axis) if size < 0 else size for axis, size in enumerate(tensor.shape)]
         unknown = [axis for axis in shape if not isinstance(axis, int) and axis not in sizes]
         if unknown:
-            raise EngineError(f"input {tensor.name} has the dynamic axis {unknown[0]!r}; only batch and frames may vary")
+            raise EngineError(
+                f"input {tensor.name} has the dynamic axis {unknown[0]!r}", "fix its size: only batch and frames may vary"
+            )
         made.set_shape(tensor.name, *([sizes[axis][k] if axis in sizes else axis for axis in shape] for k in range(3)))
     return made
 
@@ -106,18 +117,19 @@ def add_plans(
     signing_key: Ed25519PrivateKey | None,
     batch: tuple[int, int, int] = (1, 1, 64),
     capabilities: Sequence[int] | None = None,
+    force: bool = False,
 ) -> Bundle:
     """A copy of a bundle with a plan, and its report, for each of its graphs, signed by ``signing_key``.
 
-    For a device whose plans cannot be built elsewhere. Neither torch nor ONNX is needed. Raises EngineError as ``build_plan``
-    and BundleError as ``write_bundle``; nothing is written then.
+    For a device whose plans cannot be built elsewhere. Neither torch nor ONNX is needed. ``force`` replaces a bundle at
+    ``out``, whole. Raises EngineError as ``build_plan`` and BundleError as ``write_bundle``; nothing is written then.
     """
     files = {name: bundle.read(name) for name in bundle.manifest["files"]}
     sides = ("transmitter", "receiver")
     graphs = {(side, name): bundle.graph(side, name) for side in sides for name in bundle.manifest["precisions"]}
     engines = [*dict.fromkeys([*bundle.manifest.get("engines", []), engine])]
     files |= plan_files(engine, graphs, batch, capabilities)
-    return write_bundle(out, files, {**bundle.manifest, "engines": engines}, signing_key)
+    return write_bundle(out, files, {**bundle.manifest, "engines": engines}, signing_key, force=force)
 
 
 def plan_files(
@@ -126,7 +138,7 @@ def plan_files(
     batch: tuple[int, int, int] = (1, 1, 64),
     capabilities: Sequence[int] | None = None,
 ) -> dict[str, bytes]:
-    """Plans and reports of graphs by (side, precision), as a bundle's files by name. Raises EngineError."""
+    """Plans and reports for graphs by (side, precision): a bundle's files by name. Raises EngineError."""
     files = {}
     for (side, precision), graph in graphs.items():
         plan = build_plan(engine, graph, batch, capabilities)
@@ -136,7 +148,7 @@ def plan_files(
 
 
 def layer_report(engine: str, plan: bytes, graph: bytes) -> dict[str, Any]:
-    """What is in the plan of ``graph``, for a JSON file beside it.
+    """What is in the plan of ``graph``, for the JSON file beside it.
 
     ``inputs`` and ``outputs`` with name, dtype and shape (axes that vary by their name), ``bytes``, ``layers`` of the network
     that the plan was built from, and ``inspector``: what TensorRT made of them, read from the loaded plan. Loading needs a GPU;
@@ -148,7 +160,7 @@ def layer_report(engine: str, plan: bytes, graph: bytes) -> dict[str, Any]:
         loaded = deserialize(engine, plan)
         inspector = json.loads(loaded.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
     except EngineError as error:
-        reason = f"the inspector needs a GPU that the plan was built for: {error}"
+        reason = f"the inspector needs a GPU that the plan was built for: {error.message}"
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     return {
         "engine": engine,
@@ -173,31 +185,35 @@ def layer_report(engine: str, plan: bytes, graph: bytes) -> dict[str, Any]:
 def _parse(engine: str, graph: bytes) -> tuple[Any, Any, Any, Any, Any]:
     """The module, its logger, builder, network and parser (which owns the network's weights)."""
     if engine not in TENSORRT:
-        raise EngineError(f"plans are built by {' or '.join(TENSORRT)}, not by {engine!r}")
+        raise EngineError(f"{engine!r} builds no plans", f"plans are built by {' or '.join(TENSORRT)}")
     trt, logger = tensorrt_library(engine)
     logger.errors.clear()
     try:
         builder = trt.Builder(logger)
     except Exception as error:  # TensorRT's builder looks for a GPU; the binding raises what it likes
         raise EngineError(
-            f"{engine} {trt.__version__} cannot start its builder, which needs an NVIDIA GPU: {_heard(logger) or error}"
+            f"{engine} {trt.__version__} cannot start its builder: {_logged_errors(logger) or error}",
+            "build on a machine with an NVIDIA GPU",
         ) from None
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(graph):
         reasons = "; ".join(_reason(parser.get_error(i)) for i in range(parser.num_errors))
-        raise EngineError(f"{engine} {trt.__version__} refuses the graph: {reasons or 'it is no ONNX model'}")
+        raise EngineError(
+            f"{engine} {trt.__version__} refuses the graph: {reasons or 'it is no ONNX model'}",
+            "use operators that TensorRT has, or another engine",
+        )
     return trt, logger, builder, network, parser
 
 
-def _heard(logger: Any) -> str:
+def _logged_errors(logger: Any) -> str:
     """The errors since the last parse, without those that only say that there is no GPU to ask for its memory."""
     return "; ".join(error for error in dict.fromkeys(logger.errors) if not error.startswith("[checkMacros"))
 
 
 def _reason(error: Any) -> str:
     """One error of the ONNX parser, with the node."""
-    text, *_ = " ".join(error.desc().split()).split(" [checkMacros")  # the rest is of a GPU that parsing does not need
+    text, *_ = " ".join(error.desc().split()).split(" [checkMacros")  # the rest is about a GPU, which parsing does not need
     reason = "TensorRT has no such operator" if text == "false" else text
     return f"node {error.node_name()} ({error.node_operator()}): {reason}" if error.node_operator() else reason
 
@@ -209,7 +225,9 @@ def _target(trt: Any, config: Any, capabilities: Sequence[int] | None) -> None:
     if missing or not names:
         choices = ", ".join(name[2:] for name in known if name.startswith("SM"))
         what = missing[0][2:] if missing else "none"
-        raise EngineError(f"tensorrt-rtx {trt.__version__} builds for compute capabilities {choices}, got {what}")
+        raise EngineError(
+            f"tensorrt-rtx {trt.__version__} does not build for compute capability {what}", f"choose among {choices}"
+        )
     config.num_compute_capabilities = len(names)
     for i, name in enumerate(names):
         config.set_compute_capability(known[name], i)
@@ -225,75 +243,3 @@ def _dtype(tensor: Any) -> str:
     """The name that NumPy uses: float32, float16, int8."""
     name: str = tensor.dtype.name.lower()
     return {"float": "float32", "half": "float16"}.get(name, name)
-
-
-def without_index(graph: bytes, side: str) -> bytes:
-    """The network alone, for a kernel that moves the rows and normalises the power outside of it.
-
-    ``transmitter``: image -> ``features`` [batch, c, h, w], what power normalisation would read.
-    ``receiver``: ``features`` [batch, c, h, w], unpermuted, -> image.
-    Features are float32, or float16 where the network computes in it. Raises EngineError for a graph whose rows are not a
-    transposition of such features.
-    """
-    import onnx
-
-    model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(graph))
-    gather = next((node for node in model.graph.node if node.op_type == "Gather" and node.input[1] == "index"), None)
-    cut = None if gather is None else (_cut_before if side == "transmitter" else _cut_behind)(gather.input[0], model.graph)
-    if cut is None:
-        raise EngineError(f"the {side} does not gather rows of transposed features by its input index: leave the index in")
-    inputs, outputs = (["image"], [cut]) if side == "transmitter" else ([cut], [model.graph.output[0].name])
-    bare = onnx.utils.Extractor(model).extract_model(inputs, outputs)
-    for value in (*bare.graph.input, *bare.graph.output):
-        if value.name == cut:
-            value.name = "features"
-            value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    for node in bare.graph.node:
-        for names in (node.input, node.output):
-            names[:] = ["features" if name == cut else name for name in names]
-    onnx.checker.check_model(bare, full_check=True)
-    data: bytes = bare.SerializeToString(deterministic=True)
-    return data
-
-
-def _cut_before(rows: str, graph: Any) -> str | None:
-    """The features [batch, c, h, w] that all of ``rows`` is made from; None if there are none."""
-    made_by = {name: node for node in graph.node for name in node.output}
-    constants = {tensor.name for tensor in graph.initializer}
-    found, names = set(), [rows]
-    while names:
-        name = names.pop()
-        node = made_by.get(name)
-        if node is not None and _turns(node, [0, 2, 3, 1]):
-            found.add(node.input[0])
-        elif node is not None and (node.name.startswith("power/") or node.op_type == "Cast"):
-            names += node.input
-        elif name not in constants:
-            return None  # an input of the graph, or its network, gets round the features
-    if len(found) != 1:
-        return None
-    features: str = found.pop()
-    while (node := made_by.get(features)) is not None and node.op_type == "Cast":
-        features = node.input[0]
-    return features
-
-
-def _cut_behind(rows: str, graph: Any) -> str | None:
-    """The features [batch, c, h, w] that the gathered rows become, and nothing else; None if there are none."""
-    node = next(node for node in graph.node if node.op_type == "Gather" and node.input[0] == rows)
-    turned = False
-    while True:
-        readers = [reader for reader in graph.node if node.output[0] in reader.input]
-        onward = readers[0].op_type if len(readers) == 1 else ""
-        if turned and onward != "Cast":
-            cut: str = node.output[0]
-            return cut
-        if onward not in ("Reshape", "Cast", "Transpose"):
-            return None
-        node = readers[0]
-        turned = turned or _turns(node, [0, 3, 1, 2])
-
-
-def _turns(node: Any, order: list[int]) -> bool:
-    """Whether a node is the transposition by ``order``."""
-    return node.op_type == "Transpose" and [list(attribute.ints) for attribute in node.attribute] == [order]

@@ -168,7 +168,7 @@ def export(run: Path, bundle: Path, sign: Path | None, force: bool, **deployed: 
 @_deployed
 def pack(transmitter: Path, receiver: Path, snr: float, bundle: Path, sign: Path | None, force: bool, **deployed: Any) -> None:
     """Bring your own model: any pair of ONNX files becomes a bundle, with power normalisation and the scheme index."""
-    from semseal.export.pack.whole import pack as make
+    from semseal.export.pack import pack as make
     from semseal.runtime.bundle import check_free
     from semseal.runtime.signing import owner_key
 

@@ -1,3 +1,6 @@
+import re
+import shutil
+
 import numpy as np
 import onnx
 import pytest
@@ -6,7 +9,8 @@ from semseal.export.bundle import export_run
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense import index
 from semseal.runtime.engine import open_engine
-from semseal.runtime.errors import TrainingError
+from semseal.runtime.errors import BundleError, TrainingError
+from semseal.runtime.signing import owner_key
 from semseal.train.config import TrainConfig
 from semseal.train.fit import load_run
 
@@ -48,8 +52,7 @@ def test_one_self_contained_file_without_traces_of_its_maker(graph):
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_engine_matches_torch(small_run, small_bundle, small_images, batch):
     model, bundle, images = load_run(small_run), open_bundle(small_bundle), small_images(batch)
-    places = np.arange(batch)
-    identity = index.absolute(np.tile(index.identity(8), (batch, 1)), places, places)
+    identity = np.arange(batch * 8, dtype=np.int32).reshape(batch, 8)
     with torch.no_grad():
         expected = model.encode(torch.from_numpy(images))
         pictures = model.decode(expected).numpy()
@@ -89,8 +92,19 @@ def test_manifest_tells_how_exact_and_how_made(small_bundle, small_run):
     assert manifest["opset"] == 20
 
 
+def test_an_existing_bundle_is_replaced_by_force_alone_and_whole(small_run, small_bundle, tmp_path):
+    there = shutil.copytree(small_bundle, tmp_path / "bundle")
+    options = {"precisions": ("fp32",), "signing_key": owner_key()}
+    with pytest.raises(BundleError, match=re.escape(str(there))):
+        export_run(small_run, there, **options)
+    assert open_bundle(there).manifest == open_bundle(small_bundle).manifest
+    export_run(small_run, there, **options, force=True)
+    assert open_bundle(there).manifest["precisions"] == ["fp32"]
+    assert not list(there.glob("*.fp16.onnx"))
+
+
 def test_a_run_that_is_none_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is not a run"):
+    with pytest.raises(TrainingError, match="is not a run"):
         export_run(tmp_path, tmp_path / "bundle")
     (tmp_path / "config.json").write_text(TrainConfig().to_json())
     with pytest.raises(TrainingError, match="no checkpoint yet"):

@@ -14,7 +14,7 @@ from semseal.runtime.errors import PictureError, TrainingError
 from semseal.runtime.pictures import open_pictures
 from semseal.train.config import PRESETS, ModelConfig, TrainConfig
 from semseal.train.data import StepBatches
-from semseal.train.fit import load_run, train
+from semseal.train.fit import last_row, load_run, train
 
 TINY = TrainConfig(model=ModelConfig(height=16, width=16, c=2), batch=4, steps=30, warmup=4, save_every=10)
 
@@ -77,9 +77,45 @@ def test_damaged_and_missing_weights_are_named(small_run, tmp_path):
     (damaged / "weights.safetensors").write_bytes((damaged / "weights.safetensors").read_bytes()[:1000])
     with pytest.raises(TrainingError, match=r"weights.safetensors is damaged"):
         load_run(damaged)
-    with pytest.raises(FileNotFoundError, match="is not a run"):
+    with pytest.raises(TrainingError, match="is not a run"):
         train(TINY, "photos", tmp_path / "new", init=tmp_path / "none")
     assert not (tmp_path / "new").exists()
+
+
+def test_weights_and_log_of_another_run_are_named(small_run, tmp_path):
+    mixed = shutil.copytree(small_run, tmp_path / "mixed")
+    (mixed / "config.json").write_text(TrainConfig(model=ModelConfig(height=32, width=24, c=8)).to_json())
+    with pytest.raises(TrainingError, match=r"weights.safetensors does not fit the model: .*channel_encoder"):
+        load_run(mixed)
+    for text, reason in (("", "log.jsonl is empty"), ('{"step": 10}\n{"st', "log.jsonl:2 is damaged"), ("[]\n", "log.jsonl:1")):
+        (mixed / "log.jsonl").write_text(text)
+        with pytest.raises(TrainingError, match=reason):
+            last_row(mixed)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch):
+    from semseal.train import fit
+
+    real = fit._save
+
+    def stop_at_20(*args):
+        real(*args)
+        if args[4] == 20:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit, "_save", stop_at_20)
+    with pytest.raises(KeyboardInterrupt):
+        train(TINY, "photos", tmp_path / "run")
+    monkeypatch.undo()
+    checkpoint = tmp_path / "run" / "resume.ckpt"
+    whole = checkpoint.read_bytes()
+    for data in (b"", whole[:1000], b"no checkpoint"):
+        checkpoint.write_bytes(data)
+        with pytest.raises(TrainingError, match=r"resume.ckpt is damaged") as raised:
+            train(TINY, "photos", tmp_path / "run", resume=True)
+        assert f"--init {tmp_path / 'run'}" in raised.value.hint
+    checkpoint.write_bytes(whole)
+    train(TINY, "photos", tmp_path / "run", resume=True)
 
 
 def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path, monkeypatch):
@@ -89,10 +125,10 @@ def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path, monk
 
     def poisoned(symbols, config, generator):
         calls.append(1)
-        heard = real(symbols, config, generator)
+        received = real(symbols, config, generator)
         if len(calls) == 10:  # the step of a checkpoint
-            heard.register_hook(lambda gradient: gradient * float("nan"))
-        return heard
+            received.register_hook(lambda gradient: gradient * float("nan"))
+        return received
 
     monkeypatch.setattr(fit, "transmit", poisoned)
     with pytest.raises(TrainingError, match="gradient's norm nan at step 10"):
@@ -111,7 +147,7 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
         return real(symbols, config, generator) * (float("nan") if len(calls) == 14 else 1)
 
     monkeypatch.setattr(fit, "transmit", poisoned)
-    with pytest.raises(TrainingError, match=r"loss is nan .* at step 13: use a smaller --lr"):
+    with pytest.raises(TrainingError, match=r"loss is nan .* at step 13\nhint: use a smaller --lr"):
         train(TINY, "photos", tmp_path / "run")
     weights = load_file(tmp_path / "run" / "weights.safetensors")
     assert all(tensor.isfinite().all() for tensor in weights.values())
@@ -203,7 +239,11 @@ def test_presets_are_valid_and_the_papers_are_the_papers():
 def test_a_config_that_does_not_fit_names_its_file(small_run, tmp_path):
     text = json.loads((small_run / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**text, "sparkle": 1}))
-    with pytest.raises(ValueError, match=r"config.json does not fit.*sparkle"):
+    with pytest.raises(TrainingError, match=r"config.json does not fit.*sparkle.*\nhint: .*train again"):
         TrainConfig.read(tmp_path)
-    with pytest.raises(FileNotFoundError, match="is not a run"):
+    for damaged in ("", "[]", "{}", '{"model": {"height": 30}}', '{"model": 1}', "[" * 100_000):
+        (tmp_path / "config.json").write_text(damaged)
+        with pytest.raises(TrainingError, match=r"config.json does not fit"):
+            TrainConfig.read(tmp_path)
+    with pytest.raises(TrainingError, match=r"is not a run: .*\nhint: .*semseal train --preset .* --out"):
         TrainConfig.read(tmp_path / "none")

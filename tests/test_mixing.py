@@ -139,8 +139,8 @@ def test_bob_loses_nothing_for_the_same_noise():
             counters = [header.counter for header in headers]
             keys = mix.derive_keys(KEY, headers[0].session, counters, bundle.digest, 32400)
             added = mix.mix(noise.view(np.float32), keys).view(np.complex64)
-        heard = channel.awgn(np.stack([frame.symbols for frame in frames]), added, 10)
-        received = [Frame(row, frame.header) for row, frame in zip(heard, frames, strict=True)]
+        noisy = channel.awgn(np.stack([frame.symbols for frame in frames]), added, 10)
+        received = [Frame(row, frame.header) for row, frame in zip(noisy, frames, strict=True)]
         got[defense] = psnr(images, Receiver("photos-10db", KEY).receive(received))
     assert got["mix"] == pytest.approx(got["none"], abs=0.001)
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from semseal.train.config import ModelConfig
-from semseal.train.loss import eq2, psnr, total_variation
+from semseal.train.loss import psnr, reconstruction_loss, total_variation
 from semseal.train.model import DeepJSCC, normalize_power
 
 
@@ -70,7 +70,7 @@ def test_total_variation_of_a_flat_picture_has_a_finite_gradient():
 @pytest.mark.parametrize("beta", [1.0, 1.5, 2.0])
 def test_lambda_is_in_the_papers_unit(beta):
     x, x_hat = torch.rand(4, 3, 8, 8), torch.rand(4, 3, 8, 8)
-    loss, mse = eq2(x, x_hat, lam=0.7, beta=beta)
+    loss, mse = reconstruction_loss(x, x_hat, lam=0.7, beta=beta)
     in_255 = (255 * x - 255 * x_hat).square().sum(dim=(1, 2, 3)) + 0.7 * total_variation(255 * x_hat, beta)
     assert loss.item() == pytest.approx(in_255.mean().item() / 255**2 / (3 * 8 * 8), rel=1e-5)
     assert mse.item() == pytest.approx((x - x_hat).square().mean().item())

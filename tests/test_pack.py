@@ -25,7 +25,7 @@ from foreign import (
     written,
 )
 from onnx import TensorProto, helper, numpy_helper
-from semseal.export.pack.whole import pack, pack_graphs
+from semseal.export.pack import pack, pack_graphs
 from semseal.export.tensorrt import build_plan
 from semseal.runtime.audit.surrogate import Surrogate
 from semseal.runtime.defense import index
@@ -117,12 +117,12 @@ def test_the_index_moves_rows_bit_for_bit_and_its_inverse_puts_them_back(pair, e
     assert transmit(images, anywhere).tobytes() == expected.tobytes()
     order = np.random.default_rng(1).permutation(3 * h).astype(np.int32)
     inverse = np.argsort(order).astype(np.int32)
-    heard = transmit(images, order.reshape(3, h))
-    assert not np.array_equal(heard, plain)
-    undone = receive(heard, inverse.reshape(3, h))
+    received = transmit(images, order.reshape(3, h))
+    assert not np.array_equal(received, plain)
+    undone = receive(received, inverse.reshape(3, h))
     assert undone.tobytes() == receive(plain, identity(packed, 3)).tobytes()
     # one image out of three frames
-    assert np.allclose(receive(heard, inverse.reshape(3, h)[1:2]), undone[1:2], atol=1e-6)
+    assert np.allclose(receive(received, inverse.reshape(3, h)[1:2]), undone[1:2], atol=1e-6)
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -5,6 +5,7 @@ from onnx import TensorProto, helper, numpy_helper
 from semseal.export.quantize import to_fp16, to_int8
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.engine import open_engine
+from semseal.runtime.errors import GraphError
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_a_graph_with_nothing_to_quantise_is_named():
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3, 4, 4]) for name in ("image", "y")]
     graph = helper.make_graph([node], "g", values[:1], values[1:])
     data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
-    with pytest.raises(ValueError, match="nothing to quantise"):
+    with pytest.raises(GraphError, match=r"nothing to quantise.*\nhint: leave out int8"):
         to_int8(data, [{"image": np.zeros((1, 3, 4, 4), np.float32)}])
     half = onnx.load_model_from_string(to_fp16(data)).graph
     assert [n.op_type for n in half.node] == ["Cast", "Sigmoid", "Cast"]

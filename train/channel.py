@@ -1,4 +1,4 @@
-"""Radio channels in torch: Eq. (1) and (4), heard = H symbols + noise, and the receiver's equaliser.
+"""Radio channels in torch: Eq. (1) and (4), received = H symbols + noise, and the receiver's equaliser.
 
 Pure functions: every random number comes in as an argument, drawn by ``draw_noise`` and ``draw_taps`` from an explicit
 generator. ``semseal.runtime.channel`` is the NumPy twin; the same noise gives the same output.
@@ -21,7 +21,7 @@ def draw_noise(batch: int, n: int, generator: torch.Generator) -> Tensor:
 
 
 def draw_taps(batch: int, taps: int, generator: torch.Generator) -> Tensor:
-    """Complex Gaussian gains complex64 [batch, taps] with equal powers that add up to 1 on average; 1 tap is Rayleigh."""
+    """Complex Gaussian gains complex64 [batch, taps], of equal powers that add up to 1 on average; 1 tap is Rayleigh."""
     return torch.view_as_complex(torch.randn(batch, taps, 2, generator=generator)) / (2 * taps) ** 0.5
 
 
@@ -33,16 +33,16 @@ def awgn(symbols: Tensor, noise: Tensor, snr_db: float) -> Tensor:
 def fading(symbols: Tensor, taps: Tensor, noise: Tensor, snr_db: float) -> Tensor:
     """Symbols [batch, N, 2] through taps [batch, L], noise added, equalised: Rayleigh for L = 1, multipath above.
 
-    For one tap the circular convolution is a product, so no transform is taken.
+    For one tap the circular convolution is a product and needs no transform.
     """
     sigma2 = 10 ** (-snr_db / 10)
     if taps.shape[1] == 1:
-        heard = torch.view_as_complex(symbols.contiguous()) * taps
-        heard = torch.view_as_complex(awgn(torch.view_as_real(heard), noise, snr_db))
-        return torch.view_as_real(heard * taps.conj() / (taps.abs().square() + sigma2))
+        received = torch.view_as_complex(symbols.contiguous()) * taps
+        received = torch.view_as_complex(awgn(torch.view_as_real(received), noise, snr_db))
+        return torch.view_as_real(received * taps.conj() / (taps.abs().square() + sigma2))
     n = symbols.shape[1]
     response = torch.fft.fft(taps, n=n)  # [batch, N]
-    heard = torch.fft.ifft(torch.fft.fft(torch.view_as_complex(symbols.contiguous())) * response)
-    heard = torch.view_as_complex(awgn(torch.view_as_real(heard), noise, snr_db))
-    equalised = torch.fft.fft(heard) * response.conj() / (response.abs().square() + sigma2)
+    received = torch.fft.ifft(torch.fft.fft(torch.view_as_complex(symbols.contiguous())) * response)
+    received = torch.view_as_complex(awgn(torch.view_as_real(received), noise, snr_db))
+    equalised = torch.fft.fft(received) * response.conj() / (response.abs().square() + sigma2)
     return torch.view_as_real(torch.fft.ifft(equalised))

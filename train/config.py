@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from semseal.runtime.errors import TrainingError
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -78,19 +80,25 @@ class TrainConfig:
 
     @staticmethod
     def read(run: Path) -> "TrainConfig":
-        """The configuration of a run folder. Raises FileNotFoundError or ValueError with the file's name."""
+        """The configuration of a run folder. Raises TrainingError for a folder or file that is none of this version."""
         path = run / "config.json"
         if not path.is_file():
-            raise FileNotFoundError(f"{run} is not a run: it has no config.json; make one with semseal train --out {run}")
+            raise TrainingError(
+                f"{run} is not a run: it has no config.json",
+                f"make one with semseal train --preset photos-10db --data photos --out {run}",
+            )
         try:
             fields: dict[str, Any] = json.loads(path.read_text())
             return TrainConfig(**{**fields, "model": ModelConfig(**fields["model"])})
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} does not fit this version of semseal: {error}") from error
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise TrainingError(
+                f"{path} does not fit this version of semseal: {error}",
+                "read it with the version that wrote it, or train again",
+            ) from None
 
 
 # for photographs: small batches, bf16 arithmetic with float32 weights; half an hour on two CPU cores for 10 dB, from which
-# the other two are continued (--init), because the first steps of a run teach the same at every SNR
+# the other two continue (--init), because the first steps of a run learn the same at every SNR
 _PHOTOS: dict[str, Any] = {"batch": 16, "precision": "bf16-mixed"}
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class StepBatches(Dataset[tuple[Tensor, dict[str, str]]]):
-    """Item ``step`` is that step's batch: float32 [batch, 3, height, width] in 0..1, and the files that were skipped."""
+    """Item ``step``: that step's batch, float32 [batch, 3, height, width] in 0..1, and why which files were skipped so far."""
 
     def __init__(self, pictures: Pictures, batch: int, height: int, width: int, seed: int, rank: int) -> None:
         self.pictures, self.batch, self.height, self.width = pictures, batch, height, width
@@ -24,7 +24,10 @@ class StepBatches(Dataset[tuple[Tensor, dict[str, str]]]):
             picture = self.pictures.load(path)
             if picture is None:
                 if len(self.pictures.skipped) == len(set(self.pictures.paths)):
-                    raise PictureError(f"{self.pictures.spec}: none of the {len(self.pictures.paths)} files can be decoded")
+                    raise PictureError(
+                        f"{self.pictures.spec}: none of the {len(self.pictures.paths)} files can be decoded",
+                        "point --data to a folder of readable pictures",
+                    )
             elif self.pictures.whole:
                 crop = center_crop(picture, self.height, self.width)
                 crops.append(crop[:, ::-1] if rng.random() < 0.5 else crop)

@@ -1,18 +1,20 @@
 """The training loop: pictures -> run folder (config.json, weights.safetensors, log.jsonl).
 
 Everything random is drawn from (seed, step, device), so weights, optimiser and step are the whole state of a run:
-``resume`` continues with the losses an uninterrupted run would have had.
+``resume`` continues with the losses that an uninterrupted run would have had.
 """
 
 import dataclasses
 import json
 import math
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -22,12 +24,14 @@ from semseal.runtime.pictures import open_pictures
 from semseal.train import channel
 from semseal.train.config import TrainConfig
 from semseal.train.data import StepBatches, step_loader
-from semseal.train.loss import eq2, psnr
+from semseal.train.loss import psnr, reconstruction_loss
 from semseal.train.model import DeepJSCC
 from torch import Tensor
 
 LOG_EVERY = 10
 VALID_PICTURES = 32
+WEIGHTS, LOG = "weights.safetensors", "log.jsonl"
+CHECKPOINT = "resume.ckpt"  # there until the run is finished
 
 
 def train(
@@ -41,32 +45,17 @@ def train(
     still good.
     """
     torch.set_float32_matmul_precision("high")
-    world = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
-    fabric = Fabric(
-        accelerator="auto",
-        devices=world,
-        strategy="ddp" if world > 1 else "auto",
-        precision=config.precision,  # type: ignore[arg-type]
-    )
-    fabric.launch()
-    if config.batch % fabric.world_size:
-        raise TrainingError(f"batch {config.batch} cannot be split over {fabric.world_size} devices")
-
+    fabric = _launch(config, devices)
     # everything that can be wrong is found before the run folder is made
     pictures, valid = open_pictures(data, "train"), _valid_pictures(data, config)
     config = dataclasses.replace(config, data=pictures.identity(), init=init.name if init else "", devices=fabric.world_size)
-    checkpoint = out / "resume.ckpt"
+    checkpoint = out / CHECKPOINT
     start = _open_run(config, out, checkpoint, resume, init, fabric)
-    with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator only
-        torch.manual_seed(config.seed)
-        model = DeepJSCC(config.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    fresh: list[str] = []
-    if init is not None and not start:
-        fresh = _start_from(model, _weights_of(init))
+    model, fresh = _first_model(config, None if start else init)
     link, optimizer = fabric.setup(model, torch.optim.Adam(model.parameters(), lr=config.lr))
     if start:
-        state = torch.load(checkpoint, map_location=fabric.device, weights_only=True)
-        model.load_state_dict(state["model"])
+        state = _read_checkpoint(checkpoint, fabric.device)
+        _load_weights(model, state["model"], checkpoint)
         optimizer.load_state_dict(state["optimizer"])
 
     share = config.batch // fabric.world_size
@@ -75,25 +64,17 @@ def train(
     columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[shown]}"), TimeRemainingColumn())
     with (
         Progress(*columns, disable=fabric.global_rank > 0, speed_estimate_period=120) as progress,
-        open(out / "log.jsonl", "a" if fabric.global_rank == 0 else "r") as log,
+        open(out / LOG, "a" if fabric.global_rank == 0 else "r") as log,
     ):
-        if start:
-            progress.console.print(f"resuming at step {start}")
-        elif resume:
-            progress.console.print(f"no checkpoint yet (the first is at step {config.save_every}): starting again")
-        if fresh:
-            progress.console.print(f"starting afresh, because c differs from {init}: {', '.join(fresh)}")
+        for line in _first_lines(config, start, resume, init, fresh):
+            progress.console.print(line)
         bar = progress.add_task("train", total=config.steps, completed=start, shown="")
         for step, (x, bad) in enumerate(step_loader(batches, start, config.steps, workers=1), start + 1):
             for name in bad.keys() - skipped.keys():
                 progress.console.print(f"skipped {name}: {bad[name]} ({len(bad)} of {len(pictures.paths)} so far)")
             skipped |= bad
             loss, mse, gradient = _step(link, optimizer, fabric, config, x, step - 1)
-            if not (math.isfinite(loss) and math.isfinite(gradient)):
-                raise TrainingError(
-                    f"the loss is {loss} and the gradient's norm {gradient} at step {step}: use a smaller --lr than "
-                    f"{config.lr:g}; {out} keeps the last good checkpoint, if one was reached"
-                )
+            _check_finite(loss, gradient, step, config, out)
             last = step == config.steps
             if step % LOG_EVERY == 0 or last:
                 speed = (progress.tasks[bar].speed or 0) * config.batch
@@ -109,6 +90,82 @@ def train(
                 _save(out, checkpoint, model, optimizer, step, last, fabric)
 
 
+def load_run(run: Path) -> DeepJSCC:
+    """The trained model of a run folder, float32 on the CPU, in evaluation mode.
+
+    Raises as TrainConfig.read, and TrainingError for a run that is not finished.
+    """
+    if (run / CHECKPOINT).exists():
+        raise TrainingError(
+            f"{run} is not finished", f"continue it: semseal train --out {run} --resume, with the options it was started with"
+        )
+    model = DeepJSCC(TrainConfig.read(run).model)
+    _load_weights(model, _weights_of(run), run / WEIGHTS)
+    return model.eval()
+
+
+def last_row(run: Path) -> dict[str, Any]:
+    """The last row of a run's log. Raises TrainingError for a log that is empty or damaged."""
+    rows = _read_log(run)
+    if not rows:
+        raise TrainingError(f"{run / LOG} is empty", "restore it, or train again")
+    return rows[-1]
+
+
+def _launch(config: TrainConfig, devices: int) -> Fabric:
+    """The processes and devices that share the batch. Raises TrainingError where they cannot be had."""
+    world = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
+    try:
+        fabric = Fabric(
+            accelerator="auto",
+            devices=world,
+            strategy="ddp" if world > 1 else "auto",
+            precision=config.precision,  # type: ignore[arg-type]
+        )
+    except (MisconfigurationException, TypeError) as error:
+        raise TrainingError(f"{world} devices cannot be had here: {error}", "choose another number of --devices") from None
+    fabric.launch()
+    if config.batch % fabric.world_size:
+        raise TrainingError(
+            f"batch {config.batch} cannot be split over {fabric.world_size} devices",
+            f"choose a --batch that is a multiple of {fabric.world_size}",
+        )
+    return fabric
+
+
+def _first_model(config: TrainConfig, init: Path | None) -> tuple[DeepJSCC, list[str]]:
+    """The model at step 0, and the weights that do not come from ``init`` although the others do, by name."""
+    with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator only
+        torch.manual_seed(config.seed)
+        model = DeepJSCC(config.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if init is None:
+        return model, []
+    initial, weights = model.state_dict(), _weights_of(init)
+    fresh = [name for name in initial if name in weights and weights[name].shape != initial[name].shape]
+    _load_weights(model, {**weights, **{name: initial[name] for name in fresh}}, init / WEIGHTS)
+    return model, fresh
+
+
+def _first_lines(config: TrainConfig, start: int, resume: bool, init: Path | None, fresh: list[str]) -> list[str]:
+    """What is printed before the first step."""
+    lines = []
+    if start:
+        lines.append(f"resuming at step {start}")
+    elif resume:
+        lines.append(f"no checkpoint yet (the first is at step {config.save_every}): starting again")
+    if fresh:
+        lines.append(f"with new weights, because c differs from that of {init}: {', '.join(fresh)}")
+    return lines
+
+
+def _check_finite(loss: float, gradient: float, step: int, config: TrainConfig, out: Path) -> None:
+    if not (math.isfinite(loss) and math.isfinite(gradient)):
+        raise TrainingError(
+            f"the loss is {loss} and the gradient's norm {gradient} at step {step}",
+            f"use a smaller --lr than {config.lr:g}; {out} keeps the last good checkpoint, if one was reached",
+        )
+
+
 def _step(link: Any, optimizer: Any, fabric: Fabric, config: TrainConfig, x: Tensor, step: int) -> tuple[float, float, float]:
     """One update; the loss and mean square error over all devices, and the gradient's norm before clipping.
 
@@ -119,7 +176,7 @@ def _step(link: Any, optimizer: Any, fabric: Fabric, config: TrainConfig, x: Ten
     generator = torch.Generator().manual_seed(_mix_seed(config.seed, step, fabric.global_rank))
     x = x.to(fabric.device, memory_format=torch.channels_last)
     x_hat = link(x, lambda symbols: transmit(symbols, config, generator))
-    loss, mse = eq2(x, x_hat.float(), config.lam, config.beta)
+    loss, mse = reconstruction_loss(x, x_hat.float(), config.lam, config.beta)
     optimizer.zero_grad()
     fabric.backward(loss)
     norm = fabric.clip_gradients(link, optimizer, max_norm=config.clip, error_if_nonfinite=False)
@@ -158,9 +215,9 @@ def _mix_seed(*parts: int) -> int:
 
 @torch.no_grad()
 def _validate(model: DeepJSCC, config: TrainConfig, x: Tensor) -> float:
-    """Mean PSNR in dB on held-out pictures, float32, one fixed noise."""
-    heard = transmit(model.encode(x), config, torch.Generator().manual_seed(config.seed))
-    return float(psnr((model.decode(heard) - x).square().mean(dim=(1, 2, 3))).mean())
+    """Mean PSNR in dB on held-out pictures, in float32, always with the same noise."""
+    received = transmit(model.encode(x), config, torch.Generator().manual_seed(config.seed))
+    return float(psnr((model.decode(received) - x).square().mean(dim=(1, 2, 3))).mean())
 
 
 def _valid_pictures(data: str, config: TrainConfig) -> Tensor:
@@ -173,19 +230,22 @@ def _open_run(config: TrainConfig, out: Path, checkpoint: Path, resume: bool, in
     start = 0
     if (out / "config.json").exists():
         if not resume:
-            raise TrainingError(f"{out} holds a run already: continue it with --resume, or choose another --out")
+            raise TrainingError(f"{out} holds a run already", "continue it with --resume, or choose another --out")
         found, wanted = dataclasses.asdict(TrainConfig.read(out)), dataclasses.asdict(config)
         differing = [f"{name} was {found[name]}, now {wanted[name]}" for name in wanted if found[name] != wanted[name]]
         if differing:
-            raise TrainingError(f"{out}: --resume wants the same settings: {'; '.join(differing)}")
-        if not checkpoint.exists() and (out / "weights.safetensors").exists():
-            raise TrainingError(f"{out} is complete: nothing to resume")
+            raise TrainingError(
+                f"{out} was started with other settings: {'; '.join(differing)}",
+                "resume with the settings it was started with, or choose another --out",
+            )
+        if not checkpoint.exists() and (out / WEIGHTS).exists():
+            raise TrainingError(f"{out} is complete: nothing to resume", f"export it: semseal export {out} --out BUNDLE")
         if checkpoint.exists():
-            start = int(torch.load(checkpoint, map_location="cpu", weights_only=True)["step"])
+            start = int(_read_checkpoint(checkpoint, torch.device("cpu"))["step"])
     elif resume:
-        raise TrainingError(f"{out} holds no run to resume")
+        raise TrainingError(f"{out} holds no run to resume", "leave out --resume to start one")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise TrainingError(f"{out} is neither an empty folder nor a run; choose another --out")
+        raise TrainingError(f"{out} is neither an empty folder nor a run", "choose another --out")
     if init is not None and not start:
         _weights_of(init)  # raises before anything is written
     fabric.barrier()
@@ -193,9 +253,8 @@ def _open_run(config: TrainConfig, out: Path, checkpoint: Path, resume: bool, in
         out.mkdir(parents=True, exist_ok=True)
         kept = ""
         if start:
-            lines = (out / "log.jsonl").read_text().splitlines(keepends=True)
-            kept = "".join(line for line in lines if json.loads(line)["step"] <= start)
-        write_atomically(out / "log.jsonl", kept.encode())
+            kept = "".join(json.dumps(row) + "\n" for row in _read_log(out) if row["step"] <= start)
+        write_atomically(out / LOG, kept.encode())
         write_atomically(out / "config.json", config.to_json().encode())
     fabric.barrier()
     return start
@@ -204,7 +263,7 @@ def _open_run(config: TrainConfig, out: Path, checkpoint: Path, resume: bool, in
 def _save(out: Path, checkpoint: Path, model: DeepJSCC, optimizer: Any, step: int, last: bool, fabric: Fabric) -> None:
     if fabric.global_rank == 0:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        write_atomically(out / "weights.safetensors", save(weights))
+        write_atomically(out / WEIGHTS, save(weights))
         partial = checkpoint.with_suffix(".partial")
         torch.save({"model": weights, "optimizer": optimizer.state_dict(), "step": step}, partial)
         os.replace(partial, checkpoint)
@@ -213,32 +272,52 @@ def _save(out: Path, checkpoint: Path, model: DeepJSCC, optimizer: Any, step: in
     fabric.barrier()
 
 
-def load_run(run: Path) -> DeepJSCC:
-    """The trained model of a run folder, float32 on the CPU, in evaluation mode.
-
-    Raises as TrainConfig.read, and TrainingError for a run that is not finished.
-    """
-    if (run / "resume.ckpt").exists():
-        raise TrainingError(f"{run} is not finished; continue it with semseal train --resume")
-    model = DeepJSCC(TrainConfig.read(run).model)
-    model.load_state_dict(_weights_of(run))
-    return model.eval()
+def _read_log(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run's log, each with its step. Raises TrainingError."""
+    rows = []
+    for number, line in enumerate((run / LOG).read_text(errors="replace").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            rows.append({**row, "step": int(row["step"])})
+        except (LookupError, TypeError, ValueError):
+            raise TrainingError(
+                f"{run / LOG}:{number} is damaged", "remove that line if it is the last, or train again"
+            ) from None
+    return rows
 
 
 def _weights_of(run: Path) -> dict[str, Tensor]:
     TrainConfig.read(run)  # raises when it is no run
-    path = run / "weights.safetensors"
+    path = run / WEIGHTS
     if not path.is_file():
-        raise TrainingError(f"{path} not found: the run has reached no checkpoint yet")
+        raise TrainingError(
+            f"{path} not found: the run has reached no checkpoint yet",
+            f"continue it: semseal train --out {run} --resume, with the options it was started with",
+        )
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise TrainingError(f"{path} is damaged ({error}); train again or restore it") from None
+        raise TrainingError(f"{path} is damaged ({error})", "restore it, or train again") from None
 
 
-def _start_from(model: DeepJSCC, weights: dict[str, Tensor]) -> list[str]:
-    """Take another run's weights; where c differs, those of the channel encoder and decoder start afresh: their names."""
-    own = model.state_dict()
-    fresh = [name for name in own if weights[name].shape != own[name].shape]
-    model.load_state_dict({**weights, **{name: own[name] for name in fresh}})
-    return fresh
+def _read_checkpoint(checkpoint: Path, device: torch.device) -> dict[str, Any]:
+    """``model``, ``optimizer`` and ``step``. Raises TrainingError."""
+    try:
+        state: dict[str, Any] = torch.load(checkpoint, map_location=device, weights_only=True)
+        return {name: state[name] for name in ("model", "optimizer", "step")}
+    except (RuntimeError, EOFError, LookupError, ValueError, TypeError, pickle.UnpicklingError) as error:  # as torch pleases
+        raise TrainingError(
+            f"{checkpoint} is damaged ({type(error).__name__})",
+            f"restore it, or start a run from the last weights: --init {checkpoint.parent} and another --out",
+        ) from None
+
+
+def _load_weights(model: DeepJSCC, weights: dict[str, Tensor], path: Path) -> None:
+    """Raises TrainingError, with the file that they are from, for weights that are not those of the model."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise TrainingError(
+            f"{path} does not fit the model: {' '.join(str(error).split())}",
+            "take the run as the same version of semseal wrote it, or train again",
+        ) from None

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def total_variation(x: Tensor, beta: float = 1.0) -> Tensor:
-    """Eq. (3), sum over pixels (i, j) and colours of (dy² + dx²)^(beta/2), as a sum per image [batch].
+    """Eq. (3): the sum over pixels (i, j) and colours of (dy² + dx²)^(beta/2), for each image [batch].
 
     A pixel without a lower or right neighbour has difference 0 there. The 1e-12 keeps the gradient finite on flat areas.
     """
@@ -14,12 +14,12 @@ def total_variation(x: Tensor, beta: float = 1.0) -> Tensor:
     return (dy.square() + dx.square() + 1e-12).pow(beta / 2).sum(dim=(1, 2, 3))
 
 
-def eq2(x: Tensor, x_hat: Tensor, lam: float, beta: float) -> tuple[Tensor, Tensor]:
-    """Eq. (2) for images in 0..1, and the mean square error alone.
+def reconstruction_loss(x: Tensor, x_hat: Tensor, lam: float, beta: float) -> tuple[Tensor, Tensor]:
+    """The loss that the link is trained on, Eq. (2): ||x - x̂||² + lambda T(x̂), with T of Eq. (3); and the mean square error.
 
-    lambda is in the paper's unit, pixels in 0..255: ||x - x̂||² + lambda T(x̂) there equals 255² (||x - x̂||² +
-    lambda 255^(beta-2) T(x̂)) here. The common factor 255² is left out and both terms are divided by the 3 height width
-    values of an image, so the gradient norm does not depend on the image size.
+    Images are in 0..1 here, lambda (``lam``) is in the paper's unit, for pixels in 0..255. Its loss equals
+    255² (||x - x̂||² + lambda 255^(beta-2) T(x̂)) of images in 0..1. The common factor 255² is left out and both terms are
+    divided by the 3 height width values of an image, so that the gradient's norm does not depend on the image size.
     """
     mse = (x - x_hat).square().mean()
     tv = total_variation(x_hat, beta).mean() / x[0].numel()

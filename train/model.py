@@ -1,4 +1,4 @@
-"""DeepJSCC, the link that is trained.
+"""DeepJSCC: the link that is trained.
 
 E. Bourtsoulatze, D. B. Kurka, D. Gunduz, "Deep Joint Source-Channel Coding for Wireless Image Transmission",
 IEEE Transactions on Cognitive Communications and Networking 5(3), 2019; with the layer counts of the MIEA paper, section IV.
@@ -69,7 +69,7 @@ class DeepJSCC(nn.Module):
         return self.encode_rows(x).reshape(x.shape[0], self.config.n_symbols, 2)
 
     def decode(self, symbols: Tensor) -> Tensor:
-        """Symbols [batch, N, 2], as heard and equalised, to images in 0..1."""
+        """Symbols [batch, N, 2], as received and equalised, to images in 0..1."""
         return self.decode_rows(symbols.reshape(symbols.shape[0], self.config.h, self.config.w * self.config.c))
 
     def forward(self, x: Tensor, channel: Callable[[Tensor], Tensor]) -> Tensor:
