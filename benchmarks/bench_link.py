@@ -30,7 +30,7 @@ def image():
 def plain(image):
     """The index that changes nothing, and the symbols it gives."""
     here = np.zeros(1, int)
-    identity = index.spread(index.identity(45)[None], here, here)
+    identity = index.absolute(index.identity(45)[None], here, here)
     return identity, open_engine("onnxruntime-cpu", open_bundle(BUNDLE).graph("transmitter"), threads=1)(image, identity)
 
 
@@ -104,7 +104,7 @@ def test_scheme_index_of_one_pair(benchmark):
     def build():
         a = index.compose(sets.permutations[1], sets.swapped[2], sets.permutations[3])
         b = index.compose(sets.permutations[3], sets.swapped[2], sets.permutations[1])
-        return index.spread(np.stack([a, b]), places, places ^ 1)
+        return index.absolute(np.stack([a, b]), places, places ^ 1)
 
     assert sorted(benchmark(build).ravel().tolist()) == list(range(90))
 

@@ -108,8 +108,8 @@ def main(rounds: int, path: Path | None) -> None:
     pictures = open_pictures("photos", "train").take(9, config.height, config.width)
     image, calibration = pictures[:1], pictures[1:]
     here = np.zeros(1, int)
-    identity = index.spread(index.identity(config.h)[None], here, here)
-    scheme = index.spread(scheme_sets(bytes(32), config.h).permutations[:1], here, here)
+    identity = index.absolute(index.identity(config.h)[None], here, here)
+    scheme = index.absolute(scheme_sets(bytes(32), config.h).permutations[:1], here, here)
     encode = open_engine("onnxruntime-cpu", fast_tx)
     symbols = encode(image, identity)
     feeds = [{"image": picture[None], "index": identity} for picture in calibration]

@@ -53,12 +53,12 @@ def stages(bundle: Bundle, engine: str, owner: str | None) -> dict[str, Stage]:
     """The stages that every engine has, checked. Raises AssertionError when a picture does not come through."""
     image = smooth_image(bundle.height, bundle.width)
     here, sets = np.zeros(1, int), scheme_sets(KEY, bundle.h)
-    plain = index.spread(index.identity(bundle.h)[None], here, here)
-    moved = index.spread(sets.permutations[draw_choice()][None], here, here)
+    plain = index.absolute(index.identity(bundle.h)[None], here, here)
+    moved = index.absolute(sets.permutations[draw_choice()][None], here, here)
 
     def scheme_index() -> Any:
         permutation = sets.permutations[draw_choice()]
-        return index.spread(index.compose(permutation, np.zeros(bundle.h, bool), permutation)[None], here, here)
+        return index.absolute(index.compose(permutation, np.zeros(bundle.h, bool), permutation)[None], here, here)
 
     made: dict[str, Stage] = {"scheme index": scheme_index}
     for precision in bundle.manifest["precisions"]:

@@ -32,7 +32,7 @@ def measure_parity(
     symbol over the images, and which provider of ONNX Runtime was given which operators.
     """
     places = np.arange(len(images))
-    identity = index.spread(np.tile(index.identity(h), (len(images), 1)), places, places)
+    identity = index.absolute(np.tile(index.identity(h), (len(images), 1)), places, places)
     symbols = encode(images)
     clean = decode(symbols)
     noise = channel.draw_noise(len(images), symbols.shape[1], np.random.default_rng(NOISE_SEED))

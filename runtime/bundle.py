@@ -32,7 +32,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from semseal.runtime import signing
 from semseal.runtime.errors import BundleError, GraphError
-from semseal.runtime.files import write_atomically
+from semseal.runtime.files import named, write_atomically
 from semseal.runtime.onnxfile import check_onnx
 
 FORMAT = 3
@@ -41,10 +41,12 @@ SIGNATURE = "signature"
 ENGINES = "engines"
 FP32 = ("transmitter.fp32.onnx", "receiver.fp32.onnx")  # every bundle has them; their digests name the model
 MODELS = Path(__file__).parent / "models"
-LARGEST = 2**20  # of any size in a manifest; refuses nonsense before anything is allocated by it
-LARGEST_MANIFEST = 2**20  # bytes
-LARGEST_FILE = 2**30  # bytes
+MAX_DIMENSION = 2**20  # any size of the model in a manifest; refuses nonsense before anything is allocated by it
+MAX_MANIFEST_BYTES = 2**20
+MAX_FILE_BYTES = 2**30
 
+_COPY = "copy the bundle again from where it was made"
+_EXPORT = "semseal export RUN"
 _GRAPH = re.compile(r"(transmitter|receiver)(-mix)?\.[a-z0-9]+\.onnx")
 _PLAN = re.compile(r"engines/(transmitter|receiver)(-mix)?\.[a-z0-9]+\.[a-z0-9][a-z0-9_-]*\.engine(\.json)?")
 
@@ -55,6 +57,16 @@ class Bundle:
 
     path: Path
     manifest: dict[str, Any]
+
+    def __repr__(self) -> str:
+        sizes = f"images [3, {self.height}, {self.width}], {self.n_symbols} symbols, SNR {self.snr_db:g} dB"
+        runs = [*self.manifest["precisions"], *self.manifest.get("engines", [])]
+        return f"Bundle({self.name!r}, {sizes}, {', '.join(map(str, runs))})"
+
+    @property
+    def name(self) -> str:
+        """What ``open_bundle`` takes: a packaged bundle's name, else the folder."""
+        return self.path.name if is_packaged(self.path) else str(self.path)
 
     @property
     def height(self) -> int:
@@ -100,9 +112,8 @@ class Bundle:
         """
         name = f"{side}.{precision}.onnx"
         if name not in self.manifest["files"]:
-            raise BundleError(
-                f"{self.path} has no precision {precision!r}; it has {', '.join(map(str, self.manifest['precisions']))}"
-            )
+            there = ", ".join(map(str, self.manifest["precisions"]))
+            raise BundleError(f"{self.path} has no precision {precision!r}, it has {there}", self._remake())
         data = self.read(name)
         _check_graph(self.path / name, data)
         return data
@@ -115,8 +126,8 @@ class Bundle:
         if name not in self.manifest["files"]:
             there = ", ".join(file for file in self.manifest["files"] if file.endswith(".engine"))
             raise BundleError(
-                f"{self.path} holds no {engine} engine for {side} {precision}; it has {there or 'none'}; build it with "
-                f"semseal export RUN --out {self.path} --engine {engine}"
+                f"{self.path} holds no {engine} engine for {side} {precision}, it has {there or 'none'}",
+                self._remake(f" --engine {engine}"),
             )
         return self.read(name)
 
@@ -129,10 +140,16 @@ class Bundle:
             with _folder(self.path) as folder:
                 data = _read(folder, name, entry["size"])
         except OSError as error:
-            raise BundleError(f"{self.path / name}: {_reason(error)}") from None
+            raise BundleError(f"{self.path / name}: {_reason(error)}", _COPY) from None
         if len(data) != entry["size"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
-            raise BundleError(f"{self.path / name} does not match its digest in {MANIFEST}: changed or damaged, refused")
+            raise BundleError(f"{self.path / name} does not match its digest in {MANIFEST}: changed or damaged, refused", _COPY)
         return data
+
+    def _remake(self, option: str = "") -> str:
+        """How to have this bundle with an option more."""
+        if is_packaged(self.path):
+            return "take what the packaged bundle has, or train and export a link of your own"
+        return f"make the bundle again: {_command(self.manifest)} --out {self.path}{option} --force"
 
 
 def open_bundle(path: Path | str, owner: str | Path | None = None) -> Bundle:
@@ -153,24 +170,19 @@ def model_digest(transmitter_sha256: str, receiver_sha256: str) -> bytes:
 
 
 def write_bundle(
-    path: Path, files: dict[str, bytes], manifest: dict[str, Any], signing_key: Ed25519PrivateKey | None
+    path: Path, files: dict[str, bytes], manifest: dict[str, Any], signing_key: Ed25519PrivateKey | None, force: bool = False
 ) -> Bundle:
-    """Write files by name and the signed manifest with their digests, all or nothing; an older bundle is replaced.
+    """Write files by name and the signed manifest with their digests, all or nothing.
 
     Names are ``SIDE.PRECISION.onnx``, ``engines/SIDE.PRECISION.ENGINE.engine`` and ``.engine.json``. The model's digest is
-    filled in. ``signing_key`` is None for a packaged bundle and for no other. Raises BundleError when ``path`` is anything
-    but an empty folder or a bundle, and for what would be refused when it is read.
+    filled in. ``signing_key`` is None for a packaged bundle and for no other. Raises BundleError as ``check_free``, and for
+    what would be refused when it is read; OSError with the path where it cannot be written.
     """
     if (signing_key is None) != is_packaged(path):
         raise BundleError(f"{path}: a bundle is signed, except one in {MODELS}, which is not")
-    if path.exists() and not path.is_dir():
-        raise BundleError(f"{path} is not a folder")
-    held = [entry.name for entry in path.iterdir()] if path.exists() else []
-    others = [name for name in held if name not in (MANIFEST, SIGNATURE, ENGINES) and not _GRAPH.fullmatch(name)]
     if missing := [name for name in FP32 if name not in files]:
         raise BundleError(f"a bundle needs {' and '.join(missing)}")
-    if others or (held and not (path / MANIFEST).is_file()):
-        raise BundleError(f"{path} is neither empty nor a bundle; choose another --out")
+    check_free(path, force)
     for name, data in files.items():
         if name.endswith(".onnx"):
             _check_graph(path / name, data)
@@ -179,9 +191,30 @@ def write_bundle(
     digest = model_digest(*(digests[name] for name in FP32))
     own = {"format": FORMAT, "model": {**manifest["model"], "digest": digest.hex()}, "files": entries}
     text = (json.dumps({**own, **manifest, **own}, indent=2) + "\n").encode()
-    if len(text) > LARGEST_MANIFEST:
-        raise BundleError(f"{path / MANIFEST} would be {len(text)} bytes, more than the {LARGEST_MANIFEST} it may have")
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path / MANIFEST} would be {len(text)} bytes, more than the {MAX_MANIFEST_BYTES} it may have")
     bundle = _parse(path, text)
+    with named(path):
+        _write_folder(
+            path, {**files, MANIFEST: text} | ({} if signing_key is None else {SIGNATURE: signing.sign(signing_key, text)})
+        )
+    return bundle
+
+
+def check_free(path: Path, force: bool = False) -> None:
+    """Raises BundleError unless ``path`` is free for a bundle: not there, an empty folder, or with ``force`` a bundle."""
+    if path.exists() and not path.is_dir():
+        raise BundleError(f"{path} is not a folder", "choose another --out")
+    held = [entry.name for entry in path.iterdir()] if path.exists() else []
+    others = [name for name in held if name not in (MANIFEST, SIGNATURE, ENGINES) and not _GRAPH.fullmatch(name)]
+    if others or (held and not (path / MANIFEST).is_file()):
+        raise BundleError(f"{path} is neither empty nor a bundle", "choose another --out")
+    if held and not force:
+        raise BundleError(f"{path} is a bundle already", "choose another --out, or replace it, whole, with --force")
+
+
+def _write_folder(path: Path, files: dict[str, bytes]) -> None:
+    """Write a folder whole or not at all, in place of what is there."""
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=f".{path.name}.") as partial:
         new, old = Path(partial) / "new", Path(partial) / "old"
@@ -189,9 +222,6 @@ def write_bundle(
         for name, data in files.items():
             (new / name).parent.mkdir(exist_ok=True)
             write_atomically(new / name, data)
-        write_atomically(new / MANIFEST, text)
-        if signing_key is not None:
-            write_atomically(new / SIGNATURE, signing.sign(signing_key, text))
         try:
             if path.exists():
                 os.replace(path, old)
@@ -200,7 +230,6 @@ def write_bundle(
             if old.exists() and not path.exists():
                 os.replace(old, path)
             raise
-    return bundle
 
 
 def packaged_bundle(name: str) -> Path:
@@ -217,27 +246,25 @@ def _verified_manifest(path: Path, owner: str | Path | None) -> bytes:
     """The manifest's bytes, signed by the pinned owner or packaged."""
     try:
         with _folder(path) as folder:
-            manifest = _read(folder, MANIFEST, LARGEST_MANIFEST)
-            if len(manifest) > LARGEST_MANIFEST:
-                raise OSError(errno.EFBIG, f"larger than {LARGEST_MANIFEST} bytes")
+            manifest = _read(folder, MANIFEST, MAX_MANIFEST_BYTES)
+            if len(manifest) > MAX_MANIFEST_BYTES:
+                raise OSError(errno.EFBIG, f"larger than {MAX_MANIFEST_BYTES} bytes")
             signature = None if is_packaged(path) else _read_signature(path, folder)
     except OSError as error:
+        packaged = ", ".join(sorted(folder.name for folder in MODELS.iterdir()))
         raise BundleError(
-            f"{path} is not a bundle: {MANIFEST}: {_reason(error)}; make one with semseal export RUN --out {path}, or take a "
-            f"packaged one: {', '.join(sorted(folder.name for folder in MODELS.iterdir()))}"
+            f"{path} is not a bundle: {MANIFEST}: {_reason(error)}",
+            f"make one: {_EXPORT} --out {path}, or take a packaged one: {packaged}",
         ) from None
     if signature is not None:
         try:
             pinned = signing.pinned_owner(owner)
         except signing.SigningError as error:
-            raise BundleError(f"{path} cannot be verified: {error}") from None
+            raise BundleError(f"{path} cannot be verified: {error.message}", error.hint) from None
         try:
             signing.verify(pinned, manifest, signature)
         except signing.SigningError as error:
-            raise BundleError(
-                f"{path} is refused: {error}; export it again on that owner's machine, or, if you trust who made it, pin "
-                f"their line: export {signing.VARIABLE}={signing.PUBLIC}... or owner="
-            ) from None
+            raise BundleError(f"{path} is refused: {error.message}", error.hint) from None
     return manifest
 
 
@@ -246,7 +273,8 @@ def _read_signature(path: Path, folder: int) -> bytes:
         return _read(folder, SIGNATURE, signing.SIGNATURE_SIZE)
     except OSError as error:
         raise BundleError(
-            f"{path} is not signed: {SIGNATURE}: {_reason(error)}; export it again with semseal export on the owner's machine"
+            f"{path} is not signed: {SIGNATURE}: {_reason(error)}",
+            "make it again on the owner's machine, with semseal export or semseal pack: both sign",
         ) from None
 
 
@@ -255,36 +283,43 @@ def _parse(path: Path, text: bytes) -> Bundle:
     try:
         manifest = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path / MANIFEST} is damaged: {error}") from None
+        raise BundleError(f"{path / MANIFEST} is damaged: {error}", _COPY) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise BundleError(
-            f"{path / MANIFEST} is not of bundle format {FORMAT}, which this version of semseal reads; export the run again"
+            f"{path / MANIFEST} is not of bundle format {FORMAT}, which this version of semseal reads",
+            f"make the bundle again: {_command(manifest)} --out {path} --force",
         )
     bundle = Bundle(path, manifest)
     try:
         sizes = (bundle.height, bundle.width, bundle.h, bundle.row_width)
-        if not all(1 <= size <= LARGEST for size in sizes) or not math.isfinite(bundle.snr_db):
+        if not all(1 <= size <= MAX_DIMENSION for size in sizes) or not math.isfinite(bundle.snr_db):
             raise ValueError("a size or the SNR is out of range")
         for name, entry in manifest["files"].items():
             if not _GRAPH.fullmatch(name) and not _PLAN.fullmatch(name):
                 raise ValueError(f"{name!r} is not SIDE.PRECISION.onnx or engines/SIDE.PRECISION.ENGINE.engine")
-            if type(entry["size"]) is not int or not 0 <= entry["size"] <= LARGEST_FILE:
-                raise ValueError(f"the size of {name} is not a number of bytes up to {LARGEST_FILE}")
+            if type(entry["size"]) is not int or not 0 <= entry["size"] <= MAX_FILE_BYTES:
+                raise ValueError(f"the size of {name} is not a number of bytes up to {MAX_FILE_BYTES}")
             if len(bytes.fromhex(entry["sha256"])) != 32:
                 raise ValueError(f"the sha256 of {name} is not one")
         digest = model_digest(*(manifest["files"][name]["sha256"] for name in FP32))
         if bundle.digest != digest or "fp32" not in manifest["precisions"]:
             raise ValueError("the model's digest is not that of its graphs")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise BundleError(f"{path / MANIFEST} is damaged: {type(error).__name__}: {error}") from None
+        raise BundleError(f"{path / MANIFEST} is damaged: {type(error).__name__}: {error}", _COPY) from None
     return bundle
+
+
+def _command(manifest: Any) -> str:
+    """The command that made a bundle, less its options."""
+    packed = isinstance(manifest, dict) and "packed" in manifest
+    return "semseal pack --transmitter T.onnx --receiver R.onnx" if packed else _EXPORT
 
 
 def _check_graph(path: Path, data: bytes) -> None:
     try:
         check_onnx(data)
     except GraphError as error:
-        raise BundleError(f"{path}: {error}") from None
+        raise BundleError(f"{path}: {error.message}", error.hint) from None
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def fading(symbols: Symbols, taps: Symbols, noise: Symbols, snr_db: float) -> Sy
     if taps.shape[1] == 1:
         return awgn(symbols * taps, noise, snr_db) * taps.conj() / (np.abs(taps) ** 2 + sigma2)
     response = np.fft.fft(taps, n=symbols.shape[1])
-    spread = np.fft.ifft(np.fft.fft(symbols) * response).astype(np.complex64)
-    heard = awgn(spread, noise, snr_db)
-    equalised = np.fft.fft(heard) * response.conj() / (np.abs(response) ** 2 + sigma2)
+    convolved = np.fft.ifft(np.fft.fft(symbols) * response).astype(np.complex64)
+    received = awgn(convolved, noise, snr_db)
+    equalised = np.fft.fft(received) * response.conj() / (np.abs(response) ** 2 + sigma2)
     return np.fft.ifft(equalised).astype(np.complex64)

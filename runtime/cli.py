@@ -1,16 +1,30 @@
 """The ``semseal`` program. Each verb is a plain function elsewhere; this file only reads options and prints.
 
 A verb imports what it needs when it runs, so that ``semseal keygen`` works where torch is not installed.
+
+    exit code 0   done and clean
+              1   a finding: over a budget, or no engine that works
+              2   wrong usage
+              3   could not be done: bad input, a missing engine, a full disk
+            130   interrupted
+
+What is neither of these is a bug, and shows as one: with its traceback.
 """
 
 import dataclasses
+import errno
+import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
+from semseal.runtime.defense.defenses import BY_NAME
+from semseal.runtime.engine import ENGINES
+from semseal.runtime.errors import SemsealError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -21,16 +35,53 @@ out = Console(emoji=False)
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+PRECISIONS = click.Choice(["fp32", "fp16", "int8"])
+PLAN_ENGINES = click.Choice([engine for engine in ENGINES if engine.startswith("tensorrt")])  # the others run the graphs
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class LazyChoice(click.Choice):  # type: ignore[type-arg]  # click 8.1 has no parameter
+    """A Choice whose names are imported when they are first asked for, not when the program starts."""
+
+    def __init__(self, names: Callable[[], Sequence[str]]) -> None:
+        super().__init__(())
+        del self.choices
+        self._names = names
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "choices":
+            raise AttributeError(name)
+        self.choices = tuple(self._names())
+        return self.choices
+
+
+def _presets() -> Sequence[str]:
+    from semseal.train.config import PRESETS
+
+    return tuple(PRESETS)
+
+
+def _attacks() -> Sequence[str]:
+    from semseal.runtime.audit.matrix import ATTACKS
+
+    return ATTACKS
+
+
+def _example(*lines: str) -> str:
+    """The end of a verb's --help."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_example("semseal demo", "semseal audit photos-10db --data photos --out audit --quick"),
+)
 @click.version_option(package_name="semseal")
 def cli() -> None:
     """Semantic communication links: train, deploy, protect, and measure what an eavesdropper sees."""
 
 
-@cli.command()
-@click.option("--preset", required=True, help="paper-0db, paper-10db, paper-20db, photos-0db, photos-10db, photos-20db")
+@cli.command(epilog=_example("semseal train --preset photos-10db --data photos --out run"))
+@click.option("--preset", required=True, type=LazyChoice(_presets), help="what is trained, and how long")
 @click.option("--data", required=True, metavar="SPEC", help="photos, celeba:FOLDER or folder:FOLDER")
 @click.option("--out", "run", required=True, type=FOLDER, metavar="RUN", help="run folder to write")
 @click.option("--resume", is_flag=True, help="continue an interrupted run; same --preset and options")
@@ -49,12 +100,11 @@ def train(
     from semseal.train.config import PRESETS, ModelConfig, TrainConfig
     from semseal.train.fit import train as fit
 
-    if preset not in PRESETS:
-        raise click.UsageError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     chosen = {**PRESETS[preset], **{name: value for name, value in overrides.items() if value is not None}}
-    config = TrainConfig(**chosen)
-    if c is not None:
-        config = dataclasses.replace(config, model=ModelConfig(c=c))
+    try:
+        config = TrainConfig(**chosen) if c is None else TrainConfig(**chosen, model=ModelConfig(c=c))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     try:
         fit(config, data, run, resume=resume, init=init, devices=devices)
     except KeyboardInterrupt:
@@ -62,78 +112,69 @@ def train(
         raise
 
 
-class Listed(click.Command):
-    """Lets an option that may be repeated take several values in a row: ``--precision fp32 fp16``."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        repeated = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
-        spelled: list[str] = []
-        option, taken = "", 0
-        for arg in args:
-            if arg.startswith("-"):
-                option, taken = arg, 0
-            elif option in repeated:
-                spelled += [option] * (taken > 0)
-                taken += 1
-            spelled.append(arg)
-        return super().parse_args(ctx, spelled)
-
-
 def _deployed(command: Any) -> Any:
     """The options of what is written into a bundle."""
-    for option in (
+    options = (
         click.option("--out", "bundle", required=True, type=FOLDER, metavar="BUNDLE", help="bundle folder to write"),
         click.option(
             "--precision",
             "precisions",
             multiple=True,
-            type=click.Choice(["fp32", "fp16", "int8"]),
-            help="one or more; fp32 is always made  [default: all]",
+            type=PRECISIONS,
+            help="may be repeated; fp32 is always made  [default: all]",
         ),
         click.option(
             "--engine",
             "engines",
             multiple=True,
-            type=click.Choice(["tensorrt", "tensorrt-rtx"]),
-            help="also build the plans of these engines; an ONNX graph serves the others",
+            type=PLAN_ENGINES,
+            help="also build the plans of this engine; may be repeated; the other engines run the ONNX graphs",
         ),
         click.option(
             "--capability",
             "capabilities",
             multiple=True,
             type=int,
-            help="GPUs that tensorrt-rtx builds for, such as 86 89 120  [default: the one here]",
+            help="a GPU that tensorrt-rtx builds for, such as 89 for 8.9; may be repeated  [default: the one here]",
         ),
         click.option("--sign", type=FILE, metavar="KEY", help="owner's signing key  [default: yours, made at first use]"),
-    ):
+        click.option("--force", is_flag=True, help="replace the bundle that is there, whole"),
+    )
+    for option in reversed(options):  # as stacked decorators apply
         command = option(command)
     return command
 
 
-@cli.command(cls=Listed)
+@cli.command(epilog=_example("semseal export run --out bundle --precision fp32 --precision int8"))
 @click.argument("run", type=FOLDER)
 @_deployed
-def export(run: Path, bundle: Path, sign: Path | None, **deployed: Any) -> None:
+def export(run: Path, bundle: Path, sign: Path | None, force: bool, **deployed: Any) -> None:
     """Turn a run into a signed bundle and print what each precision costs in dB."""
     from semseal.export.bundle import export_run
+    from semseal.runtime.bundle import check_free
     from semseal.runtime.signing import owner_key
 
+    chosen = _chosen(deployed)
+    check_free(bundle, force)  # before the minutes that the rest takes
     key = owner_key(sign)
-    _print_made(export_run(run, bundle, **_chosen(deployed), signing_key=key), key)
+    _print_made(export_run(run, bundle, **chosen, signing_key=key, force=force), key)
 
 
-@cli.command(cls=Listed)
+@cli.command(epilog=_example("semseal pack --transmitter encoder.onnx --receiver decoder.onnx --out bundle --snr 10"))
 @click.option("--transmitter", required=True, type=FILE, metavar="T.onnx", help="image [batch, 3, H, W] in 0..1 to features")
 @click.option("--receiver", required=True, type=FILE, metavar="R.onnx", help="features back to the image")
 @click.option("--snr", type=float, default=10.0, show_default=True, help="main channel's SNR in dB that it is meant for")
 @_deployed
-def pack(transmitter: Path, receiver: Path, snr: float, bundle: Path, sign: Path | None, **deployed: Any) -> None:
+def pack(transmitter: Path, receiver: Path, snr: float, bundle: Path, sign: Path | None, force: bool, **deployed: Any) -> None:
     """Bring your own model: any pair of ONNX files becomes a bundle, with power normalisation and the scheme index."""
     from semseal.export.pack.whole import pack as make
+    from semseal.runtime.bundle import check_free
     from semseal.runtime.signing import owner_key
 
+    chosen = _chosen(deployed)
+    check_free(bundle, force)
     key = owner_key(sign)
-    made = make(transmitter, receiver, bundle, snr, **_chosen(deployed), signing_key=key)
+    made = make(transmitter, receiver, bundle, snr, **chosen, signing_key=key, force=force)
     for note in made.manifest["packed"]["notes"]:
         out.print(note, markup=False, soft_wrap=True)
     _print_made(made, key)
@@ -187,16 +228,33 @@ def _print_parity(bundle: "Bundle") -> None:
         out.print(f"{graph}.onnx in ONNX Runtime: {counts}", soft_wrap=True)
 
 
-@cli.command()
+@cli.command(
+    epilog=_example(
+        "semseal audit photos-10db --data photos --out audit --quick",
+        "semseal audit photos-10db --data photos --out audit --quick --defense mix --budget 0.3",
+    )
+)
 @click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...")
 @click.option("--data", required=True, metavar="SPEC", help="photos, celeba:FOLDER or folder:FOLDER")
 @click.option("--out", "folder", required=True, type=FOLDER, metavar="DIR", help="folder of the results")
 @click.option("--quick", is_flag=True, help="few pictures and steps: minutes on 2 cores, wide intervals")
 @click.option("--pictures", type=int, help="held-out pictures to measure on  [default: 200, with --quick 16]")
-@click.option("--defense", "defenses", multiple=True, help="measure only this defence; may be repeated  [default: all]")
-@click.option("--attack", "attacks", multiple=True, help="measure only this attack; may be repeated  [default: all]")
+@click.option(
+    "--defense",
+    "defenses",
+    multiple=True,
+    type=click.Choice(list(BY_NAME)),
+    help="measure only this defence; may be repeated  [default: all]",
+)
+@click.option(
+    "--attack",
+    "attacks",
+    multiple=True,
+    type=LazyChoice(_attacks),
+    help="measure only this attack; may be repeated  [default: all]",
+)
 @click.option("--eve-snr", "eve_snrs", type=float, multiple=True, help="Eve's SNR in dB; may be repeated  [default: 0 10 20]")
-@click.option("--precision", "precisions", multiple=True, help="fp32, fp16 or int8; may be repeated  [default: fp32]")
+@click.option("--precision", "precisions", multiple=True, type=PRECISIONS, help="may be repeated  [default: fp32]")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="processes that share the cores")
 @click.option(
     "--white-box",
@@ -212,30 +270,42 @@ def _print_parity(bundle: "Bundle") -> None:
     help="exit with 1 if the upper 95 % bound of Eve's rate in naming the picture is above RATE under any defence measured",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
-def audit(
-    bundles: tuple[str, ...],
-    data: str,
-    folder: Path,
+def audit(bundles: tuple[str, ...], data: str, folder: Path, jobs: int, budget: float | None, **asked: Any) -> None:
+    """Attack deployed engines and tabulate what leaks: Tables I to IV of the paper, and adaptive attacks.
+
+    One BUNDLE for each main-channel SNR: a folder, or photos-0db, photos-10db, photos-20db for those that are packaged.
+    The same command continues an interrupted audit.
+    """
+    from semseal.runtime.audit.run import audit as run_audit
+    from semseal.runtime.audit.tables import print_results
+
+    settings = _settings(**asked)
+    judged = tuple(defense for defense in settings.defenses if defense != "none")
+    if budget is not None and ("which" not in settings.attacks or not judged):
+        raise click.UsageError("--budget judges the attack 'which' under a defence; measure both")
+    try:
+        results = run_audit([Path(name) for name in bundles], data, folder, settings, jobs)
+    except KeyboardInterrupt:
+        click.echo("\nthe same command continues where this one stopped", err=True)
+        raise
+    print_results(out, results, folder, settings)
+    if budget is not None:
+        _judge(results, settings, judged, budget)
+
+
+def _settings(
     quick: bool,
     pictures: int | None,
     defenses: tuple[str, ...],
     attacks: tuple[str, ...],
     eve_snrs: tuple[float, ...],
     precisions: tuple[str, ...],
-    jobs: int,
     white_box: str,
-    budget: float | None,
     seed: int,
-) -> None:
-    """Attack deployed engines and tabulate what leaks: Tables I to IV of the paper, and Eves who adapt.
-
-    One BUNDLE for each main-channel SNR: a folder, or photos-0db, photos-10db, photos-20db for those that are packaged.
-    The same command continues an interrupted audit.
-    """
+) -> "Settings":
+    """What the options of ``audit`` ask for."""
     from semseal.runtime.attacks import whitebox
     from semseal.runtime.audit.matrix import ATTACKS, DEFENSES, FULL, PRECISIONS, QUICK
-    from semseal.runtime.audit.run import audit as run_audit
-    from semseal.runtime.audit.verdict import worst_rate
 
     settings = dataclasses.replace(QUICK if quick else FULL, seed=seed)
     if white_box == "paper":
@@ -245,126 +315,126 @@ def audit(
             raise click.UsageError(f"--pictures must be even, as they are sent in pairs, and at least 6, got {pictures}")
         few = min(pictures, settings.optimised_pictures)
         settings = dataclasses.replace(settings, pictures=pictures, optimised_pictures=few)
-    for option, chosen, known in (
-        ("defense", defenses, DEFENSES),
-        ("attack", attacks, ATTACKS),
-        ("precision", precisions, PRECISIONS),
-    ):
-        for name in chosen:
-            if name not in known:
-                raise click.UsageError(f"--{option} must be one of {', '.join(known)}, got {name!r}")
-        if chosen:
-            part = {f"{option}s": tuple(name for name in known if name in chosen)}
-            settings = dataclasses.replace(settings, **part)  # type: ignore[arg-type]
     if eve_snrs:
         settings = dataclasses.replace(settings, eve_snrs=tuple(sorted(set(eve_snrs))))
-    judged = tuple(defense for defense in settings.defenses if defense != "none")
-    if budget is not None and ("which" not in settings.attacks or not judged):
-        raise click.UsageError("--budget judges the attack 'which' under a defence; measure both")
-    try:
-        results = run_audit([Path(name) for name in bundles], data, folder, settings, jobs)
-    except KeyboardInterrupt:
-        click.echo("\nthe same command continues where this one stopped", err=True)
-        raise
-    _print_results(results, folder, settings)
-    if budget is not None:
-        games = results["games"]  # those of earlier runs too
-        games = [game for game in games if game["eve_snr"] in settings.eve_snrs and game["precision"] in settings.precisions]
-        worst = worst_rate(games, judged)
-        if worst is None or worst > budget:
-            found = "was not measured" if worst is None else f"may be as high as {worst:.4f} (upper 95 % bound)"
-            raise RuntimeError(f"over the leakage budget: Eve's rate in naming the picture {found}, the budget is {budget:g}")
+
+    def chosen(names: tuple[str, ...], known: Sequence[str], default: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name for name in known if name in names) or default  # in the order of the table
+
+    return dataclasses.replace(
+        settings,
+        defenses=chosen(defenses, DEFENSES, settings.defenses),
+        attacks=chosen(attacks, ATTACKS, settings.attacks),
+        precisions=chosen(precisions, PRECISIONS, settings.precisions),
+    )
 
 
-@cli.command()
+def _judge(results: dict[str, Any], settings: "Settings", judged: tuple[str, ...], budget: float) -> None:
+    """Exit with 1 unless Eve's rate in naming the picture is within the budget, under every defence that was asked for."""
+    from semseal.runtime.audit.verdict import worst_rate
+
+    games = results["games"]  # those of earlier runs too
+    games = [game for game in games if game["eve_snr"] in settings.eve_snrs and game["precision"] in settings.precisions]
+    worst = worst_rate(games, judged)
+    if worst is not None and worst <= budget:
+        return
+    found = "was not measured" if worst is None else f"may be as high as {worst:.4f} (upper 95 % bound)"
+    _complain(
+        f"over the leakage budget: Eve's rate in naming the picture {found}, the budget is {budget:g}",
+        "choose a defence that holds (mix), or measure on more --pictures, which narrows the bound",
+    )
+    sys.exit(1)
+
+
+@cli.command(epilog=_example("semseal demo --out demo"))
 @click.option("--out", "folder", type=FOLDER, default="demo", show_default=True, metavar="DIR", help="folder of the results")
 def demo(folder: Path) -> None:
-    """The main job on a packaged model and library photographs: link, defence, both attacks; about a minute."""
+    """The main job on a packaged model and library photographs: link, defence, attacks; about a minute."""
     from semseal.runtime.audit.matrix import DEMO
     from semseal.runtime.audit.run import audit as run_audit
+    from semseal.runtime.audit.tables import print_results
     from semseal.runtime.bundle import packaged_bundle
 
     out.print(
         "Alice sends photographs to Bob over a 10 dB channel; Eve listens at 10 dB and attacks, without and with the "
         "paper's defence."
     )
-    _print_results(run_audit([packaged_bundle("photos-10db")], "photos", folder, DEMO), folder, DEMO)
+    print_results(out, run_audit([packaged_bundle("photos-10db")], "photos", folder, DEMO), folder, DEMO)
 
 
-def _print_results(results: dict[str, Any], folder: Path, asked: "Settings") -> None:
-    from semseal.runtime.audit.standing import headline, limits
-    from semseal.runtime.audit.tables import (
-        FOOTNOTE,
-        leakage_tables,
-        mains,
-        paper_defenses,
-        paper_table,
-        tally_table,
-        verdict_table,
-    )
-
-    settings = results["settings"]
-    if paper_defenses(results):
-        for main in mains(results):
-            out.print(paper_table(results, main))
-    snr, precision = max(asked.eve_snrs), asked.precisions[0]
-    for table in leakage_tables(results, snr, precision):
-        out.print(table)
-    out.print(FOOTNOTE, soft_wrap=True)
-    if len(settings["eve_snrs"]) * len(settings["precisions"]) > 1:
-        out.print(f"above: Eve at {snr:g} dB, {precision} engines; the others are in the report", soft_wrap=True)
-    if results["orderings"]:
-        out.print(tally_table(results))
-    for name, reason in results["skipped"].items():
-        out.print(f"skipped {name}: {reason}", markup=False, soft_wrap=True)
-    out.print(
-        f"{settings['pictures']} {results['pictures']}; white-box on {settings['optimised_pictures']}; "
-        f"SSIM: {results['ssim']}; seed {settings['seed']}",
-        soft_wrap=True,
-    )
-    out.print(verdict_table(results))
-    for sentence in headline(results) + limits(results):
-        out.print(sentence, markup=False, soft_wrap=True)
-    out.print(f"pictures and tables: {folder / 'report.html'}    figures: {folder / 'results.json'}", soft_wrap=True)
-
-
-@cli.command()
-def doctor() -> None:
-    """Tell which engines and devices work on this machine, and what mends the others."""
+@cli.command(epilog=_example("semseal doctor"))
+@click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
+def doctor(as_json: bool) -> None:
+    """Tell which engines and devices work on this machine, and how to fix the others; exit with 1 if no engine works."""
     from semseal.runtime.doctor import examine, show, works
 
     findings = examine()
-    show(findings, out)
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
+    else:
+        show(findings, out)
     if not works(findings):
         sys.exit(1)
 
 
-@cli.command()
+@cli.command(epilog=_example("semseal keygen alice.key"))
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 def keygen(file: Path) -> None:
     """Make a new key file that only you can read."""
     from semseal.runtime.defense.keys import generate_key, write_key
 
     write_key(file, generate_key())
-    out.print(f"{file}: new key, mode 0600; whoever has this file can read the link")
+    out.print(f"{file}: new key, mode 0600; whoever has this file can read the link", markup=False, soft_wrap=True)
+
+
+# packages that extras bring, by the name of their import
+EXTRAS = {
+    **dict.fromkeys(("torch", "onnx", "scipy", "skimage", "sklearn"), "cpu,train,audit"),
+    **dict.fromkeys(("lightning_fabric", "onnxscript", "safetensors"), "cpu,train"),
+    **dict.fromkeys(("jinja2", "joblib", "matplotlib"), "cpu,audit"),
+    "onnxruntime": "cpu",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "rtx",
+}
+REFUSALS = {
+    errno.ENOSPC: "free some space there, or choose another folder",
+    errno.EDQUOT: "free some space there, or choose another folder",
+    errno.EROFS: "choose a folder that can be written to",
+    errno.EACCES: "choose a place where you may read and write, or change its mode",
+    errno.EPERM: "choose a place where you may read and write, or change its mode",
+}
+
+
+def _complain(message: str, hint: str) -> None:
+    click.echo(f"error: {message}", err=True)
+    if hint:
+        click.echo(f"hint: {hint}", err=True)
 
 
 def main() -> None:
-    """Run the program; an expected failure prints ``error:`` and exits 1, wrong usage exits 2 by click's custom."""
+    """Run the program. What is expected to fail prints ``error:`` and ``hint:``; anything else escapes with its traceback."""
     try:
         cli(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as stop:
+        if isinstance(stop.__cause__, EOFError):  # click takes that for an end of input, and no verb asks for any
+            raise stop.__cause__ from None
         click.echo("interrupted; nothing is half written", err=True)
         sys.exit(130)
+    except SemsealError as error:
+        _complain(error.message, error.hint)
+        sys.exit(3)
     except ModuleNotFoundError as error:
-        click.echo(f"error: this command needs the package {error.name}", err=True)
-        click.echo("hint: in the source folder, pip install '.[cpu,train,audit]'", err=True)
-        sys.exit(1)
-    except (ValueError, RuntimeError, OSError) as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        _complain(f"this command needs the package {package}", f"in the source folder, pip install '.[{EXTRAS[package]}]'")
+        sys.exit(3)
+    except OSError as error:
+        if not isinstance(error.filename, str):
+            raise
+        _complain(f"{error.strerror}: {error.filename}", REFUSALS.get(error.errno or 0, ""))
+        sys.exit(3)

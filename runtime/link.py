@@ -1,8 +1,8 @@
 """The link in use: Alice's Transmitter, Bob's Receiver, and the Frame that goes from one to the other.
 
-images ── engine ── unit-power rows ── scheme index ── Frame(symbols, header) ~~ radio ~~> heard symbols, header
-                          one graph                                                              │
-images in the order sent ── engine ── inverse scheme index ── headers opened, pairs found ───────┘
+images ── engine ── unit-power rows ── scheme index ── Frame(symbols, header) ~~ radio ~~> received symbols, header
+                          one graph                                                                 │
+images in the order sent ── engine ── inverse scheme index ── headers opened, pairs found ──────────┘
 """
 
 import os
@@ -17,16 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense import index, mix
-from semseal.runtime.defense.header import MODES, Header, HeaderSealer, ReplayWindow, new_session
+from semseal.runtime.defense.defenses import BY_NAME, MODES
+from semseal.runtime.defense.header import Header, HeaderSealer, ReplayWindow, new_session
 from semseal.runtime.defense.keys import load_key
 from semseal.runtime.defense.schemes import SchemeSets, draw_choice, noise_rows, scheme_sets
 from semseal.runtime.engine import open_engine
 from semseal.runtime.errors import HeaderError
 
-BROKEN = (
-    "defense {0!r} is the paper's, for reproduction: an Eve who orders rows by likeness undoes it; use 'mix' to keep a secret"
-)
-LOUDEST = 1e6  # symbols have mean power 1; far above that, float32 layers overflow into NaN
+MAX_AMPLITUDE = 1e6  # of a received symbol; symbols have mean power 1; far above that, float32 layers overflow into NaN
 BATCH = 64  # images in one run of the engine; even, so that no pair is split
 
 _FRAME = struct.Struct("<4sHI")
@@ -96,7 +94,7 @@ class Transmitter:
             raise ValueError(f"defense {defense!r} needs a key: pass key=, 32 bytes or a key file")
         self.bundle = open_bundle(bundle, owner)
         self.defense = defense
-        if defense not in ("none", "mix"):
+        if BY_NAME[defense].broken:
             warnings.warn(
                 f"defense {defense!r} is for reproducing the paper: an Eve who orders rows by likeness undoes it, keyless; "
                 "use 'mix' to keep a picture from her",
@@ -107,10 +105,15 @@ class Transmitter:
         self._secret = secret
         self._sealer = HeaderSealer(secret, self.bundle.digest)
         self._sets = None if secret is None else scheme_sets(secret, self.bundle.h)
-        side = "transmitter-mix" if defense == "mix" else "transmitter"
+        self._runs = engine, precision
+        side = "transmitter-mix" if BY_NAME[defense].mixes else "transmitter"
         self._engine = open_engine(engine, self.bundle.program(side, precision, engine), threads)
         self._lock = threading.Lock()
         self._process, self._session, self._counter = os.getpid(), new_session(), 0
+
+    def __repr__(self) -> str:
+        engine, precision = self._runs
+        return f"Transmitter({self.bundle.name!r}, defense={self.defense!r}, engine={engine!r}, precision={precision!r})"
 
     def send(self, images: NDArray[np.float32]) -> list[Frame]:
         """Images float32 [batch, 3, height, width] in 0..1 to one frame each, in order.
@@ -126,9 +129,10 @@ class Transmitter:
 
     def _send(self, images: NDArray[np.float32]) -> list[Frame]:
         batch, h = len(images), self.bundle.h
-        swap, permute = "substitute" in self.defense, "permute" in self.defense
+        defense = BY_NAME[self.defense]
+        swap, permute = defense.substitutes, defense.permutes
         session, counter = self._take_counters()
-        if self.defense == "mix":
+        if defense.mixes:
             return self._send_mixed(images, session, range(counter, counter + batch))
         headers: list[Header] = []
         tables = np.tile(index.identity(h), (batch + batch % 2, 1))
@@ -146,12 +150,12 @@ class Transmitter:
         in_graph = tables[:batch].copy()
         if odd:
             in_graph[-1] = index.identity(h)
-        places = np.arange(len(tables))
-        rows = self._engine(images, index.spread(in_graph, places[:batch], places[:batch] ^ 1)).reshape(batch, h, -1)
+        frames = np.arange(len(tables))
+        rows = self._engine(images, index.absolute(in_graph, frames[:batch], frames[:batch] ^ 1)).reshape(batch, h, -1)
         if odd:
             # the last image meets its noise tensor here, because the graph knows only rows of images
             pair = np.concatenate([rows[-1], noise_rows(h, rows.shape[2])])
-            mixed = index.gather(pair, index.spread(tables[-2:], places[:2], places[:2] ^ 1))
+            mixed = index.gather(pair, index.absolute(tables[-2:], frames[:2], frames[:2] ^ 1))
             rows = np.concatenate([rows[:-1], mixed])
         on_air = rows.reshape(len(rows), -1).view(np.complex64)
         return [Frame(row, self._sealer.seal(header)) for row, header in zip(on_air, headers, strict=True)]
@@ -203,6 +207,7 @@ class Receiver:
     ) -> None:
         """Arguments as those of Transmitter. Raises BundleError, EngineError or KeyFileError."""
         self.bundle = open_bundle(bundle, owner)
+        self._runs = engine, precision
         secret = None if key is None else load_key(key)
         self._secret = secret
         self._sealer = HeaderSealer(secret, self.bundle.digest)
@@ -214,8 +219,13 @@ class Receiver:
         self._lock = threading.Lock()
         self.incomplete: list[int] = []
 
+    def __repr__(self) -> str:
+        engine, precision = self._runs
+        key = "none" if self._secret is None else "given"
+        return f"Receiver({self.bundle.name!r}, key {key}, engine={engine!r}, precision={precision!r})"
+
     def receive(self, frames: Sequence[Frame]) -> NDArray[np.float32]:
-        """Heard and equalised frames, in any order, to images float32 [batch, 3, height, width], in the order sent.
+        """Received and equalised frames, in any order, to images float32 [batch, 3, height, width], in the order sent.
 
         Both frames of a pair must be in the same call. A noise tensor yields no image. Where the other frame of a pair
         is missing, the rows that it carried are zero in this image, a warning says so, and ``incomplete`` lists the
@@ -229,10 +239,10 @@ class Receiver:
     def _receive(self, frames: Sequence[Frame]) -> NDArray[np.float32]:
         opened = self._open(frames)
         shown = [header for header, _ in opened if not header.noise]
-        mixed = np.array([header.mode == "mix" for header in shown], bool)
+        mixed = np.array([BY_NAME[header.mode].mixes for header in shown], bool)
         images = np.empty((len(shown), 3, self.bundle.height, self.bundle.width), np.float32)
-        images[mixed] = self._receive_mixed([item for item in opened if item[0].mode == "mix"])
-        images[~mixed], lost = self._receive_rows([item for item in opened if item[0].mode != "mix"])
+        images[mixed] = self._receive_mixed([item for item in opened if BY_NAME[item[0].mode].mixes])
+        images[~mixed], lost = self._receive_rows([item for item in opened if not BY_NAME[item[0].mode].mixes])
         incomplete = np.flatnonzero(~mixed)[lost].tolist()
         if incomplete:
             warnings.warn(
@@ -247,13 +257,13 @@ class Receiver:
         return images
 
     def _receive_rows(self, opened: list[tuple[Header, NDArray[np.complex64]]]) -> tuple[NDArray[np.float32], list[int]]:
-        """Images of frames whose rows were moved, if at all, and the places of those that lack their partner's frame."""
+        """Images of frames whose rows were moved, if at all, and which of them lack their partner's frame."""
         h, n = self.bundle.h, self.bundle.n_symbols
-        # all that was heard, and zeros for what was not
-        heard = np.concatenate(
+        # all that was received, and zeros for what was not
+        received = np.concatenate(
             [np.reshape([symbols for _, symbols in opened], (-1, n)).astype(np.complex64), np.zeros((1, n), np.complex64)]
         )
-        place = {(header.session, header.counter): i for i, (header, _) in enumerate(opened)}
+        frame_of = {(header.session, header.counter): i for i, (header, _) in enumerate(opened)}
         tables: list[index.Table] = []
         own: list[int] = []
         other: list[int] = []
@@ -262,7 +272,7 @@ class Receiver:
             if header.noise:
                 continue
             permutation, swapped = _scheme(header, self._sets, h)
-            partner = place.get((header.session, header.counter ^ 1), len(opened))
+            partner = frame_of.get((header.session, header.counter ^ 1), len(opened))
             if swapped.any() and partner == len(opened):
                 incomplete.append(len(tables))
             tables.append(index.invert(permutation, swapped))
@@ -270,7 +280,7 @@ class Receiver:
             other.append(partner)
         images = np.empty((len(tables), 3, self.bundle.height, self.bundle.width), np.float32)
         for part in (slice(i, i + BATCH) for i in range(0, len(tables), BATCH)):
-            images[part] = self._decode(heard, np.stack(tables[part]), np.array(own[part]), np.array(other[part]))
+            images[part] = self._decode(received, np.stack(tables[part]), np.array(own[part]), np.array(other[part]))
         return images, incomplete
 
     def _receive_mixed(self, opened: list[tuple[Header, NDArray[np.complex64]]]) -> NDArray[np.float32]:
@@ -304,40 +314,44 @@ class Receiver:
             try:
                 header = self._sealer.open(frame.header)
             except HeaderError as error:
-                raise HeaderError(f"frame {i}: {error}") from None
+                raise HeaderError(f"frame {i}: {error.message}", error.hint) from None
             wanted = self.bundle.n_symbols
-            if header.mode == "mix":
+            if BY_NAME[header.mode].mixes:
                 wanted = mix.padded_size(2 * wanted) // 2
             if frame.symbols.shape != (wanted,) or frame.symbols.dtype != np.complex64:
                 raise ValueError(
                     f"frame {i}: symbols must be complex64 [{wanted}], got {frame.symbols.dtype} {list(frame.symbols.shape)}"
                 )
-            if not (np.abs(frame.symbols) < LOUDEST).all():  # also false for NaN
-                raise ValueError(f"frame {i}: symbols must be finite and below {LOUDEST:g}; was it equalised?")
+            if not (np.abs(frame.symbols) < MAX_AMPLITUDE).all():  # also false for NaN
+                raise ValueError(f"frame {i}: symbols must be finite and below {MAX_AMPLITUDE:g}; was it equalised?")
             again = (header.session, header.counter) in seen
             if again or (self._window is not None and not self._window.fresh(header)):
-                raise HeaderError(f"frame {i}: this header was received before, or is too old to tell: replay refused")
+                raise HeaderError(
+                    f"frame {i}: this header was received before, or is too old to tell: replay refused",
+                    "send the picture again",
+                )
             seen.add((header.session, header.counter))
             opened.append((header, frame.symbols))
         first = {header.session: i for i, (header, _) in reversed(list(enumerate(opened)))}
         return sorted(opened, key=lambda item: (first[item[0].session], item[0].counter))
 
     def _decode(
-        self, heard: NDArray[np.complex64], tables: index.Table, own: NDArray[np.integer], other: NDArray[np.integer]
+        self, received: NDArray[np.complex64], tables: index.Table, own: NDArray[np.integer], other: NDArray[np.integer]
     ) -> NDArray[np.float32]:
         """Images of a part of the frames; only these and their partners go to the engine."""
         needed, where = np.unique(np.concatenate([own, other]), return_inverse=True)
-        symbols = heard[needed].view(np.float32).reshape(len(needed), -1, 2)
-        return self._engine(symbols, index.spread(tables, where[: len(own)], where[len(own) :]))
+        symbols = received[needed].view(np.float32).reshape(len(needed), -1, 2)
+        return self._engine(symbols, index.absolute(tables, where[: len(own)], where[len(own) :]))
 
 
 def _scheme(header: Header, sets: SchemeSets | None, h: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
     """The permutation and the swapped rows that a header selects; both [h]."""
     permutation, swapped = index.identity(h), np.zeros(h, bool)
-    if header.mode != "none":
+    defense = BY_NAME[header.mode]
+    if defense.permutes or defense.substitutes:
         assert sets is not None  # without a key the sealer lets no other mode pass
-        if "permute" in header.mode:
+        if defense.permutes:
             permutation = sets.permutations[header.p]
-        if "substitute" in header.mode:
+        if defense.substitutes:
             swapped = sets.swapped[header.s]
     return permutation, swapped

@@ -1,8 +1,8 @@
 """Picture quality and its uncertainty.
 
-PSNR is per image over all colours, for values in 0..1, then averaged in dB; it ends at 100 dB, so that means and intervals over
-pictures that were met exactly stay finite. SSIM is that of Wang, Bovik, Sheikh and
-Simoncelli (2004): Gaussian window of sigma 1.5 (11 x 11), K1 = 0.01, K2 = 0.03, per colour, averaged; scikit-image computes it.
+PSNR is per image over all colours, for values in 0..1, then averaged in dB; it is capped at 100 dB, so that means and intervals
+stay finite where a picture is reconstructed exactly. SSIM is that of Wang, Bovik, Sheikh and Simoncelli (2004): Gaussian window
+of sigma 1.5 (11 x 11), K1 = 0.01, K2 = 0.03, per colour, averaged; scikit-image computes it.
 
 Rates have exact bounds (Clopper and Pearson 1934): never too narrow, whatever the rate. Areas under the ROC curve have
 Newcombe's interval (Statistics in Medicine 25:559, 2006, his method 5), which is sound at 0.5 and at 1 alike.
@@ -40,11 +40,12 @@ def _decibels(error: NDArray[np.float64]) -> NDArray[np.float64]:
     return -10 * np.log10(np.maximum(error, 1e-10))
 
 
-def own_effect(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """By how much each answer fits its own question better than chance has it: scores [n, n] to [n], n at least 3.
+def matching_advantage(table: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How much better each answer fits its own question than others: scores [n, n] to [n], n at least 3.
 
-    The diagonal less what is the question's (some pictures are easy) and what is the answer's (some suit every picture): an
-    additive model, fitted to all but the diagonal by least squares. Its mean is 0 for answers that know nothing.
+    ``table`` holds the score of every answer (column) to every question (row), such as PSNR in dB. From its diagonal is taken
+    what is the question's (some pictures are easy) and what is the answer's (some suit every picture): an additive model,
+    fitted to all but the diagonal by least squares. The mean is 0 for answers that know nothing.
     """
     n = len(table)
     right = np.diagonal(table)
@@ -78,8 +79,8 @@ def mean(values: NDArray[np.float64]) -> Mean:
     return Mean(float(values.mean()), float(t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n)), n)
 
 
-def luck_of_mean(values: NDArray[np.float64]) -> float:
-    """How likely a mean as high as that of ``values`` is where the true mean is 0 (one-sided t test); 1 for fewer than two."""
+def p_value_of_mean(values: NDArray[np.float64]) -> float:
+    """p-value of the mean of ``values`` being above 0 (one-sided t test); 1 for fewer than two values."""
     from scipy.stats import ttest_1samp
 
     if len(values) < 2:
@@ -89,15 +90,15 @@ def luck_of_mean(values: NDArray[np.float64]) -> float:
     return float(ttest_1samp(values, 0, alternative="greater").pvalue)
 
 
-def luck_of_rate(hits: int, n: int, chance: float) -> float:
-    """How likely so many hits of n are where each has probability ``chance`` (exact binomial test, one-sided)."""
+def p_value_of_rate(hits: int, n: int, chance: float) -> float:
+    """p-value of ``hits`` of n being more than a success rate of ``chance`` gives (exact binomial test, one-sided)."""
     from scipy.stats import binomtest
 
     return float(binomtest(hits, n, chance, alternative="greater").pvalue)
 
 
-def luck_of_auc(area: float, positives: int, negatives: int) -> float:
-    """How likely so large an area is where the scores tell nothing (Mann-Whitney test, one-sided, normal)."""
+def p_value_of_auc(area: float, positives: int, negatives: int) -> float:
+    """p-value of an area being above 0.5 (Mann-Whitney test, one-sided, normal approximation)."""
     from scipy.stats import norm
 
     return float(norm.sf((area - 0.5) / math.sqrt((positives + negatives + 1) / (12 * positives * negatives))))

@@ -12,7 +12,7 @@ is passed over.
 
 from semseal.runtime.errors import GraphError
 
-LARGEST_DEPTH = 60  # messages within messages; protobuf itself stops at 100
+MAX_DEPTH = 60  # messages within messages; protobuf itself stops at 100
 
 _SPARSE, _OPERATOR, _EXTERNAL, _LOCATION = "sparse tensor", "operator", "external data", "data location"
 
@@ -31,17 +31,17 @@ def check_onnx(data: bytes) -> None:
     """Raises GraphError unless ``data`` is a well-formed ONNX model that stands for itself.
 
     Refused: external data, sparse tensors, compiled engines within (EPContext nodes name further files), ONNX Runtime's
-    own format, damaged or truncated bytes, and messages deeper than LARGEST_DEPTH. Whether the operators make sense is for
+    own format, damaged or truncated bytes, and messages deeper than MAX_DEPTH. Whether the operators make sense is for
     the engine to say.
     """
     if data[4:8] == b"ORTM":  # ONNX Runtime goes by this mark, whatever else the bytes are
-        raise GraphError("the file is in ONNX Runtime's own format; save it as ONNX")
+        raise GraphError("the file is in ONNX Runtime's own format", "save the model as ONNX")
     _walk(data, 0, len(data), "model", 0)
 
 
 def _walk(data: bytes, at: int, end: int, message: str, depth: int) -> None:
-    if depth > LARGEST_DEPTH:
-        raise GraphError(f"the graph nests deeper than {LARGEST_DEPTH} messages at byte {at}")
+    if depth > MAX_DEPTH:
+        raise GraphError(f"the graph nests deeper than {MAX_DEPTH} messages at byte {at}")
     fields = _FIELDS[message]
     while at < end:
         start = at
@@ -71,13 +71,13 @@ def _walk(data: bytes, at: int, end: int, message: str, depth: int) -> None:
             _walk(data, at - value, at, inner, depth + 1)
         elif inner == _OPERATOR:
             if data[at - value : at] == b"EPContext":
-                raise GraphError(f"the graph holds a compiled engine (EPContext) at byte {start}; export plain operators")
+                raise GraphError(f"the graph holds a compiled engine (EPContext) at byte {start}", "export plain operators")
         elif inner == _SPARSE:
-            raise GraphError(f"the graph holds a sparse tensor at byte {start}; store it as a dense one")
+            raise GraphError(f"the graph holds a sparse tensor at byte {start}", "store it as a dense one")
         elif inner == _EXTERNAL or value:
             raise GraphError(
-                f"the graph keeps a tensor in another file (external data, byte {start}); save the model as one file, with "
-                "external_data=False"
+                f"the graph keeps a tensor in another file (external data, byte {start})",
+                "save the model as one file: torch.onnx.export(..., external_data=False), or onnx.save(model, path)",
             )
 
 

@@ -99,7 +99,10 @@ class Pictures:
             wanted = 1 if fewer else n
             usable = f"{len(out)} of {len(self.paths)} files usable"
             bad = f" ({len(self.skipped)} could not be decoded, first {next(iter(self.skipped))})" if self.skipped else ""
-            raise PictureError(f"{self.spec}: {wanted} pictures wanted of split {self.split!r}, {usable}{bad}")
+            raise PictureError(
+                f"{self.spec}: {wanted} pictures wanted of split {self.split!r}, {usable}{bad}",
+                "ask for fewer, or add pictures",
+            )
         return to_float(out)
 
 
@@ -116,9 +119,11 @@ def open_pictures(spec: str, split: str) -> Pictures:
     elif kind == "folder" and where:
         paths = _folder(Path(where), split)
     else:
-        raise PictureError(f"data spec must be photos, celeba:FOLDER or folder:FOLDER, got {spec!r}")
+        raise PictureError(
+            f"data spec must be photos, celeba:FOLDER or folder:FOLDER, got {spec!r}", "for pictures of your own: folder:FOLDER"
+        )
     if not paths:
-        raise PictureError(f"{spec}: no pictures for split {split!r}; folder: needs at least 5, celeba: some of each part")
+        raise PictureError(f"{spec}: no pictures for split {split!r}", "folder: needs at least 5, celeba: some of each part")
     return Pictures(spec, split, paths, whole=kind == "celeba" or split != "train")
 
 
@@ -172,23 +177,23 @@ _decode_and_keep = lru_cache(maxsize=32)(_decode)  # many crops are cut from one
 def _in_package(package: str, name: str) -> Path:
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
-        raise PictureError(f"data spec photos needs the package {package}: pip install 'semseal[audit]'")
+        raise PictureError(f"data spec photos needs the package {package}", "in the source folder, pip install '.[audit]'")
     path = Path(found.origin).parent / name
     if not path.is_file():
-        raise PictureError(f"data spec photos: the installed {package} has no {name}; reinstall it or use folder:FOLDER")
+        raise PictureError(f"data spec photos: the installed {package} has no {name}", "reinstall it, or use folder:FOLDER")
     return path
 
 
 def _celeba(folder: Path, split: str) -> list[Path]:
     partition = folder / "list_eval_partition.txt"
     if not partition.is_file():
-        raise PictureError(f"{partition} not found: celeba:FOLDER wants img_align_celeba/ and list_eval_partition.txt")
+        raise PictureError(f"{partition} not found", "celeba:FOLDER wants img_align_celeba/ and list_eval_partition.txt")
     wanted = {"train": "0", "valid": "1", "test": "2"}[split]
     paths = []
-    for number, line in enumerate(partition.read_text().splitlines(), 1):
+    for number, line in enumerate(partition.read_text(errors="replace").splitlines(), 1):
         fields = line.split()
         if len(fields) != 2 or fields[1] not in ("0", "1", "2"):
-            raise PictureError(f"{partition}:{number}: expected 'FILE 0|1|2', got {line[:60]!r}")
+            raise PictureError(f"{partition}:{number}: expected 'FILE 0|1|2', got {line[:60]!r}", "restore CelebA's own file")
         if fields[1] == wanted:
             paths.append(folder / "img_align_celeba" / Path(fields[0]).name)
     return paths
@@ -196,10 +201,10 @@ def _celeba(folder: Path, split: str) -> list[Path]:
 
 def _folder(folder: Path, split: str) -> list[Path]:
     if not folder.is_dir():
-        raise PictureError(f"{folder} is not a folder")
+        raise PictureError(f"{folder} is not a folder", "check the name after folder:")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise PictureError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+        raise PictureError(f"{folder} holds no pictures", f"a picture's name ends in {', '.join(sorted(SUFFIXES))}")
     if split == "train":
         return [path for i, path in enumerate(paths) if i % 5 < 3]
     return paths[3::5] if split == "valid" else paths[4::5]

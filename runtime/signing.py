@@ -28,7 +28,8 @@ PUBLIC = "semseal-owner-v1:"
 VARIABLE = "SEMSEAL_OWNER"
 _FORMAT = "semseal-owner-key-v1"
 _KEY_SIZE = 32
-_LONGEST = 200  # bytes of a key file that are read
+_PIN = f"take the line as semseal export prints it on the owner's machine, {PUBLIC}..., whole"
+_MAX_KEY_FILE_BYTES = 200  # bytes of a key file that are read
 
 
 def generate_owner() -> Ed25519PrivateKey:
@@ -43,14 +44,16 @@ def write_private(path: Path, private: Ed25519PrivateKey) -> None:
 
 def read_private(path: Path) -> Ed25519PrivateKey:
     """The private key of a key file. Raises SigningError for a damaged file or one that other users can read."""
-    lines = _read_lines(path, stat.S_IRWXG | stat.S_IRWXO, f"can be read by other users; mend it with: chmod 600 {path}")
+    lines = _read_lines(path, stat.S_IRWXG | stat.S_IRWXO, ("can be read by other users", f"chmod 600 {path}"))
     if len(lines) != 2 or lines[0] != _FORMAT:
-        raise SigningError(f"{path} is not an owner's private key")
+        raise SigningError(f"{path} is not an owner's private key", "leave out --sign to use this machine's own")
     try:
         return Ed25519PrivateKey.from_private_bytes(base64.b64decode(lines[1], validate=True))
     except (binascii.Error, ValueError):
         # without the cause, which might show a part of it
-        raise SigningError(f"{path} is damaged: its second line is not the base64 of {_KEY_SIZE} bytes") from None
+        raise SigningError(
+            f"{path} is damaged: its second line is not the base64 of {_KEY_SIZE} bytes", "restore it from a copy"
+        ) from None
 
 
 def public_text(private: Ed25519PrivateKey) -> str:
@@ -69,7 +72,11 @@ def verify(public: str, manifest: bytes, signature: bytes) -> None:
     try:
         key.verify(signature, LABEL + manifest)
     except InvalidSignature:
-        raise SigningError(f"the signature is not that of {public}: the bundle was changed, or another owner made it") from None
+        raise SigningError(
+            f"the signature is not that of {public}: the bundle was changed, or another owner made it",
+            f"make it again on that owner's machine, or, if you trust who made it, pin their line: "
+            f"export {VARIABLE}={PUBLIC}... or owner=",
+        ) from None
 
 
 def config_folder() -> Path:
@@ -80,7 +87,7 @@ def config_folder() -> Path:
     try:
         return Path.home() / ".config" / "semseal"
     except RuntimeError:
-        raise SigningError(f"this user has no home folder; set XDG_CONFIG_HOME or {VARIABLE}") from None
+        raise SigningError("this user has no home folder", f"set XDG_CONFIG_HOME or {VARIABLE}") from None
 
 
 def owner_key(path: Path | None = None) -> Ed25519PrivateKey:
@@ -95,8 +102,8 @@ def owner_key(path: Path | None = None) -> Ed25519PrivateKey:
     if not private.exists():
         if public.exists():
             raise SigningError(
-                f"{public} pins an owner whose private key is not on this machine; export where it is, or remove {public} to "
-                "become an owner yourself"
+                f"{public} pins an owner whose private key is not on this machine",
+                f"sign where it is, or remove {public} to become an owner yourself",
             )
         private.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private(private, generate_owner())
@@ -104,7 +111,7 @@ def owner_key(path: Path | None = None) -> Ed25519PrivateKey:
     if not public.exists():
         _write_new(public, public_text(key) + "\n", 0o644)
     if _read_public(public) != public_text(key):
-        raise SigningError(f"{public} pins another owner than {private}; remove the one that is not wanted")
+        raise SigningError(f"{public} pins another owner than {private}", "remove the one that is not wanted")
     return key
 
 
@@ -121,8 +128,9 @@ def pinned_owner(owner: str | Path | None = None) -> str:
     public = config_folder() / "owner.pub"
     if not os.path.exists(public):
         raise SigningError(
-            f"no owner is pinned on this machine: get the line {PUBLIC}... from the bundle's owner (owner.pub there), then "
-            f"export {VARIABLE}=..., pass owner=, or save it as {public}"
+            "no owner is pinned on this machine",
+            f"get the line {PUBLIC}... from the bundle's owner (owner.pub there), then export {VARIABLE}=..., pass owner=, or "
+            f"save it as {public}",
         )
     return _read_public(public)
 
@@ -133,14 +141,14 @@ def _given(owner: str | Path, what: str) -> str:
         return owner
     if isinstance(owner, str) and (not owner or (len(owner) >= _KEY_SIZE and not os.path.exists(owner))):
         # perhaps a secret in the wrong place, so it is not shown
-        raise SigningError(f"{what} is neither an owner's public key ({PUBLIC}...) nor the name of a file that holds one")
+        raise SigningError(f"{what} is neither an owner's public key ({PUBLIC}...) nor the name of a file that holds one", _PIN)
     return _read_public(Path(owner))
 
 
 def _read_public(path: Path) -> str:
-    lines = _read_lines(path, stat.S_IWGRP | stat.S_IWOTH, f"can be changed by other users; mend it with: chmod go-w {path}")
+    lines = _read_lines(path, stat.S_IWGRP | stat.S_IWOTH, ("can be changed by other users", f"chmod go-w {path}"))
     if len(lines) != 1:
-        raise SigningError(f"{path} does not hold an owner's public key: one line, {PUBLIC}...")
+        raise SigningError(f"{path} does not hold an owner's public key: one line, {PUBLIC}...", _PIN)
     _public_key(lines[0], str(path))
     return lines[0]
 
@@ -153,18 +161,23 @@ def _public_key(public: str, what: str) -> Ed25519PublicKey:
             raise ValueError("not the one way to write it")
         return Ed25519PublicKey.from_public_bytes(raw)
     except ValueError:
-        raise SigningError(f"{what} is not an owner's public key: {PUBLIC} and the base64url of {_KEY_SIZE} bytes") from None
+        raise SigningError(
+            f"{what} is not an owner's public key: {PUBLIC} and the base64url of {_KEY_SIZE} bytes", _PIN
+        ) from None
 
 
-def _read_lines(path: Path, unwanted: int, complaint: str) -> list[str]:
-    """The first lines of a small text file whose mode has none of the ``unwanted`` bits; none for text that is not ASCII."""
+def _read_lines(path: Path, unwanted: int, complaint: tuple[str, str]) -> list[str]:
+    """The first lines of a small text file; none for text that is not ASCII.
+
+    Raises SigningError, with the ``complaint`` and its fix, where the file's mode has one of the ``unwanted`` bits.
+    """
     try:
         with open(path, encoding="ascii") as file:
             if os.fstat(file.fileno()).st_mode & unwanted:
-                raise SigningError(f"{path} {complaint}")
-            return file.read(_LONGEST).splitlines()
+                raise SigningError(f"{path} {complaint[0]}", complaint[1])
+            return file.read(_MAX_KEY_FILE_BYTES).splitlines()
     except OSError as error:
-        raise SigningError(f"cannot read the key file {path}: {error.strerror}") from None
+        raise SigningError(f"cannot read the key file {path}: {error.strerror}", "check the name and its mode") from None
     except UnicodeDecodeError:
         return []
 
@@ -173,6 +186,6 @@ def _write_new(path: Path, text: str, mode: int) -> None:
     try:
         write_once(path, text, mode)
     except FileNotFoundError:
-        raise SigningError(f"cannot write {path}: the folder {path.parent} does not exist; make it first") from None
+        raise SigningError(f"cannot write {path}: its folder does not exist", f"mkdir -p {path.absolute().parent}") from None
     except FileExistsError:
-        raise SigningError(f"{path} exists already, and a key is never overwritten; choose another name") from None
+        raise SigningError(f"{path} exists already, and a key is never overwritten", "choose another name") from None

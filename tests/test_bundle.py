@@ -2,12 +2,13 @@ import hashlib
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from onnx import TensorProto, helper
 from semseal.runtime import bundle as module
-from semseal.runtime.bundle import LARGEST_FILE, LARGEST_MANIFEST, open_bundle, packaged_bundle, write_bundle
+from semseal.runtime.bundle import MAX_FILE_BYTES, MAX_MANIFEST_BYTES, open_bundle, packaged_bundle, write_bundle
 from semseal.runtime.errors import BundleError, EngineError
 from semseal.runtime.link import Receiver, Transmitter
 from semseal.runtime.signing import owner_key, public_text
@@ -85,7 +86,7 @@ def test_the_owner_is_the_argument_or_the_environment_or_the_file(made, tmp_path
     assert open_bundle(made, PIN) == open_bundle(made, tmp_path / "owner.pub")
     monkeypatch.delenv("SEMSEAL_OWNER")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
-    with pytest.raises(BundleError, match=r"cannot be verified: no owner is pinned.*export SEMSEAL_OWNER=.*owner="):
+    with pytest.raises(BundleError, match=r"(?s)cannot be verified: no owner is pinned.*export SEMSEAL_OWNER=.*owner="):
         open_bundle(made)
     (tmp_path / "xdg").mkdir()
     (tmp_path / "owner.pub").rename(tmp_path / "owner.pub.moved")
@@ -103,14 +104,14 @@ def test_the_key_of_the_first_export_opens_on_the_same_machine(small_bundle):
 def test_another_owner_is_refused_and_both_are_told_apart(made):
     with pytest.raises(BundleError, match=f"is refused: the signature is not that of {public_text(OTHER)}"):
         open_bundle(made, public_text(OTHER))
-    write_bundle(made, FILES, ABOUT, OTHER)
-    with pytest.raises(BundleError, match=r"is refused: .*export SEMSEAL_OWNER="):
+    write_bundle(made, FILES, ABOUT, OTHER, force=True)
+    with pytest.raises(BundleError, match=r"(?s)is refused: .*export SEMSEAL_OWNER="):
         open_bundle(made)
 
 
 def test_a_bundle_without_signature_is_refused(made):
     (made / "signature").unlink()
-    with pytest.raises(BundleError, match=r"is not signed: signature: No such file.*semseal export"):
+    with pytest.raises(BundleError, match=r"(?s)is not signed: signature: No such file.*semseal export or semseal pack"):
         open_bundle(made)
 
 
@@ -179,7 +180,14 @@ def test_damaged_manifests_are_refused_whoever_signed_them(made):
     bad += [{"snr_db": float("inf")}]
     bad += [{"files": {name: {"size": 1} for name in good["files"]}}]
     first = good["files"]["transmitter.int8.onnx"]
-    for entry in ({"size": -1}, {"size": LARGEST_FILE + 1}, {"size": True}, {"size": 1.0}, {"sha256": "00"}, {"sha256": None}):
+    for entry in (
+        {"size": -1},
+        {"size": MAX_FILE_BYTES + 1},
+        {"size": True},
+        {"size": 1.0},
+        {"sha256": "00"},
+        {"sha256": None},
+    ):
         bad.append({"files": {**good["files"], "transmitter.int8.onnx": {**first, **entry}}})
     texts = ["{", "[]", "{}", "[" * 100_000, "\u00e9", *(json.dumps({**good, **change}) for change in bad)]
     texts.append(json.dumps({key: value for key, value in good.items() if key != "snr_db"}))
@@ -187,7 +195,7 @@ def test_damaged_manifests_are_refused_whoever_signed_them(made):
         sign_by_hand(made, text)
         with pytest.raises(BundleError, match=r"manifest.json is (damaged|not of bundle format)"):
             open_bundle(made)
-    sign_by_hand(made, json.dumps(good) + " " * LARGEST_MANIFEST)
+    sign_by_hand(made, json.dumps(good) + " " * MAX_MANIFEST_BYTES)
     with pytest.raises(BundleError, match="larger than"):
         open_bundle(made)
     sign_by_hand(made, json.dumps(good))
@@ -273,7 +281,7 @@ def test_no_handle_stays_open(made):
 def test_a_file_exchanged_after_opening_is_refused(made):
     bundle = open_bundle(made)
     files = {**FILES, "receiver.fp32.onnx": tiny("r2")}
-    write_bundle(made, files, ABOUT, OWNER)
+    write_bundle(made, files, ABOUT, OWNER, force=True)
     with pytest.raises(BundleError, match="does not match its digest"):
         bundle.graph("receiver")  # the manifest that was verified counts, not the one that lies there now
     assert read_all(made) == files
@@ -284,7 +292,9 @@ def test_the_program_of_an_engine(made):
     assert bundle.program("transmitter", "fp32", "tensorrt-rtx") == b"a plan"
     for engine in ("onnxruntime-cpu", "onnxruntime-tensorrt", "openvino-cpu"):
         assert bundle.program("receiver", "int8", engine) == FILES["receiver.int8.onnx"] == bundle.graph("receiver", "int8")
-    with pytest.raises(BundleError, match=rf"it has {PLAN}; build it with semseal export RUN --out .*made --engine tensorrt$"):
+    with pytest.raises(
+        BundleError, match=rf"(?s)it has {PLAN}\nhint: .*semseal export RUN --out .*made --engine tensorrt --force$"
+    ):
         bundle.program("transmitter", "fp32", "tensorrt")
     for side, precision in (("receiver", "fp32"), ("transmitter", "int8"), ("../made/engines/transmitter", "fp32")):
         with pytest.raises(BundleError, match="holds no tensorrt-rtx engine"):
@@ -308,7 +318,7 @@ REFUSED = {
 def test_a_graph_that_reaches_out_is_neither_written_nor_read(made, reason):
     data = REFUSED[reason]
     with pytest.raises(BundleError, match=f"receiver.int8.onnx: .*{reason}"):
-        write_bundle(made, {**FILES, "receiver.int8.onnx": data}, ABOUT, OWNER)
+        write_bundle(made, {**FILES, "receiver.int8.onnx": data}, ABOUT, OWNER, force=True)
     assert read_all(made) == FILES
     (made / "receiver.int8.onnx").write_bytes(data)
     files = json.loads((made / "manifest.json").read_text())["files"]
@@ -365,34 +375,34 @@ def test_an_interrupted_write_keeps_the_older_bundle_and_can_be_tried_again(made
     else:
         monkeypatch.setattr(module.os, "replace", lambda *a: interrupt(*a) if a[0].name in ("new", "made") else replace(*a))
     with pytest.raises(KeyboardInterrupt):
-        write_bundle(made, FILES, {**ABOUT, "snr_db": 3.0}, OWNER)
+        write_bundle(made, FILES, {**ABOUT, "snr_db": 3.0}, OWNER, force=True)
     monkeypatch.undo()
     assert read_all(made, PIN) == FILES
     assert open_bundle(made, PIN).snr_db == 10
     assert [path.name for path in made.parent.iterdir()] == ["made"]
-    assert write_bundle(made, FILES, {**ABOUT, "snr_db": 3.0}, OWNER).snr_db == 3.0
+    assert write_bundle(made, FILES, {**ABOUT, "snr_db": 3.0}, OWNER, force=True).snr_db == 3.0
     assert open_bundle(made, PIN).snr_db == 3.0
 
 
 def test_a_manifest_that_could_not_be_read_is_not_written(made, monkeypatch):
-    for about in ({**ABOUT, "snr_db": float("nan")}, {**ABOUT, "precisions": []}, {**ABOUT, "notes": "x" * LARGEST_MANIFEST}):
+    for about in ({**ABOUT, "snr_db": float("nan")}, {**ABOUT, "precisions": []}, {**ABOUT, "notes": "x" * MAX_MANIFEST_BYTES}):
         with pytest.raises(BundleError, match=r"damaged|more than"):
-            write_bundle(made, FILES, about, OWNER)
+            write_bundle(made, FILES, about, OWNER, force=True)
     with pytest.raises(BundleError, match=r"needs receiver\.fp32\.onnx"):
-        write_bundle(made, {"transmitter.fp32.onnx": tiny("t")}, ABOUT, OWNER)
-    monkeypatch.setattr(module, "LARGEST_FILE", 1000)
+        write_bundle(made, {"transmitter.fp32.onnx": tiny("t")}, ABOUT, OWNER, force=True)
+    monkeypatch.setattr(module, "MAX_FILE_BYTES", 1000)
     with pytest.raises(BundleError, match="up to 1000"):
-        write_bundle(made, {**FILES, PLAN: bytes(1001)}, ABOUT, OWNER)
+        write_bundle(made, {**FILES, PLAN: bytes(1001)}, ABOUT, OWNER, force=True)
     assert read_all(made) == FILES
 
 
 def test_a_manifest_read_from_an_older_bundle_is_written_in_this_format(made):
-    assert write_bundle(made, FILES, {**ABOUT, "format": 1, "files": {}}, OWNER) == open_bundle(made)
+    assert write_bundle(made, FILES, {**ABOUT, "format": 1, "files": {}}, OWNER, force=True) == open_bundle(made)
 
 
 def test_what_is_no_bundle_is_named(tmp_path):
     for path in (tmp_path, tmp_path / "none"):
-        with pytest.raises(BundleError, match=r"is not a bundle.*semseal export"):
+        with pytest.raises(BundleError, match=r"(?s)is not a bundle.*semseal export"):
             open_bundle(path)
 
 
@@ -403,8 +413,53 @@ def test_a_folder_with_other_files_is_not_written_to(tmp_path, with_manifest):
     (tmp_path / "b").mkdir(exist_ok=True)
     (tmp_path / "b" / "thesis.txt").write_text("mine")
     with pytest.raises(BundleError, match="neither empty nor a bundle"):
-        write_bundle(tmp_path / "b", FILES, ABOUT, OWNER)
+        write_bundle(tmp_path / "b", FILES, ABOUT, OWNER, force=True)
     assert (tmp_path / "b" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_bundle_is_replaced_only_when_asked_for_and_then_whole(made, tmp_path):
+    before = {file: file.read_bytes() for file in made.rglob("*") if file.is_file()}
+    few = {name: FILES[name] for name in ("transmitter.fp32.onnx", "receiver.fp32.onnx")}
+    with pytest.raises(BundleError, match=r"is a bundle already\nhint: .*--force"):
+        write_bundle(made, few, ABOUT, OWNER)
+    assert {file: file.read_bytes() for file in made.rglob("*") if file.is_file()} == before
+    write_bundle(made, few, ABOUT, OWNER, force=True)
+    assert read_all(made) == few
+    assert sorted(file.name for file in made.iterdir()) == ["manifest.json", *sorted([*few, "signature"])]
+    (tmp_path / "empty").mkdir()
+    write_bundle(tmp_path / "empty", few, ABOUT, OWNER)
+    assert read_all(tmp_path / "empty") == few
+
+
+def test_who_packed_is_told_to_pack_again(made):
+    exported = "make the bundle again: semseal export RUN --out"
+    packed = "make the bundle again: semseal pack --transmitter T.onnx --receiver R.onnx --out"
+    for about, command in ((ABOUT, exported), ({**ABOUT, "packed": {"notes": []}}, packed)):
+        bundle = write_bundle(made, FILES, about, OWNER, force=True)
+        with pytest.raises(BundleError) as caught:
+            bundle.program("receiver", "fp32", "tensorrt")
+        assert caught.value.hint == f"{command} {made} --engine tensorrt --force"
+        with pytest.raises(BundleError) as caught:
+            bundle.graph("receiver", "fp16")
+        assert caught.value.hint == f"{command} {made} --force"
+        change(made, format=2)
+        with pytest.raises(BundleError) as caught:
+            open_bundle(made)
+        assert caught.value.hint == f"{command} {made} --force"
+    with pytest.raises(BundleError) as caught:
+        open_bundle("photos-0db").program("receiver", "fp32", "tensorrt")
+    assert "export a link of your own" in caught.value.hint
+
+
+def test_where_a_bundle_cannot_be_written_is_named():
+    with pytest.raises(OSError, match=r"\] .*: '/sys/bundle'$"):
+        write_bundle(Path("/sys/bundle"), FILES, ABOUT, OWNER)
+
+
+def test_a_bundle_shows_what_it_is(made):
+    assert repr(open_bundle(made)) == (f"Bundle({str(made)!r}, images [3, 8, 8], 4 symbols, SNR 10 dB, fp32, int8)")
+    packaged = repr(open_bundle("photos-10db"))
+    assert packaged == "Bundle('photos-10db', images [3, 180, 180], 16200 symbols, SNR 10 dB, fp32, fp16, int8)"
 
 
 @pytest.mark.parametrize("snr", [0, 10, 20])

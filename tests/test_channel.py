@@ -44,10 +44,10 @@ def test_multipath_is_a_circular_convolution():
     silent = np.zeros((1, 4), np.complex64)
     expected = np.array([0.5 * symbols[0, i] + 1j * symbols[0, i - 1] for i in range(4)])
     response = np.fft.fft(gains, n=4)
-    # undo the equaliser at 10 dB to see what was heard
+    # undo the equaliser at 10 dB to see what was received
     equalised = np.fft.fft(edge.fading(symbols, gains, silent, 10.0))
-    heard = np.fft.ifft(equalised * (np.abs(response) ** 2 + 0.1) / response.conj())
-    assert np.allclose(heard, expected, atol=1e-5)
+    received = np.fft.ifft(equalised * (np.abs(response) ** 2 + 0.1) / response.conj())
+    assert np.allclose(received, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("taps", [1, 3])

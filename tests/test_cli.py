@@ -1,22 +1,65 @@
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
 
 import pytest
+from semseal.runtime.defense.defenses import BY_NAME
+
+PROGRAM = "from semseal.runtime.cli import main; main()"
 
 
-def semseal(*args, cwd=None):
-    command = [sys.executable, "-c", "from semseal.runtime.cli import main; main()", *map(str, args)]
+def semseal(*args, cwd=None, before=""):
+    """The program's end; ``before`` is run first in its process."""
+    command = [sys.executable, "-c", before + PROGRAM, *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, stdin=subprocess.DEVNULL)
+
+
+VERBS = ("audit", "demo", "doctor", "export", "keygen", "pack", "train")
 
 
 def test_help_lists_the_verbs():
     done = semseal("--help")
     assert done.returncode == 0
-    for verb in ("audit", "demo", "export", "keygen", "train"):
+    for verb in VERBS:
         assert verb in done.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_help_ends_with_an_example(verb):
+    done = semseal(verb, "--help")
+    assert done.returncode == 0
+    *_, last = done.stdout.rstrip().split("\n\n")
+    assert last.startswith(f"  Example:\n    semseal {verb}")
+
+
+def test_help_lists_what_can_be_chosen():
+    shown = semseal("audit", "--help").stdout
+    assert f"[{'|'.join(BY_NAME)}]" in shown
+    assert "[white-box|black-box|" in shown
+    assert "[fp32|fp16|int8]" in shown
+    assert "photos-20db]" in semseal("train", "--help").stdout
+    assert "[tensorrt|tensorrt-rtx]" in semseal("export", "--help").stdout
+
+
+def test_help_and_keygen_need_no_library_of_an_extra(tmp_path):
+    heavy = (
+        "torch",
+        "onnx",
+        "onnxruntime",
+        "scipy",
+        "sklearn",
+        "skimage",
+        "jinja2",
+        "joblib",
+        "matplotlib",
+        "lightning_fabric",
+    )
+    without = f"import sys; sys.modules.update(dict.fromkeys({heavy})); "
+    for args in (["--help"], ["train", "--help"], ["export", "--help"], ["keygen", tmp_path / "key"]):
+        assert semseal(*args, before=without).returncode == 0
 
 
 def test_keygen(tmp_path):
@@ -26,24 +69,25 @@ def test_keygen(tmp_path):
     secret = (tmp_path / "key").read_text().splitlines()[1]
     assert secret not in done.stdout + done.stderr
     again = semseal("keygen", tmp_path / "key")
-    assert again.returncode == 1
-    assert again.stderr.startswith("error: ")
-    assert "exists already" in again.stderr
+    assert again.returncode == 3
+    error, hint = again.stderr.splitlines()
+    assert error == f"error: {tmp_path / 'key'} exists already, and a key is never overwritten"
+    assert hint == "hint: choose another name"
 
 
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
-        (["train", "--preset", "photos-11db", "--data", "photos", "--out", "run"], 2, "preset must be one of"),
-        (["train", "--preset", "photos-10db", "--data", "elsewhere", "--out", "run"], 1, "data spec must be"),
-        (["train", "--preset", "photos-10db", "--data", "photos", "--out", "run", "--c", "3"], 1, "c must be even"),
-        (["train", "--preset", "photos-10db", "--data", "photos", "--out", "run", "--resume"], 1, "no run to resume"),
-        (["export", "nowhere", "--out", "bundle"], 1, "nowhere is not a run"),
-        (["audit", "nowhere", "--data", "photos", "--out", "results"], 1, "nowhere is not a bundle"),
+        (["train", "--preset", "photos-11db", "--data", "photos", "--out", "run"], 2, "not one of 'paper-0db'"),
+        (["train", "--preset", "photos-10db", "--data", "elsewhere", "--out", "run"], 3, "data spec must be"),
+        (["train", "--preset", "photos-10db", "--data", "photos", "--out", "run", "--c", "3"], 2, "c must be even"),
+        (["train", "--preset", "photos-10db", "--data", "photos", "--out", "run", "--resume"], 3, "no run to resume"),
+        (["export", "nowhere", "--out", "bundle"], 3, "nowhere is not a run"),
+        (["audit", "nowhere", "--data", "photos", "--out", "results"], 3, "nowhere is not a bundle"),
         (["audit", "photos-10db", "--data", "photos", "--out", "results", "--pictures", "4"], 2, "at least 6"),
-        (["audit", "photos-10db", "--data", "photos", "--out", "results", "--defense", "mixx"], 2, "must be one of none"),
-        (["audit", "photos-10db", "--data", "photos", "--out", "results", "--attack", "guess"], 2, "must be one of white-box"),
-        (["audit", "photos-10db", "--data", "photos", "--out", "results", "--precision", "fp8"], 2, "must be one of fp32"),
+        (["audit", "photos-10db", "--data", "photos", "--out", "results", "--defense", "mixx"], 2, "not one of 'none'"),
+        (["audit", "photos-10db", "--data", "photos", "--out", "results", "--attack", "guess"], 2, "not one of 'white-box'"),
+        (["audit", "photos-10db", "--data", "photos", "--out", "results", "--precision", "fp8"], 2, "not one of 'fp32'"),
         (["audit", "photos-10db", "--data", "photos", "--out", "results", "--jobs", "0"], 2, "0 is not in the range"),
         (
             ["audit", "photos-10db", "--data", "photos", "--out", "results", "--attack", "link", "--budget", "1"],
@@ -51,6 +95,10 @@ def test_keygen(tmp_path):
             "measure both",
         ),
         (["audit", "--data", "photos", "--out", "results"], 2, "BUNDLE"),
+        (["train", "--preset", "photos-10db", "--data", "photos", "--out", "run", "--steps", "0"], 2, "steps must be above 0"),
+        (["train", "--preset", "photos-10db", "--data", "folder:gone", "--out", "run"], 3, "hint: check the name"),
+        (["export", "run", "--out", "bundle", "--capability", "86"], 2, "--capability is for"),
+        (["export", "--out", "bundle", "--precision", "fp32", "int8", "run"], 2, "unexpected extra argument"),
     ],
 )
 def test_bad_input_is_one_clear_error_and_leaves_nothing(tmp_path, args, code, words):
@@ -65,8 +113,8 @@ def test_train_export_audit_from_the_shell(tmp_path):
     done = semseal("train", "--preset", "photos-10db", "--data", "photos", "--out", "run", "--steps", "3", "--batch", "2",
                    "--precision", "32-true", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    done = semseal("export", "run", "--out", "bundle", "--precision", "fp32", "int8", "--engine", "tensorrt-rtx",
-                   "--capability", "86", "89", cwd=tmp_path)  # fmt: skip
+    done = semseal("export", "run", "--out", "bundle", "--precision", "fp32", "--precision", "int8",
+                   "--engine", "tensorrt-rtx", "--capability", "86", "--capability", "89", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "difference from the reference" in done.stdout
     assert "SEMSEAL_OWNER=semseal-owner-v1:" in done.stdout
@@ -82,6 +130,116 @@ def test_train_export_audit_from_the_shell(tmp_path):
     done = semseal("export", "run", "--out", "other", "--capability", "86", cwd=tmp_path)
     assert done.returncode == 2
     assert not (tmp_path / "other").exists()
+    made = (tmp_path / "bundle" / "manifest.json").read_bytes()
+    done = semseal("export", "run", "--out", "bundle", cwd=tmp_path)
+    assert done.returncode == 3
+    assert done.stderr.splitlines() == [
+        "error: bundle is a bundle already", "hint: choose another --out, or replace it, whole, with --force"
+    ]  # fmt: skip
+    assert (tmp_path / "bundle" / "manifest.json").read_bytes() == made
+    done = semseal("export", "run", "--out", "bundle", "--precision", "fp32", "--force", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "bundle").iterdir()} == {
+        "manifest.json", "signature", *(f"{side}.fp32.onnx" for side in names)
+    }  # fmt: skip
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     assert manifest["training"]["data"] == "photos"
-    assert semseal("audit", "bundle", "--data", "elsewhere", "--out", "results", cwd=tmp_path).returncode == 1
+    assert semseal("audit", "bundle", "--data", "elsewhere", "--out", "results", cwd=tmp_path).returncode == 3
+
+
+def test_a_budget_that_is_exceeded_is_a_finding(tmp_path):
+    args = ("audit", "photos-10db", "--data", "photos", "--out", "results", "--quick", "--pictures", "6", "--attack", "which",
+            "--defense", "permute", "--budget")  # fmt: skip
+    over = semseal(*args, "0.01", cwd=tmp_path)
+    assert over.returncode == 1, over.stderr
+    error, hint = over.stderr.splitlines()[-2:]
+    assert error.startswith("error: over the leakage budget: Eve's rate in naming the picture may be as high as 1.0000")
+    assert hint.startswith("hint: choose a defence that holds")
+    within = semseal(*args, "1", cwd=tmp_path)
+    assert within.returncode == 0, within.stderr
+
+
+def test_doctor_prints_what_it_found_as_json():
+    done = semseal("doctor", "--json")
+    findings = json.loads(done.stdout)
+    assert {"software", "device", "engine", "builder"} == {finding["group"] for finding in findings}
+    states = {finding["name"]: finding["state"] for finding in findings if finding["group"] == "engine"}
+    assert states["onnxruntime-cpu"] == "ok"
+    assert done.returncode == 0
+
+
+def test_doctor_exits_with_1_where_no_engine_works():
+    missing = "; ".join(f"doctor.MODULES[{name!r}] = 'no_such_library'" for name in ("onnxruntime-cpu", "openvino"))
+    done = semseal("doctor", before=f"from semseal.runtime import doctor; {missing}; ")
+    assert done.returncode == 1, done.stdout
+    assert "no engine works here" in done.stdout
+
+
+def test_a_missing_package_is_named_with_what_brings_it(tmp_path):
+    args = ("train", "--preset", "photos-10db", "--data", "photos", "--out", "run")
+    done = semseal(*args, cwd=tmp_path, before="import sys; sys.modules['lightning_fabric'] = None; ")
+    assert done.returncode == 3
+    assert done.stderr.splitlines() == [
+        "error: this command needs the package lightning_fabric", "hint: in the source folder, pip install '.[cpu,train]'"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("bug", "name"),
+    [
+        ("sys.modules['semseal.runtime.defense.keys'] = None", "ModuleNotFoundError"),
+        ("sys.modules['cryptography'] = None", "ModuleNotFoundError"),
+        ("import semseal.runtime.defense.keys as m; m.generate_key = lambda: b''[1]", "IndexError"),
+        ("import semseal.runtime.defense.keys as m; m.generate_key = lambda: int('x')", "ValueError"),
+        ("import semseal.runtime.defense.keys as m; m.generate_key = lambda: next(iter(()))", "StopIteration"),
+        ("import semseal.runtime.defense.keys as m; m.generate_key = lambda: exec('raise EOFError')", "EOFError"),
+        ("import semseal.runtime.defense.keys as m; m.generate_key = lambda: os.read(99, 1)", "OSError: [Errno 9]"),
+    ],
+)
+def test_a_bug_shows_as_a_bug(tmp_path, bug, name):
+    done = semseal("keygen", tmp_path / "key", before=f"import os, sys; {bug}; ")
+    assert done.returncode == 1
+    assert done.stderr.lstrip().startswith("Traceback")
+    assert done.stderr.splitlines()[-1].startswith(name)
+
+
+def test_a_place_where_nobody_can_write_is_named():
+    done = semseal("keygen", "/sys/alice.key")
+    assert done.returncode == 3
+    error, hint = done.stderr.splitlines()
+    assert error in ("error: Permission denied: /sys/alice.key", "error: Read-only file system: /sys/alice.key")
+    assert hint.startswith("hint: choose a")
+
+
+def test_a_full_disk_is_named_and_nothing_is_left(tmp_path):
+    (tmp_path / "disk").mkdir()
+    script = """
+mount -t tmpfs -o size=16k,mode=777 tmpfs disk || exit 77
+head -c 20000 /dev/zero > disk/full 2> /dev/null
+"$@"
+code=$?
+ls -A disk
+exit $code
+"""
+    command = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-c", PROGRAM, "keygen", "disk/alice.key"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.splitlines() == [
+        "error: No space left on device: disk/alice.key", "hint: free some space there, or choose another folder"
+    ]  # fmt: skip
+    assert done.stdout.split() == ["full"]
+
+
+def test_an_interrupt_exits_with_130_and_leaves_nothing(tmp_path):
+    os.mkfifo(tmp_path / "owner.key", 0o600)
+    command = [sys.executable, "-c", PROGRAM, "export", "run", "--out", "bundle", "--sign", "owner.key"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    with open(tmp_path / "owner.key", "w"):  # returns when the program reads its key: it is in the middle of its work
+        process.send_signal(signal.SIGINT)
+        error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "Traceback" not in error
+    assert error.splitlines()[-1] == "interrupted; nothing is half written"
+    assert [path.name for path in tmp_path.iterdir()] == ["owner.key"]

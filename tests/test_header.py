@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from semseal.runtime.defense.header import MODES, WINDOW, Header, HeaderSealer, ReplayWindow, new_session
+from semseal.runtime.defense.defenses import MODES
+from semseal.runtime.defense.header import WINDOW, Header, HeaderSealer, ReplayWindow, new_session
 from semseal.runtime.errors import HeaderError
 
 KEY, MODEL = b"k" * 32, b"m" * 32

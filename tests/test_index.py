@@ -36,8 +36,8 @@ def test_invert_undoes_compose_bit_for_bit(scheme, seed):
     places = np.arange(2)
     outward = np.stack([index.compose(P, swapped, P_other), index.compose(P_other, swapped, P)])
     inward = np.stack([index.invert(P, swapped), index.invert(P_other, swapped)])
-    sent = index.gather(rows, index.spread(outward, places, places ^ 1))
-    back = index.gather(sent.reshape(2 * h, 3), index.spread(inward, places, places ^ 1))
+    sent = index.gather(rows, index.absolute(outward, places, places ^ 1))
+    back = index.gather(sent.reshape(2 * h, 3), index.absolute(inward, places, places ^ 1))
     assert back.reshape(2 * h, 3).tobytes() == rows.tobytes()
     assert sorted(sent.reshape(-1).tolist()) == sorted(rows.reshape(-1).tolist())  # power is only moved about
 
@@ -45,18 +45,18 @@ def test_invert_undoes_compose_bit_for_bit(scheme, seed):
 def test_identity_changes_nothing():
     rows = np.arange(12.0, dtype=np.float32).reshape(6, 2)
     table = np.stack([index.identity(3)] * 2)
-    assert (index.gather(rows, index.spread(table, np.array([0, 1]), np.array([1, 0]))).reshape(6, 2) == rows).all()
+    assert (index.gather(rows, index.absolute(table, np.array([0, 1]), np.array([1, 0]))).reshape(6, 2) == rows).all()
 
 
-def test_spread_places_frames_anywhere():
+def test_frames_may_lie_anywhere():
     table = np.array([[0, 3, 5]], np.int32)  # own row 0, the other's rows 0 and 2
-    assert index.spread(table, np.array([4]), np.array([1])).tolist() == [[12, 3, 5]]
+    assert index.absolute(table, np.array([4]), np.array([1])).tolist() == [[12, 3, 5]]
 
 
 @pytest.mark.parametrize("bad", [-1, 6, 2**31 - 1])
 def test_index_out_of_range_is_caught_before_any_kernel(bad):
     with pytest.raises(ValueError, match=r"must be in 0\.\.5"):
-        index.spread(np.array([[0, 1, bad]], np.int32), np.array([0]), np.array([1]))
+        index.absolute(np.array([[0, 1, bad]], np.int32), np.array([0]), np.array([1]))
 
 
 @pytest.mark.parametrize("bad", [[0, 0, 2], [0, 1, 3], [1, 2, 3]])

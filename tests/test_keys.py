@@ -60,7 +60,7 @@ def test_a_key_given_as_text_is_not_repeated(secret):
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path):
-    with pytest.raises(KeyFileError, match="none does not exist; make it first"):
+    with pytest.raises(KeyFileError, match=r"its folder does not exist\nhint: mkdir -p .*none"):
         write_key(tmp_path / "none" / "k", bytes(32))
 
 

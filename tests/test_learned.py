@@ -8,7 +8,7 @@ from semseal.runtime.attacks import learned
 from semseal.runtime.audit import attacks as adaptive
 from semseal.runtime.audit.scene import Scene
 from semseal.runtime.bundle import open_bundle
-from semseal.runtime.metrics import luck_of_mean, own_effect, psnr, psnr_of_all
+from semseal.runtime.metrics import matching_advantage, p_value_of_mean, psnr, psnr_of_all
 from semseal.runtime.pictures import open_pictures
 from semseal.runtime.signing import owner_key
 from semseal.train.config import ModelConfig, TrainConfig
@@ -301,8 +301,8 @@ def test_the_set_inverse_learns_too(small):
     """The encoder passes on what tells pictures apart: after so few steps, of those it has practised on."""
     network = trained(small, "permute", 20, 100, ordered=False)
     pictures = learned.invert(network, small.hear(small.own, "permute", 20, 1))[:, 0]
-    fit = own_effect(psnr_of_all(small.own, pictures))
-    assert luck_of_mean(fit) < 1e-3, fit.mean()
+    fit = matching_advantage(psnr_of_all(small.own, pictures))
+    assert p_value_of_mean(fit) < 1e-3, fit.mean()
 
 
 @pytest.mark.parametrize("defense", SWAPS)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from semseal.runtime import channel
 from semseal.runtime.bundle import open_bundle
-from semseal.runtime.defense.header import MODES
+from semseal.runtime.defense.defenses import MODES
 from semseal.runtime.defense.keys import write_key
-from semseal.runtime.errors import EngineError, HeaderError, KeyFileError
+from semseal.runtime.errors import BundleError, EngineError, HeaderError, KeyFileError
 from semseal.runtime.link import Frame, Receiver, Transmitter
 from semseal.runtime.metrics import psnr
 
@@ -18,10 +18,10 @@ DEFENDED = ROWS[1:]
 
 
 def radio(frames, seed=0, snr=10.0):
-    """Frames as Bob hears them."""
+    """Frames as Bob receives them."""
     noise = channel.draw_noise(len(frames), len(frames[0].symbols), np.random.default_rng(seed))
-    heard = channel.awgn(np.stack([frame.symbols for frame in frames]), noise, snr)
-    return [Frame(symbols, frame.header) for symbols, frame in zip(heard, frames, strict=True)]
+    received = channel.awgn(np.stack([frame.symbols for frame in frames]), noise, snr)
+    return [Frame(symbols, frame.header) for symbols, frame in zip(received, frames, strict=True)]
 
 
 @pytest.mark.parametrize("defense", ROWS)
@@ -42,18 +42,18 @@ def test_bob_with_the_key_loses_nothing_for_the_same_noise(small_bundle, small_i
     undefended = np.stack([frame.symbols for frame in Transmitter(small_bundle).send(images)])
     frames = Transmitter(small_bundle, KEY, defense).send(images)
     on_air = np.stack([frame.symbols for frame in frames])
-    heard = radio(frames)
-    noise = np.stack([frame.symbols for frame in heard]) - on_air
+    received = radio(frames)
+    noise = np.stack([frame.symbols for frame in received]) - on_air
 
     # where each undefended row went, found by its values, so that the same noise can meet the same row
     width = undefended.shape[1] // h
     where = {row.tobytes(): i for i, row in enumerate(on_air.reshape(-1, width))}
     moved = [where[row.tobytes()] for row in undefended.reshape(-1, width)]
-    heard_rows = np.stack([frame.symbols for frame in heard]).reshape(-1, width)[moved].reshape(undefended.shape)
-    assert np.allclose(heard_rows - undefended, noise.reshape(-1, width)[moved].reshape(undefended.shape), atol=1e-6)
+    received_rows = np.stack([frame.symbols for frame in received]).reshape(-1, width)[moved].reshape(undefended.shape)
+    assert np.allclose(received_rows - undefended, noise.reshape(-1, width)[moved].reshape(undefended.shape), atol=1e-6)
 
-    plain = [Frame(row, frame.header) for row, frame in zip(heard_rows, Transmitter(small_bundle).send(images), strict=True)]
-    assert Receiver(small_bundle, KEY).receive(heard).tobytes() == Receiver(small_bundle).receive(plain).tobytes()
+    plain = [Frame(row, frame.header) for row, frame in zip(received_rows, Transmitter(small_bundle).send(images), strict=True)]
+    assert Receiver(small_bundle, KEY).receive(received).tobytes() == Receiver(small_bundle).receive(plain).tobytes()
 
 
 @pytest.mark.parametrize("defense", DEFENDED)
@@ -234,7 +234,7 @@ def test_what_cannot_be_had_fails_with_the_reason(small_bundle, tmp_path):
         Transmitter(small_bundle, None, "permute")
     with pytest.raises(EngineError, match="engine must be one of"):
         Transmitter(small_bundle, engine="abacus")
-    with pytest.raises(ValueError, match="has no precision 'int4'"):
+    with pytest.raises(BundleError, match="has no precision 'int4'"):
         Receiver(small_bundle, precision="int4")
     with pytest.raises(KeyFileError, match="keygen"):
         Receiver(small_bundle, tmp_path / "none")
@@ -261,3 +261,11 @@ def test_damaged_frame_bytes_are_refused(small_bundle, small_images):
     for bad in (b"", data[:9], data[:-1], data + b"\0", b"X" + data[1:], infinite):
         with pytest.raises(ValueError, match="frame"):
             Frame.from_bytes(bad)
+
+
+def test_both_ends_show_what_they_are_and_no_secret(small_bundle):
+    tx = Transmitter(small_bundle, KEY, "mix", precision="fp16")
+    assert repr(tx) == f"Transmitter({str(small_bundle)!r}, defense='mix', engine='onnxruntime-cpu', precision='fp16')"
+    rx = Receiver("photos-10db", KEY)
+    assert repr(rx) == "Receiver('photos-10db', key given, engine='onnxruntime-cpu', precision='fp32')"
+    assert repr(Receiver("photos-10db")) == "Receiver('photos-10db', key none, engine='onnxruntime-cpu', precision='fp32')"

@@ -118,17 +118,17 @@ def test_auc_interval_covers_the_truth(shift, spread):
     assert auc(np.arange(9.0), np.arange(9.0) - 1, level=0.99).low < auc(np.arange(9.0), np.arange(9.0) - 1).low
 
 
-def test_luck_is_the_p_value_of_the_test():
-    assert metrics.luck_of_rate(0, 10, 0.5) == 1
-    assert metrics.luck_of_rate(10, 10, 0.5) == pytest.approx(2**-10)
-    assert metrics.luck_of_rate(2, 2, 0.01) == pytest.approx(1e-4)
-    assert metrics.luck_of_auc(0.5, 30, 20) == pytest.approx(0.5)
-    assert metrics.luck_of_auc(0.5 + 1.6449 * (101 / 30000) ** 0.5, 50, 50) == pytest.approx(0.05, abs=1e-4)
+def test_p_values_are_those_of_the_tests():
+    assert metrics.p_value_of_rate(0, 10, 0.5) == 1
+    assert metrics.p_value_of_rate(10, 10, 0.5) == pytest.approx(2**-10)
+    assert metrics.p_value_of_rate(2, 2, 0.01) == pytest.approx(1e-4)
+    assert metrics.p_value_of_auc(0.5, 30, 20) == pytest.approx(0.5)
+    assert metrics.p_value_of_auc(0.5 + 1.6449 * (101 / 30000) ** 0.5, 50, 50) == pytest.approx(0.05, abs=1e-4)
     # t = 3 with one degree of freedom: 1/2 - arctan(3) / pi
-    assert metrics.luck_of_mean(np.array([1.0, 2.0])) == pytest.approx(0.5 - np.arctan(3) / np.pi)
-    assert metrics.luck_of_mean(np.array([5.0])) == 1
-    assert metrics.luck_of_mean(np.array([2.0, 2.0])) == 0
-    assert metrics.luck_of_mean(np.array([0.0, 0.0])) == 1
+    assert metrics.p_value_of_mean(np.array([1.0, 2.0])) == pytest.approx(0.5 - np.arctan(3) / np.pi)
+    assert metrics.p_value_of_mean(np.array([5.0])) == 1
+    assert metrics.p_value_of_mean(np.array([2.0, 2.0])) == 0
+    assert metrics.p_value_of_mean(np.array([0.0, 0.0])) == 1
 
 
 def test_psnr_of_all_is_psnr_of_each():
@@ -153,8 +153,8 @@ effects = st.integers(3, 12).flatmap(lambda n: arrays(np.float64, (3, n), elemen
 def test_an_easy_question_and_an_answer_that_suits_all_are_no_effect(drawn, level):
     of_question, of_answer, added = drawn
     table = level + of_question[:, None] + of_answer
-    assert metrics.own_effect(table) == pytest.approx(np.zeros(len(added)), abs=1e-9)
-    assert metrics.own_effect(table + np.diag(added)) == pytest.approx(added, abs=1e-9)
+    assert metrics.matching_advantage(table) == pytest.approx(np.zeros(len(added)), abs=1e-9)
+    assert metrics.matching_advantage(table + np.diag(added)) == pytest.approx(added, abs=1e-9)
 
 
 @pytest.mark.parametrize("n", [3, 4, 9])
@@ -164,14 +164,14 @@ def test_own_effect_is_what_a_fit_beside_the_diagonal_leaves(n):
     model = np.concatenate([np.eye(n)[question], np.eye(n)[answer]], axis=1)
     beside = question != answer
     fitted = np.linalg.lstsq(model[beside], table.ravel()[beside], rcond=None)[0]
-    assert metrics.own_effect(table) == pytest.approx(table.diagonal() - (model @ fitted)[~beside], abs=1e-9)
+    assert metrics.matching_advantage(table) == pytest.approx(table.diagonal() - (model @ fitted)[~beside], abs=1e-9)
 
 
 def test_answers_that_know_nothing_have_no_effect_on_average():
     rng = np.random.default_rng(0)
     n, times = 6, 4000
     tables = 5 * rng.normal(size=(times, n, 1)) + 5 * rng.normal(size=(times, 1, n)) + rng.normal(size=(times, n, n))
-    found = np.array([metrics.own_effect(table) for table in tables])
+    found = np.array([metrics.matching_advantage(table) for table in tables])
     # the square of every entry's weight: its own, those of its row and column, all others
     variance = 1 + 2 * (n - 1) / (n - 1) ** 2 + (n - 1) * (n - 2) / ((n - 1) * (n - 2)) ** 2
     assert np.abs(found.mean(axis=0)).max() < 4.5 * (variance / times) ** 0.5
@@ -184,4 +184,4 @@ def test_answers_that_know_nothing_have_no_effect_on_average():
 def test_answers_dealt_to_other_questions_have_no_effect_together():
     """Whatever the table: over all shifts of the answers the mean is nothing."""
     table = np.random.default_rng(1).exponential(size=(7, 7))
-    assert np.mean([metrics.own_effect(np.roll(table, k, axis=1)) for k in range(7)]) == pytest.approx(0, abs=1e-12)
+    assert np.mean([metrics.matching_advantage(np.roll(table, k, axis=1)) for k in range(7)]) == pytest.approx(0, abs=1e-12)

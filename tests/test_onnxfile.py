@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.errors import GraphError
-from semseal.runtime.onnxfile import LARGEST_DEPTH, check_onnx
+from semseal.runtime.onnxfile import MAX_DEPTH, check_onnx
 
 X = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])
 Y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])
@@ -165,7 +165,7 @@ def test_what_onnx_runtime_would_read_as_its_own_format_is_refused():
 
 def test_deep_nesting_is_refused_and_ordinary_nesting_is_not():
     check_onnx(model(graph([choice(nested(10))], [CONDITION])))
-    with pytest.raises(GraphError, match=f"deeper than {LARGEST_DEPTH}"):
+    with pytest.raises(GraphError, match=f"deeper than {MAX_DEPTH}"):
         check_onnx(model(graph([choice(nested(25))], [CONDITION])))
     data = b""
     for _ in range(2000):  # deeper than Python could recurse

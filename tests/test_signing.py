@@ -122,7 +122,7 @@ def test_a_damaged_private_key_is_refused_without_showing_it(tmp_path, text):
 def test_missing_files_and_folders_are_named(tmp_path, owner):
     with pytest.raises(SigningError, match=r"none: No such file"):
         read_private(tmp_path / "none")
-    with pytest.raises(SigningError, match="none does not exist; make it first"):
+    with pytest.raises(SigningError, match=r"its folder does not exist\nhint: mkdir -p .*none"):
         write_private(tmp_path / "none" / "k", owner)
 
 
@@ -191,7 +191,7 @@ def test_the_argument_goes_before_the_environment_and_that_before_the_file(confi
 
 
 def test_no_pin_says_what_to_do(config):
-    with pytest.raises(SigningError, match=r"export SEMSEAL_OWNER=.*owner=.*owner\.pub"):
+    with pytest.raises(SigningError, match=r"hint: .*export SEMSEAL_OWNER=.*owner=.*owner\.pub"):
         pinned_owner()
 
 

@@ -136,7 +136,7 @@ def test_noise_sees_about_as_often_as_promised():
         tables = rng.normal(size=(20, 24, 1)) + rng.normal(size=(20, 1, 24)) + 0.3 * rng.normal(size=(20, 24, 24))
         found = AROUND | {cell("row ordering", "permute"): SEEN}
         for i, table in enumerate(tables):
-            answers = made(*[12] * 24, nearer=metrics.own_effect(table))
+            answers = made(*[12] * 24, nearer=metrics.matching_advantage(table))
             found[cell("row ordering", "mix", float(i))] = answers
         wrong += any(row.get("verdict") == "sees" and row["defense"] == "mix" for row in picture_rows(found, 20))
     assert wrong <= 10

@@ -212,7 +212,7 @@ def _one_scheme(scene: Scene, defense: str, n: int) -> NDArray[np.int32]:
     permutation = sets.permutations[0] if "permute" in defense else index.identity(h)
     swapped = sets.swapped[0] if "substitute" in defense else np.zeros(h, bool)
     table = index.compose(permutation, swapped, permutation)
-    return index.spread(np.tile(table, (n, 1)), places, places ^ 1)
+    return index.absolute(np.tile(table, (n, 1)), places, places ^ 1)
 
 
 def _simulate(scene: Scene, defense: str, snr: float) -> learned.Simulate:

@@ -164,7 +164,7 @@ def nearer(sent: Images, answers: Images, streams: int) -> NDArray[np.float64]:
         half = len(sent) // 2
         pairs = scores.reshape(half, 2, half, 2)
         scores = np.maximum(pairs[:, 0, :, 0] + pairs[:, 1, :, 1], pairs[:, 0, :, 1] + pairs[:, 1, :, 0]) / 2
-    return metrics.own_effect(scores)
+    return metrics.matching_advantage(scores)
 
 
 def read_answers(file: Path) -> Answers:

@@ -1,12 +1,14 @@
 """results of an audit -> tables for a terminal of 80 columns, tables in Markdown."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from semseal.runtime.audit import paper
-from semseal.runtime.audit.matrix import DEFENSES, PAPER_ATTACKS, PICTURES
-from semseal.runtime.audit.standing import NAMES, Results, Row, headline, percent, standings
+from semseal.runtime.audit.matrix import DEFENSES, PAPER_ATTACKS, PICTURES, Settings
+from semseal.runtime.audit.standing import NAMES, Results, Row, headline, limits, percent, standings
 
 SHORT = {**NAMES, "none": "none", "permute": "permute", "substitute": "substitute", "permute+substitute": "perm+subst"}
 
@@ -231,6 +233,33 @@ def rate(row: Row) -> str:
     if row["high"] == 1:
         return f"{value} ≥{percent(row['low'])}"
     return f"{value} ≤{percent(row['high'])}" if row["low"] == 0 else f"{value} {percent(row['low'])}-{percent(row['high'])}"
+
+
+def print_results(console: Console, results: Results, folder: Path, asked: Settings) -> None:
+    """Print what an audit found; of the adaptive attacks, at the highest SNR and first precision that were asked for."""
+    settings = results["settings"]
+    if paper_defenses(results):
+        for main in mains(results):
+            console.print(paper_table(results, main))
+    snr, precision = max(asked.eve_snrs), asked.precisions[0]
+    for table in leakage_tables(results, snr, precision):
+        console.print(table)
+    console.print(FOOTNOTE, soft_wrap=True)
+    if len(settings["eve_snrs"]) * len(settings["precisions"]) > 1:
+        console.print(f"above: Eve at {snr:g} dB, {precision} engines; the others are in the report", soft_wrap=True)
+    if results["orderings"]:
+        console.print(tally_table(results))
+    for name, reason in results["skipped"].items():
+        console.print(f"skipped {name}: {reason}", markup=False, soft_wrap=True)
+    console.print(
+        f"{settings['pictures']} {results['pictures']}; white-box on {settings['optimised_pictures']}; "
+        f"SSIM: {results['ssim']}; seed {settings['seed']}",
+        soft_wrap=True,
+    )
+    console.print(verdict_table(results))
+    for sentence in headline(results) + limits(results):
+        console.print(sentence, markup=False, soft_wrap=True)
+    console.print(f"pictures and tables: {folder / 'report.html'}    figures: {folder / 'results.json'}", soft_wrap=True)
 
 
 # in Markdown

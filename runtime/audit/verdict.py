@@ -129,15 +129,15 @@ def _verdict(found: Answers, among: int) -> str:
     scores = found.nearer.round(6)  # of one answer to everything the rest is rounding
     nearer = metrics.mean(scores)
     bounded = nearer.half_width is not None and abs(nearer.value) + nearer.half_width < NEXT_TO_NOTHING_DB
-    return _judged(metrics.luck_of_mean(scores), bounded and nearer.n >= FEWEST, among)
+    return _judged(metrics.p_value_of_mean(scores), bounded and nearer.n >= FEWEST, among)
 
 
 def _game_verdict(cell: Cell, game: Played, among: int) -> str:
     if cell.attack == "which":
-        luck = metrics.luck_of_rate(round(game.value * game.trials), game.trials, game.chance)
+        luck = metrics.p_value_of_rate(round(game.value * game.trials), game.trials, game.chance)
         bounded = game.high < max(3 * game.chance, NEXT_TO_NOTHING_RATE)
     else:
-        luck = metrics.luck_of_auc(game.value, game.trials // 2, game.trials - game.trials // 2)
+        luck = metrics.p_value_of_auc(game.value, game.trials // 2, game.trials - game.trials // 2)
         bounded = game.low > 1 - NEXT_TO_NOTHING_AUC and game.high < NEXT_TO_NOTHING_AUC
     return _judged(luck, bounded, among)
 

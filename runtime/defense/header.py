@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from semseal.runtime.defense.defenses import MODES
 from semseal.runtime.defense.keys import derive
 from semseal.runtime.errors import HeaderError
 
-MODES = ("none", "permute", "substitute", "permute+substitute", "mix")
 SESSION_SIZE = 16
 WINDOW = 1024  # counters this far behind the newest are still accepted, once
 
@@ -81,16 +81,22 @@ class HeaderSealer:
             raise HeaderError("header has an unknown mode or flag")
         if not flags & _SEALED:
             if self._key is not None:
-                raise HeaderError("header is not authenticated, and this receiver has a key: refused")
+                raise HeaderError(
+                    "header is not authenticated, and this receiver has a key: refused",
+                    "give the sender the same key; a receiver without a key takes what is not protected",
+                )
             if sealed or MODES[mode] != "none":
                 raise HeaderError("header without a seal is damaged")
             return Header(MODES[mode], session, counter, noise=bool(flags & _NOISE))
         if self._key is None:
-            raise HeaderError("header is sealed and this receiver has no key; give it the sender's key file")
+            raise HeaderError("header is sealed and this receiver has no key", "give the receiver the sender's key file: key=")
         try:
             secret = self._cipher(session).decrypt(_nonce(counter), sealed, clear + self._model_digest)
         except InvalidTag:
-            raise HeaderError("header does not authenticate: wrong key, another model, or it was changed") from None
+            raise HeaderError(
+                "header does not authenticate: wrong key, another model, or it was changed",
+                "use one key file and one bundle at both ends",
+            ) from None
         p, s = _CHOICE.unpack(secret)
         return Header(MODES[mode], session, counter, p, s, bool(flags & _NOISE))
 

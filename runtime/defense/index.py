@@ -5,7 +5,7 @@
     rows of image b  ─┘
 
 A table is int32 [h] for one image, with values in [0, 2h): below h a row of its own, from h on a row of the other image of
-its pair. ``spread`` turns the tables of a batch into the one index that the graph's Gather takes.
+its pair. ``absolute`` turns the tables of a batch into the one index that the graph's Gather takes.
 """
 
 import numpy as np
@@ -31,7 +31,7 @@ def compose(permutation: NDArray[np.int32], swapped: NDArray[np.bool_], other: N
 
 
 def invert(permutation: NDArray[np.int32], swapped: NDArray[np.bool_]) -> Table:
-    """Receive table: own row permutation[i] was heard at place i, in the other image's frame where swapped[i].
+    """Receive table: own row permutation[i] was received in row i, of the other image's frame where swapped[i].
 
     Raises ValueError as ``compose``.
     """
@@ -42,10 +42,10 @@ def invert(permutation: NDArray[np.int32], swapped: NDArray[np.bool_]) -> Table:
     return out
 
 
-def spread(tables: Table, own: NDArray[np.integer], other: NDArray[np.integer]) -> Table:
+def absolute(tables: Table, own: NDArray[np.integer], other: NDArray[np.integer]) -> Table:
     """Tables [batch, h] to the index [batch, h] that the graph's Gather takes, into all frames' rows [frames*h, w*c].
 
-    ``own`` and ``other`` [batch] are the places, among the frames, of each image's own frame and of its partner's.
+    ``own`` and ``other`` [batch] number, among the frames, each image's own frame and its partner's.
     Raises ValueError for a table value outside [0, 2h).
     """
     h = tables.shape[1]

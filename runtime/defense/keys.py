@@ -20,6 +20,7 @@ from semseal.runtime.files import write_once
 
 KEY_SIZE = 32
 _FORMAT = "semseal-key-v1"
+_RESTORE = "copy the key file again from the other end, or make a new one for both: semseal keygen FILE"
 
 
 def generate_key() -> bytes:
@@ -30,12 +31,12 @@ def generate_key() -> bytes:
 def write_key(path: Path, key: bytes) -> None:
     """Write a new key file that only its owner can read (mode 0600). Raises KeyFileError if the file exists."""
     if not path.absolute().parent.is_dir():
-        raise KeyFileError(f"cannot write {path}: the folder {path.absolute().parent} does not exist; make it first")
+        raise KeyFileError(f"cannot write {path}: its folder does not exist", f"mkdir -p {path.absolute().parent}")
     text = f"{_FORMAT}\n{base64.b64encode(_checked(key)).decode()}\n"
     try:
         write_once(path, text, 0o600)
     except FileExistsError:
-        raise KeyFileError(f"{path} exists already, and a key is never overwritten; choose another name") from None
+        raise KeyFileError(f"{path} exists already, and a key is never overwritten", "choose another name") from None
 
 
 def read_key(path: Path) -> bytes:
@@ -43,18 +44,18 @@ def read_key(path: Path) -> bytes:
     try:
         with open(path, encoding="ascii") as file:
             if os.fstat(file.fileno()).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                raise KeyFileError(f"{path} can be read by other users; mend it with: chmod 600 {path}")
+                raise KeyFileError(f"{path} can be read by other users", f"chmod 600 {path}")
             lines = file.read(200).splitlines()
     except OSError as error:
-        raise KeyFileError(f"cannot read the key file {path}: {error.strerror}; make one with: semseal keygen {path}") from None
+        raise KeyFileError(f"cannot read the key file {path}: {error.strerror}", f"make one: semseal keygen {path}") from None
     except UnicodeDecodeError:
         lines = []
     if len(lines) != 2 or lines[0] != _FORMAT:
-        raise KeyFileError(f"{path} is not a key file; make one with: semseal keygen FILE")
+        raise KeyFileError(f"{path} is not a key file", "make one: semseal keygen FILE")
     try:
         return _checked(base64.b64decode(lines[1], validate=True))
     except (binascii.Error, ValueError):
-        raise KeyFileError(f"{path} is damaged: its second line is not the base64 of {KEY_SIZE} bytes") from None
+        raise KeyFileError(f"{path} is damaged: its second line is not the base64 of {KEY_SIZE} bytes", _RESTORE) from None
 
 
 def load_key(key: bytes | str | Path) -> bytes:
@@ -63,7 +64,7 @@ def load_key(key: bytes | str | Path) -> bytes:
         return _checked(key)
     if isinstance(key, str) and len(key) >= KEY_SIZE and not Path(key).exists():
         # perhaps the key itself as text, so it is not shown
-        raise KeyFileError("a key given as str is the path of a key file, and there is no such file; a raw key is 32 bytes")
+        raise KeyFileError("a key given as str is the path of a key file, and there is no such file", "a raw key is 32 bytes")
     if not isinstance(key, (str, Path)):
         raise KeyFileError(f"key must be 32 bytes or the path of a key file, got {type(key).__name__}")
     return read_key(Path(key))
