@@ -1,9 +1,13 @@
 import ast
+import importlib
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import semseal
+from semseal.runtime import errors
 from semseal.runtime.bundle import packaged_bundle
 
 ROOT = Path(__file__).parent.parent
@@ -26,30 +30,41 @@ def test_running_the_link_imports_no_torch():
     assert done.returncode == 0, done.stderr
 
 
-def imported(file):
-    """(module, is at top level) of every import of a file."""
-    tree = ast.parse(file.read_text())
-    for node in ast.walk(tree):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-        for name in names:
-            yield name, node in tree.body
+NAMES = ("Frame", "Receiver", "Transmitter", "__version__", "audit", "errors", "open_bundle")
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "runtime").rglob("*.py")), ids=lambda file: str(file.relative_to(ROOT)))
-def test_runtime_stands_alone(file):
-    for name, top in imported(file):
-        # the program's verbs train and export load those packages when they are called, and nothing else does
-        if name.startswith(("semseal.train", "semseal.export")):
-            assert file.name == "cli.py"
-            assert not top
-        if name.split(".")[0] == "torch":
-            assert file.parent.name == "attacks"
+@pytest.mark.parametrize("what", ["semseal", "semseal.runtime.cli"])
+def test_importing_loads_neither_an_engine_nor_what_extras_bring(what):
+    heavy = ("torch", "onnx", "onnxruntime", "openvino", "skimage", "sklearn", "scipy", "semseal.train", "semseal.export")
+    script = f"import sys, {what}; assert not {set(heavy)} & sys.modules.keys()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
-def test_train_takes_only_pictures_and_files_from_runtime():
-    allowed = {"semseal.runtime.pictures", "semseal.runtime.files"}
+def test_import_semseal_loads_nothing_else():
+    script = "import sys; before = set(sys.modules); import semseal; print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", f"import typing; {script}"], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["semseal"], done.stderr
+
+
+def test_the_public_names_are_what_they_are_elsewhere():
+    from semseal.runtime import audit, bundle, link
+
+    assert sorted(semseal.__all__) == sorted(dir(semseal)) == sorted(NAMES)
+    assert semseal.Transmitter is link.Transmitter
+    assert semseal.Receiver is link.Receiver
+    assert semseal.Frame is link.Frame
+    assert semseal.open_bundle is bundle.open_bundle
+    assert semseal.audit is importlib.import_module(f"{audit.__name__}.run").audit
+    assert semseal.errors is errors
+    assert semseal.__version__ == version("semseal")
+    with pytest.raises(AttributeError, match="'semseal' has no attribute 'nothing'"):
+        semseal.nothing  # noqa: B018
+
+
+def test_train_takes_only_pictures_files_and_errors_from_runtime():
+    allowed = {"semseal.runtime.pictures", "semseal.runtime.files", "semseal.runtime.errors"}
     for file in (ROOT / "train").glob("*.py"):
-        used = {name for name, _ in imported(file) if name.startswith(("semseal.runtime", "semseal.export"))}
-        assert used <= allowed, file
+        nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom | ast.Import)]
+        names = {node.module if isinstance(node, ast.ImportFrom) else alias.name for node in nodes for alias in node.names}
+        assert {name for name in names if name.startswith("semseal.runtime")} <= allowed, file

@@ -59,12 +59,9 @@ class OnCpu:
             # a place outside a shared array, or an unaligned 16 bytes, ends the process
             checks = ["-fsanitize=bounds,alignment,signed-integer-overflow", "-fsanitize-undefined-trap-on-error"]
             flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-pthread", *checks, *macros]
-            try:
-                done = subprocess.run(
-                    ["g++", *flags, "-o", library, folder / f"{name}.cpp"], capture_output=True, text=True, check=False
-                )
-            except FileNotFoundError:
-                pytest.fail("the kernel's source cannot be run on the CPU: g++ is missing; apt install g++")
+            done = subprocess.run(
+                ["g++", *flags, "-o", library, folder / f"{name}.cpp"], capture_output=True, text=True, check=False
+            )
             assert done.returncode == 0, done.stderr
         self.library = ctypes.CDLL(str(library))
         self.library.run_transmit.restype = self.library.run_receive.restype = ctypes.c_bool
@@ -192,6 +189,7 @@ SHAPES = [
 ]
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [(shape, np.float32) for shape in SHAPES] + [(shape, np.float16) for shape in SHAPES[:6]],
@@ -209,6 +207,7 @@ def test_bits_of_the_reference(folder, shape, dtype, batch):
     assert heard.tobytes() == reference_receive(symbols, back, c, w).astype(dtype).tobytes()
 
 
+@pytest.mark.compiler
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_bits_of_the_reference_for_any_shape(folder, data):
@@ -224,6 +223,7 @@ def test_bits_of_the_reference_for_any_shape(folder, data):
     assert kernel.receive(symbols, picked).tobytes() == reference_receive(symbols, picked, c, w).tobytes()
 
 
+@pytest.mark.compiler
 def test_a_second_picture_and_a_second_key_in_the_same_buffers(folder):
     """What a replayed CUDA graph does: nothing is set back between launches."""
     kernel = OnCpu(folder, layout(16, 12, 45), np.float32)
@@ -239,6 +239,7 @@ def test_a_second_picture_and_a_second_key_in_the_same_buffers(folder):
     assert not (state & 0x7FFFFFFF).any()  # only the top bits of the meeting points turn
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("order", range(5))
 def test_the_order_of_threads_and_blocks_changes_nothing(folder, order):
     kernel = OnCpu(folder, layout(16, 12, 45), np.float32)
@@ -249,6 +250,7 @@ def test_the_order_of_threads_and_blocks_changes_nothing(folder, order):
     assert kernel.receive(expected, idx, order).tobytes() == reference_receive(expected, idx, 16, 45).tobytes()
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("barrier", range(SOURCE.count("__syncthreads();")))
 def test_every_barrier_is_needed_and_its_lack_is_seen(folder, barrier):
     parts = SOURCE.split("__syncthreads();")
@@ -270,6 +272,7 @@ def test_every_barrier_is_needed_and_its_lack_is_seen(folder, barrier):
     assert wrong
 
 
+@pytest.mark.compiler
 def test_an_all_zero_image_stays_zero_beside_another(folder):
     kernel = OnCpu(folder, layout(16, 12, 45), np.float32)
     features, idx = draw(np.random.default_rng(3), 3, 16, 12, 45)
@@ -281,6 +284,7 @@ def test_an_all_zero_image_stays_zero_beside_another(folder):
     assert rows[[0, 2]].any(axis=1).all()
 
 
+@pytest.mark.compiler
 def test_half_precision_of_the_shim_is_that_of_numpy(folder):
     library = OnCpu(folder, layout(4, 8, 6), np.float16).library
     every = np.arange(2**16, dtype=np.uint16)
@@ -316,6 +320,7 @@ def test_the_reference_gives_unit_power_and_the_order_of_the_symbols(shape):
     assert np.array_equal(moved, rows.reshape(3 * h, -1)[idx.ravel()])
 
 
+@pytest.mark.compiler
 def test_what_is_sent_is_heard(folder):
     kernel = OnCpu(folder, layout(*PAPER), np.float32)
     features, idx = draw(np.random.default_rng(6), 2, *PAPER)

@@ -48,12 +48,9 @@ class OnCpu:
             # a place outside the tile or a register array ends the process
             checks = ["-fsanitize=bounds,alignment,signed-integer-overflow", "-fsanitize-undefined-trap-on-error"]
             flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-pthread", *checks, *macros]
-            try:
-                done = subprocess.run(
-                    ["g++", *flags, "-o", library, folder / f"{name}.cpp"], capture_output=True, text=True, check=False
-                )
-            except FileNotFoundError:
-                pytest.fail("the kernel's source cannot be run on the CPU: g++ is missing; apt install g++")
+            done = subprocess.run(
+                ["g++", *flags, "-o", library, folder / f"{name}.cpp"], capture_output=True, text=True, check=False
+            )
             assert done.returncode == 0, done.stderr
         self.library = ctypes.CDLL(str(library))
         self.library.run_mix.restype = self.library.run_unmix.restype = ctypes.c_bool
@@ -156,6 +153,7 @@ SIZES = [
 ]
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_it_gives_what_the_reference_gives(folder, n, batch):
@@ -169,6 +167,7 @@ def test_it_gives_what_the_reference_gives(folder, n, batch):
     assert off(kernel.unmix(on_air, keys), symbols, symbols) < 2 * ROUNDING
 
 
+@pytest.mark.compiler
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(n=st.integers(1, 3000), batch=st.integers(1, 3), seed=st.integers(0, 2**32 - 1), loudness=st.floats(-6, 6))
 def test_it_gives_what_the_reference_gives_for_any_size(folder, n, batch, seed, loudness):
@@ -180,6 +179,7 @@ def test_it_gives_what_the_reference_gives_for_any_size(folder, n, batch, seed, 
     assert off(kernel.unmix(on_air, keys), symbols, symbols) < 2 * ROUNDING
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("wrong", ["signs", "order"])
 def test_another_key_gives_noise(folder, wrong):
     kernel = OnCpu(folder, 768)
@@ -190,6 +190,7 @@ def test_another_key_gives_noise(folder, wrong):
     assert np.isclose(np.square(heard).sum(), np.square(symbols).sum(), rtol=1e-5)
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("layer", range(5))
 def test_one_sign_of_each_layer_counts(folder, layer):
     n = 992  # 62 rows of 16: the last sign is in the second word of its vector
@@ -201,6 +202,7 @@ def test_one_sign_of_each_layer_counts(folder, layer):
     assert off(on_air, mix(symbols, turned), symbols) < ROUNDING < 0.01 < off(on_air, mix(symbols, keys), symbols)
 
 
+@pytest.mark.compiler
 def test_images_of_a_batch_do_not_meet(folder):
     kernel = OnCpu(folder, 768)
     symbols, keys = draw(5, 768)
@@ -210,6 +212,7 @@ def test_images_of_a_batch_do_not_meet(folder):
         assert kernel.mix(symbols[i : i + 1], alone).tobytes() == on_air[i].tobytes()
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("turns", range(5))
 def test_the_order_of_threads_and_blocks_changes_no_bit(folder, turns):
     kernel = OnCpu(folder, 2001)
@@ -219,6 +222,7 @@ def test_the_order_of_threads_and_blocks_changes_no_bit(folder, turns):
     assert kernel.unmix(on_air, keys, turns).tobytes() == kernel.unmix(on_air, keys, 0).tobytes()
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("barrier", range(SOURCE.count("__syncthreads();")))
 def test_every_barrier_is_needed_and_its_lack_is_seen(folder, barrier):
     n = 2001

@@ -5,7 +5,6 @@ import dataclasses
 import io
 import json
 import re
-import shutil
 import subprocess
 from itertools import pairwise
 from pathlib import Path
@@ -61,12 +60,10 @@ WRAPPER = """<!doctype html><meta charset="utf-8"><body style="margin:0">
 
 def opened(page: str, folder, width: int, height: int = 13000):
     """What Chromium makes of a page that is ``width`` pixels wide: measures, and a picture as uint8 [height, width, 3]."""
-    chromium = shutil.which("chromium")
-    assert chromium, "chromium is not on the PATH: install the Debian package 'chromium' (apt-get install chromium)"
     (folder / "page.html").write_text(page)
     wrapper = folder / "wrapper.html"
     wrapper.write_text(WRAPPER.format(width=width, height=height))
-    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files",
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files",
                "--host-resolver-rules=MAP * 127.0.0.1", f"--user-data-dir={folder / 'profile'}",
                f"--window-size={max(width, 500)},{height}"]  # fmt: skip
     options = {"capture_output": True, "text": True, "timeout": 60, "check": True}
@@ -77,6 +74,7 @@ def opened(page: str, folder, width: int, height: int = 13000):
     return measures, np.asarray(Image.open(shot).convert("RGB"))[:, :width]
 
 
+@pytest.mark.chromium
 @pytest.mark.parametrize("width", [390, 1200])
 def test_the_page_opens_in_chromium_on_a_phone_and_on_a_desk(tiny, tmp_path, width):
     measures, shot = opened((tiny[0] / "report.html").read_text(), tmp_path, width)
@@ -101,6 +99,7 @@ def test_the_page_opens_in_chromium_on_a_phone_and_on_a_desk(tiny, tmp_path, wid
         assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 20
 
 
+@pytest.mark.chromium
 def test_the_browser_would_tell_of_what_comes_from_elsewhere_and_of_what_is_too_wide(tmp_path):
     page = '<!doctype html><img src="http://127.0.0.1:9/x.png"><p style="width:800px; font-size:9px">wide</p><svg></svg>'
     measures, _ = opened(page, tmp_path, 390, 600)

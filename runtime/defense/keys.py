@@ -5,7 +5,6 @@ from K by HKDF (RFC 5869) with a versioned label, so that no two uses ever share
 """
 
 import base64
-import binascii
 import os
 import secrets
 import stat
@@ -53,9 +52,12 @@ def read_key(path: Path) -> bytes:
     if len(lines) != 2 or lines[0] != _FORMAT:
         raise KeyFileError(f"{path} is not a key file", "make one: semseal keygen FILE")
     try:
-        return _checked(base64.b64decode(lines[1], validate=True))
-    except (binascii.Error, ValueError):
-        raise KeyFileError(f"{path} is damaged: its second line is not the base64 of {KEY_SIZE} bytes", _RESTORE) from None
+        key = base64.b64decode(lines[1], validate=True)
+    except ValueError:
+        key = b""
+    if len(key) != KEY_SIZE:
+        raise KeyFileError(f"{path} is damaged: its second line is not the base64 of {KEY_SIZE} bytes", _RESTORE)
+    return key
 
 
 def load_key(key: bytes | str | Path) -> bytes:
