@@ -119,7 +119,7 @@ def shared_libraries(name: str) -> dict[int, str]:
 
 def _software() -> list[Finding]:
     python = f"{platform.python_version()} on {platform.machine()}, {platform.system()}"
-    shown = ", ".join(f"{name} {found}" for name in PACKAGES if (found := version(name)))
+    shown = ", ".join(f"{name} {number}" for name in PACKAGES if (number := version(name)))
     found = [Finding("software", "python", "ok", python), Finding("software", "packages", "ok", shown)]
     if version("onnxruntime") and version("onnxruntime-gpu"):
         what = "onnxruntime and onnxruntime-gpu are both installed: they are one folder and overwrite each other"
@@ -329,6 +329,7 @@ def _plan(engine: str, graph: bytes) -> bytes:
     for tensor in (network.get_input(i) for i in range(network.num_inputs)):
         profile.set_shape(tensor.name, *[[size if size > 0 else 2 for size in tensor.shape]] * 3)
     config.add_optimization_profile(profile)
+    config.clear_flag(trt.BuilderFlag.TF32)
     if engine == "tensorrt-rtx":
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # or it cannot be captured in a CUDA graph
     plan = builder.build_serialized_network(network, config)
@@ -345,7 +346,7 @@ def _about(name: str) -> str:
     """The package behind an engine, with its version."""
     module = MODULES[name]
     candidates = ("onnxruntime-gpu", "onnxruntime") if module == "onnxruntime" else (module,)
-    return next((f"{package} {found}" for package in candidates if (found := version(package))), module)
+    return next((f"{package} {number}" for package in candidates if (number := version(package))), module)
 
 
 def _cuda_in_name(pattern: str) -> int | None:

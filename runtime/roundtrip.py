@@ -2,7 +2,7 @@
 
     two pictures ── Transmitter.send ── noise at 20 dB ── Receiver.receive ── PSNR against the reference engine's
 
-The reference is onnxruntime-cpu in fp32 without a defence, on the same pictures and under the same noise. A defence draws anew for
+The reference is onnxruntime-cpu in fp32 without a defence, on the same pictures and under the same noise. A defence draws for
 every frame which symbol meets which noise: that alone moves the PSNR of these pictures by 0.05 dB (standard deviation).
 """
 
@@ -59,7 +59,7 @@ def measure(
     images = smooth_images(2, alice.bundle.height, alice.bundle.width)
     frames = alice.send(images)
     symbols = np.stack([frame.symbols for frame in frames])
-    noise = channel.draw_noise(*symbols.shape, np.random.default_rng(0))
+    noise = channel.draw_noise(len(symbols), symbols.shape[1], np.random.default_rng(0))
     received = channel.awgn(symbols, noise, SNR_DB)
     answer = bob.receive([Frame(row, frame.header) for row, frame in zip(received, frames, strict=True)])
     return float(psnr(images, answer).mean())
