@@ -33,8 +33,8 @@ FULL = dataclasses.replace(whitebox.FAST, steps=80, lr=0.1)
 
 
 @pytest.fixture(scope="module")
-def heard():
-    """The pictures float32 [8, 3, 180, 180], and their symbols complex64 [8, N] as Eve hears them at 10 dB."""
+def received():
+    """The pictures float32 [8, 3, 180, 180], and their symbols complex64 [8, N] as Eve receives them at 10 dB."""
     images = open_pictures("photos", "valid").take(PICTURES, 180, 180)
     symbols = np.stack([frame.symbols for frame in Transmitter(BUNDLE).send(images)])
     return images, channel.awgn(symbols, channel.draw_noise(*symbols.shape, np.random.default_rng(0)), 10.0)
@@ -56,10 +56,10 @@ def model():
     return model
 
 
-def plain(model, heard, start, settings):
+def plain(model, received, start, settings):
     """Eq. (5) as ``whitebox.invert`` has it."""
-    target = torch.from_numpy(heard.view(np.float32).reshape(len(heard), -1, 2))
-    x = torch.from_numpy(np.tile(start, (len(heard), 1, 1, 1))).requires_grad_()
+    target = torch.from_numpy(received.view(np.float32).reshape(len(received), -1, 2))
+    x = torch.from_numpy(np.tile(start, (len(received), 1, 1, 1))).requires_grad_()
     optimizer = torch.optim.Adam([x])
     for step in range(settings.steps):
         optimizer.param_groups[0]["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
@@ -77,8 +77,8 @@ def objective(model, x, target):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_white_box(benchmark, heard, model, threads):
-    images, symbols = heard
+def test_white_box(benchmark, received, model, threads):
+    images, symbols = received
     start = open_pictures("photos", "test").take(40, 180, 180).mean(axis=0)
     surrogate = Surrogate(open_bundle(BUNDLE).graph("transmitter"))
     run = {

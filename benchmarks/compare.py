@@ -14,9 +14,10 @@ before it is timed. The network has the packaged models' shape and random weight
 What keys and headers cost besides is in bench_link.py.
 """
 
+import dataclasses
 import json
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,14 @@ from semseal.export.rewrite import rewrite
 from semseal.runtime.defense import index, mix
 from semseal.runtime.defense.schemes import scheme_sets
 from semseal.runtime.engine import open_engine
+from semseal.runtime.environment import environment
 from semseal.runtime.pictures import open_pictures
 from semseal.train.config import ModelConfig
 from semseal.train.model import DeepJSCC
+from shared import interleave
 
-WARM_UP = 20
+WARM_UP = 20  # rounds
+PACKAGES = ("semseal", "numpy", "torch", "onnxruntime", "openvino")
 FORMS = [
     ("onnxruntime-cpu", "fp32"),
     ("onnxruntime-cpu", "fp16"),
@@ -47,20 +51,7 @@ FORMS = [
     ("openvino", "int8"),
 ]
 
-
-def interleave(candidates: dict[str, Callable[[], Any]], rounds: int) -> dict[str, NDArray[np.float64]]:
-    """Seconds of each candidate in each round."""
-    rng = np.random.default_rng(0)
-    names = list(candidates)
-    seconds = {name: np.empty(rounds) for name in names}
-    for round_ in range(-WARM_UP, rounds):
-        for i in rng.permutation(len(names)):
-            start = time.perf_counter()
-            candidates[names[i]]()
-            taken = time.perf_counter() - start
-            if round_ >= 0:
-                seconds[names[i]][round_] = taken
-    return seconds
+Candidate = Callable[[], NDArray[Any]]
 
 
 def costs(seconds: dict[str, NDArray[np.float64]]) -> dict[str, dict[str, float]]:
@@ -82,11 +73,28 @@ def costs(seconds: dict[str, NDArray[np.float64]]) -> dict[str, dict[str, float]
     return figures
 
 
-@click.command()
-@click.option("--rounds", default=300, show_default=True)
-@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="write the figures here too")
-def main(rounds: int, path: Path | None) -> None:
-    torch.set_num_threads(1)
+@dataclass(frozen=True)
+class Link:
+    """One network in every form, and one image's inputs for it."""
+
+    config: ModelConfig
+    model: DeepJSCC
+    naive: dict[str, bytes]  # graphs as torch exports them, by side
+    transmitters: dict[str, bytes]  # deployed graphs, by precision
+    receivers: dict[str, bytes]
+    image: NDArray[np.float32]
+    symbols: NDArray[np.float32]
+    identity: index.Table
+    scheme: index.Table
+    keys: mix.MixKeys
+
+    @property
+    def reals(self) -> int:
+        return self.config.h * self.config.w * self.config.c
+
+
+def build() -> Link:
+    """The network with random weights, its graphs, and the inputs."""
     torch.manual_seed(0)
     config = ModelConfig()
     model = DeepJSCC(config).eval()
@@ -96,73 +104,102 @@ def main(rounds: int, path: Path | None) -> None:
     image, calibration = pictures[:1], pictures[1:]
     here = np.zeros(1, int)
     identity = index.absolute(index.identity(config.h)[None], here, here)
-    scheme = index.absolute(scheme_sets(bytes(32), config.h).permutations[:1], here, here)
     encode = open_engine("onnxruntime-cpu", fast_tx)
-    symbols = encode(image, identity)
     feeds = [{"image": picture[None], "index": identity} for picture in calibration]
-    transmitters = {"fp32": fast_tx, "fp16": to_fp16(fast_tx), "int8": to_int8(fast_tx, feeds)}
-    int8_rx = to_int8(fast_rx, [{"symbols": encode(*feed.values()), "index": identity} for feed in feeds])
-    reals = config.h * config.w * config.c
-    keys = mix.derive_keys(bytes(32), bytes(mix.SESSION_SIZE), [0], bytes(mix.DIGEST_SIZE), reals)
-    signs = mix.sign_inputs(keys, reals)
+    received = [{"symbols": encode(*feed.values()), "index": identity} for feed in feeds]
+    return Link(
+        config=config,
+        model=model.to(memory_format=torch.channels_last),
+        naive={"transmitter": naive_tx, "receiver": naive_rx},
+        transmitters={"fp32": fast_tx, "fp16": to_fp16(fast_tx), "int8": to_int8(fast_tx, feeds)},
+        receivers={"fp32": fast_rx, "int8": to_int8(fast_rx, received)},
+        image=image,
+        symbols=encode(image, identity),
+        identity=identity,
+        scheme=index.absolute(scheme_sets(bytes(32), config.h).permutations[:1], here, here),
+        keys=mix.derive_keys(bytes(32), bytes(mix.SESSION_SIZE), [0], bytes(mix.DIGEST_SIZE), config.h * config.w * config.c),
+    )
 
-    model.to(memory_format=torch.channels_last)
-    x = torch.from_numpy(image).to(memory_format=torch.channels_last)
-    y = torch.from_numpy(symbols)
+
+def candidates(link: Link) -> dict[str, dict[str, Candidate]]:
+    """What is timed on each side, by name."""
+    x = torch.from_numpy(link.image).to(memory_format=torch.channels_last)
+    y = torch.from_numpy(link.symbols)
 
     @torch.inference_mode()
     def torch_tx() -> NDArray[np.float32]:
-        return model.encode(x).numpy()
+        return link.model.encode(x).numpy()
 
     @torch.inference_mode()
     def torch_rx() -> NDArray[np.float32]:
-        return model.decode(y).numpy()
+        return link.model.decode(y).numpy()
 
-    def engine(name: str, graph: bytes, *inputs: NDArray[Any]) -> Callable[[], NDArray[Any]]:
+    def engine(name: str, graph: bytes, *inputs: NDArray[Any]) -> Candidate:
         run = open_engine(name, graph, threads=1)
         return lambda: run(*inputs)
 
-    sides: dict[str, dict[str, Callable[[], NDArray[Any]]]] = {
-        "transmitter": {"torch": torch_tx, "naive": engine("onnxruntime-cpu", naive_tx, image, identity)},
-        "receiver": {
-            "torch": torch_rx,
-            "naive": engine("onnxruntime-cpu", naive_rx, symbols, identity),
-            "onnxruntime-cpu fp32": engine("onnxruntime-cpu", fast_rx, symbols, identity),
-            "openvino fp32": engine("openvino", fast_rx, symbols, identity),
-            "openvino int8": engine("openvino", int8_rx, symbols, identity),
-        },
+    cpu, image, config = "onnxruntime-cpu", link.image, link.config
+    symbols = (link.symbols, link.identity)
+    sides: dict[str, dict[str, Candidate]] = {
+        "transmitter": {"torch": torch_tx, "naive": engine(cpu, link.naive["transmitter"], image, link.identity)},
+        "receiver": {"torch": torch_rx, "naive": engine(cpu, link.naive["receiver"], *symbols)},
     }
+    for name, precision in ((cpu, "fp32"), ("openvino", "fp32"), ("openvino", "int8")):
+        sides["receiver"][f"{name} {precision}"] = engine(name, link.receivers[precision], *symbols)
+    signs = mix.sign_inputs(link.keys, link.reals)
     for name, precision in FORMS:
-        graph = transmitters[precision]
+        graph = link.transmitters[precision]
         mixing = with_mix(graph, "transmitter", config.h, config.w * config.c, config.c)
         sides["transmitter"] |= {
-            f"{name} {precision}": engine(name, graph, image, identity),
+            f"{name} {precision}": engine(name, graph, image, link.identity),
             f"{name} {precision}, no index": engine(name, without_gather(graph), image),
-            f"{name} {precision}, index": engine(name, graph, image, scheme),
-            f"{name} {precision}, mix": engine(name, mixing, image, *signs, keys.index),
+            f"{name} {precision}, index": engine(name, graph, image, link.scheme),
+            f"{name} {precision}, mix": engine(name, mixing, image, *signs, link.keys.index),
         }
-    figures: dict[str, Any] = {"rounds": rounds, "threads": 1, "batch": 1}
-    for side, candidates in sides.items():
-        expected = candidates["torch"]()
-        for name, run in candidates.items():
-            close = 0.5 if "int8" in name else 0.02 if "fp16" in name else 1e-3  # the largest of thousands of values
-            given = run()
-            if name.endswith(", index"):
-                given = index.gather(given.reshape(config.h, -1), np.argsort(scheme[0])).reshape(given.shape)
-            elif name.endswith(", mix"):
-                given = mix.unmix(given.reshape(1, -1), keys, reals).reshape(given.shape)
-            error = np.abs(given - expected).max()
-            assert error < close, f"{side}, {name}: wrong by {error}"
-        seconds = interleave(candidates, rounds)
-        table = Table(title=f"{side}: one image, one thread, {rounds} interleaved rounds")
-        for column in ("", "median", "times as fast as torch", "as naive"):
-            table.add_column(column, justify="right" if column else "left")
-        figures[side] = {}
-        for name, taken in seconds.items():
-            ratios = [float(np.median(seconds[base] / taken)) for base in ("torch", "naive")]
-            figures[side][name] = {"median_ms": float(np.median(taken)) * 1e3, "vs_torch": ratios[0], "vs_naive": ratios[1]}
-            table.add_row(name, f"{np.median(taken) * 1e3:.2f} ms", *(f"{ratio:.2f}x" for ratio in ratios))
-        Console().print(table)
+    return sides
+
+
+def check(link: Link, side: str, runs: dict[str, Candidate]) -> None:
+    """Raises AssertionError unless every candidate gives torch's answer, the defence undone."""
+    expected = runs["torch"]()
+    for name, run in runs.items():
+        close = 0.5 if "int8" in name else 0.02 if "fp16" in name else 1e-3  # the largest of thousands of values
+        given = run()
+        if name.endswith(", index"):
+            given = index.gather(given.reshape(link.config.h, -1), np.argsort(link.scheme[0])).reshape(given.shape)
+        elif name.endswith(", mix"):
+            given = mix.unmix(given.reshape(1, -1), link.keys, link.reals).reshape(given.shape)
+        error = np.abs(given - expected).max()
+        assert error < close, f"{side}, {name}: wrong by {error}"
+
+
+def speeds(side: str, seconds: dict[str, NDArray[np.float64]]) -> dict[str, dict[str, float]]:
+    """Median of each candidate, and how many times as fast as torch and as the naive graph it is; printed."""
+    rounds = len(seconds["torch"])
+    table = Table(title=f"{side}: one image, one thread, {rounds} interleaved rounds")
+    for column in ("", "median", "times as fast as torch", "as naive"):
+        table.add_column(column, justify="right" if column else "left")
+    figures = {}
+    for name, taken in seconds.items():
+        ratios = [float(np.median(seconds[base] / taken)) for base in ("torch", "naive")]
+        figures[name] = {"median_ms": float(np.median(taken)) * 1e3, "vs_torch": ratios[0], "vs_naive": ratios[1]}
+        table.add_row(name, f"{np.median(taken) * 1e3:.2f} ms", *(f"{ratio:.2f}x" for ratio in ratios))
+    Console().print(table)
+    return figures
+
+
+@click.command()
+@click.option("--rounds", default=300, show_default=True)
+@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="write the figures here too")
+def main(rounds: int, path: Path | None) -> None:
+    torch.set_num_threads(1)
+    link = build()
+    figures: dict[str, Any] = {"environment": dataclasses.asdict(environment(PACKAGES))}
+    figures |= {"rounds": rounds, "threads": 1, "batch": 1}
+    for side, runs in candidates(link).items():
+        check(link, side, runs)
+        seconds = interleave(runs, rounds, WARM_UP)
+        figures[side] = speeds(side, seconds)
         if side == "transmitter":
             figures["cost of the defence"] = costs(seconds)
     if path is not None:

@@ -3,30 +3,27 @@
 Not yet run on a Jetson. On any other machine it says so, writes nothing and exits 0.
 
     scheme index      from the shared sets to the index of one image, on the CPU
+    round trip        two pictures from send to receive under each defence, against onnxruntime-cpu; not timed
     upload, download  one image to the GPU's own copy, its symbols back; one memory, but the copies are made (docs/jetson.md)
     transmitter       image in, symbols out, both NumPy arrays: copies, network, index, power, one CUDA graph
     receiver          symbols in, image out
     send, receive     everything that Alice or Bob does for one image, header included
 
-One image at a time. Each round runs every stage once, in a new random order, so that a clock that falls meets all of them.
+Timed with one image. Each round runs every stage once, in a new random order, so that a clock that falls meets all of them.
 """
 
+import dataclasses
 import json
-import os
-import platform
 import re
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from semseal.export.tensorrt import add_plans
@@ -35,23 +32,27 @@ from semseal.runtime.defense import index
 from semseal.runtime.defense.schemes import draw_choice, scheme_sets
 from semseal.runtime.doctor import jetson
 from semseal.runtime.engine import open_engine
-from semseal.runtime.errors import EngineError
+from semseal.runtime.environment import environment, read_text
+from semseal.runtime.errors import EngineError, SemsealError
 from semseal.runtime.files import write_atomically
 from semseal.runtime.gpu.device import Tensor, open_device
 from semseal.runtime.link import Receiver, Transmitter
 from semseal.runtime.metrics import psnr
+from semseal.runtime.roundtrip import measure as measure_link
+from semseal.runtime.roundtrip import smooth_images
 from semseal.runtime.signing import generate_owner, public_text
+from shared import SAMPLES_FOR_P99, failures, interleave, links, said
 
 WARM_UP = 100
-FOR_P99 = 662  # samples that MLPerf asks for before a 99th percentile is one
 KEY = bytes(32)
+PACKAGES = ("semseal", "numpy", "onnxruntime", "tensorrt", "cuda-core", "cuda-bindings")
 
 Stage = Callable[[], Any]
 
 
 def stages(bundle: Bundle, engine: str, owner: str | None) -> dict[str, Stage]:
     """The stages that every engine has, checked. Raises AssertionError when a picture does not come through."""
-    image = smooth_image(bundle.height, bundle.width)
+    image = smooth_images(1, bundle.height, bundle.width)
     here, sets = np.zeros(1, int), scheme_sets(KEY, bundle.h)
     plain = index.absolute(index.identity(bundle.h)[None], here, here)
     moved = index.absolute(sets.permutations[draw_choice()][None], here, here)
@@ -90,35 +91,23 @@ def copies(device: Any, bundle: Bundle) -> dict[str, Stage]:
 
 def measure(made: dict[str, Stage], rounds: int) -> list[dict[str, Any]]:
     """One row for each stage: p50_ms, p90_ms and p99_ms, the last null with a reason where the samples are too few."""
-    rng, names = np.random.default_rng(0), list(made)
-    seconds = {name: np.empty(rounds) for name in names}
-    for round_ in range(-WARM_UP, rounds):
-        for i in rng.permutation(len(names)):
-            start = time.perf_counter()
-            made[names[i]]()
-            taken = time.perf_counter() - start
-            if round_ >= 0:
-                seconds[names[i]][round_] = taken
     rows = []
-    for name, taken in seconds.items():
+    for name, taken in interleave(made, rounds, WARM_UP).items():
         p50, p90, p99 = (float(value) * 1e3 for value in np.percentile(taken, [50, 90, 99]))
-        row = {"stage": name, "samples": rounds, "p50_ms": p50, "p90_ms": p90, "p99_ms": p99 if rounds >= FOR_P99 else None}
-        rows.append(row if rounds >= FOR_P99 else {**row, "p99_reason": f"{rounds} samples; it wants {FOR_P99}"})
+        enough = rounds >= SAMPLES_FOR_P99
+        row = {"stage": name, "samples": rounds, "p50_ms": p50, "p90_ms": p90, "p99_ms": p99 if enough else None}
+        rows.append(row if enough else {**row, "p99_reason": f"{rounds} samples; it wants {SAMPLES_FOR_P99}"})
     return rows
 
 
-def environment(board: str) -> dict[str, Any]:
-    """What the figures depend on; what could not be read is null with a reason."""
-    packages = ("semseal", "numpy", "tensorrt", "cuda-core", "cuda-bindings")
+def describe(board: str) -> dict[str, Any]:
+    """The board and what it runs; what could not be read is null with a reason."""
     return {
         "board": board,
-        "jetpack": _said("dpkg-query", "-W", "-f=${Version}", "nvidia-jetpack"),
-        "jetson_linux": _said("dpkg-query", "-W", "-f=${Version}", "nvidia-l4t-core"),
-        "power_mode": _said("nvpmodel", "-q"),
-        "memory": re.findall(r"MemTotal:\s*(.+)", Path("/proc/meminfo").read_text()),
-        "cpus": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "packages": {package: _version(package) for package in packages},
+        "jetpack": said("dpkg-query", "-W", "-f=${Version}", "nvidia-jetpack"),
+        "jetson_linux": said("dpkg-query", "-W", "-f=${Version}", "nvidia-l4t-core"),
+        "power_mode": said("nvpmodel", "-q"),
+        "memory": re.findall(r"MemTotal:\s*(.+)", read_text("/proc/meminfo")),
     }
 
 
@@ -129,24 +118,7 @@ def clocks() -> dict[str, Any]:
         for path in ("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq", "/sys/kernel/debug/bpmp/debug/clk/emc/rate")
     ]
     files += [*Path("/sys/class/devfreq").glob("*/cur_freq"), *Path("/sys/class/thermal").glob("thermal_zone*/temp")]
-    return {"jetson_clocks": _said("jetson_clocks", "--show"), **{str(file): _read(file) for file in files}}
-
-
-def smooth_image(height: int, width: int) -> NDArray[np.float32]:
-    """A picture that needs no file: float32 [1, 3, height, width] in 0..1."""
-    y, x = np.mgrid[0:height, 0:width] / min(height, width)
-    waves = [np.sin(3 * x + phase) * np.cos(2 * y - phase) for phase in (0.0, 1.0, 2.0)]
-    return (0.5 + 0.4 * np.stack(waves)[None]).astype(np.float32)
-
-
-def _said(*command: str) -> dict[str, str | None]:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=30)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return {"value": None, "reason": f"{command[0]}: {error}"}
-    if done.returncode:
-        return {"value": None, "reason": f"{' '.join(command)}: {done.stderr.strip() or done.returncode}; try sudo"}
-    return {"value": done.stdout.strip()}
+    return {"jetson_clocks": said("jetson_clocks", "--show"), **{str(file): _read(file) for file in files}}
 
 
 def _read(file: Path) -> dict[str, str | None]:
@@ -156,16 +128,9 @@ def _read(file: Path) -> dict[str, str | None]:
         return {"value": None, "reason": f"{error.strerror}"}
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 @click.command()
 @click.option("--bundle", "name", default="photos-10db", show_default=True, help="a packaged bundle, or a bundle's folder")
-@click.option("--rounds", default=1000, show_default=True, help=f"samples of each stage; a p99 wants {FOR_P99}")
+@click.option("--rounds", default=1000, show_default=True, help=f"samples of each stage; a p99 wants {SAMPLES_FOR_P99}")
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="JSON file to write")
 def main(name: str, rounds: int, out: Path) -> None:
     """Build and measure on this Jetson."""
@@ -176,20 +141,23 @@ def main(name: str, rounds: int, out: Path) -> None:
     try:
         device = open_device("tensorrt")
     except EngineError as error:
-        click.echo(f"{board}: {error}; nothing was measured, nothing was written")
+        click.echo(f"{board}: {error.message}; nothing was measured, nothing was written")
         return
     before, key = clocks(), generate_owner()
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        bundle = add_plans(open_bundle(name), Path(folder) / "here", "tensorrt", key, (1, 1, 1))
+        bundle = add_plans(open_bundle(name), Path(folder) / "here", "tensorrt", key, (1, 1, 2))
         build_seconds = time.perf_counter() - start
-        made = copies(device, bundle) | stages(bundle, "tensorrt", public_text(key))
+        owner, expected_db = public_text(key), measure_link(name, "onnxruntime-cpu")
+        trips = {p: links(bundle.path, "tensorrt", p, expected_db, owner) for p in bundle.manifest["precisions"]}
+        made = copies(device, bundle) | stages(bundle, "tensorrt", owner)
         rows = measure(made, rounds)
     properties = device.properties
     results = {
         "bundle": name,
         "engine": "tensorrt",
-        "environment": environment(board),
+        "environment": dataclasses.asdict(environment(PACKAGES, device.name)),
+        "board": describe(board),
         "gpu": {
             "name": device.name,
             "compute_capability": list(device.compute_capability),
@@ -200,6 +168,8 @@ def main(name: str, rounds: int, out: Path) -> None:
         "clocks_after": clocks(),
         "plans": {file: entry["size"] for file, entry in bundle.manifest["files"].items() if file.endswith(".engine")},
         "build_seconds_of_all_plans": build_seconds,
+        "round_trips_db": trips,
+        "failures": failures,
         "rows": rows,
         "energy": {"value": None, "reason": "not measured"},
     }
@@ -210,12 +180,12 @@ def main(name: str, rounds: int, out: Path) -> None:
     for row in rows:
         table.add_row(row["stage"], *("" if row[p] is None else f"{row[p]:.3f} ms" for p in ("p50_ms", "p90_ms", "p99_ms")))
     Console().print(table)
-    click.echo(f"power mode: {results['environment']['power_mode']['value']}; {out}")
+    click.echo(f"power mode: {results['board']['power_mode']['value']}; {out}")
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, RuntimeError, OSError) as error:
+    except (SemsealError, OSError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)

@@ -16,7 +16,6 @@
 #define __device__
 #define __launch_bounds__(threads)
 #define __shared__ static thread_local
-#define DYNAMIC_SHARED(type, name, count) static thread_local type name[count]
 
 struct Index { unsigned x; };
 static thread_local Index threadIdx, blockIdx;

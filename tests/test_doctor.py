@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from semseal.runtime import doctor
 from semseal.runtime.bundle import open_bundle
-from semseal.runtime.doctor import MODULES, Finding, jetson, show, works
+from semseal.runtime.doctor import Finding, jetson, show, works
 from semseal.runtime.engine import ENGINES
+from semseal.runtime.libraries import MODULES
+from semseal.runtime.roundtrip import measure
 
 EXAMINE = """
 import dataclasses, json, sys
@@ -28,7 +31,8 @@ no_gpu = pytest.mark.skipif(Path("/proc/driver/nvidia/version").exists(), reason
 
 def examine(packages="", libraries=""):
     """What a new process finds, by group and name; ``packages`` and ``libraries`` are folders that are looked in first."""
-    paths = {"PYTHONPATH": str(packages), "LD_LIBRARY_PATH": str(libraries)}
+    first = os.pathsep.join(filter(None, [str(packages), os.environ.get("PYTHONPATH", "")]))
+    paths = {"PYTHONPATH": first, "LD_LIBRARY_PATH": str(libraries)}
     done = subprocess.run(
         [sys.executable, "-c", EXAMINE], capture_output=True, text=True, timeout=300, env={**os.environ, **paths}
     )
@@ -57,12 +61,13 @@ def test_a_machine_without_a_gpu(here):
     assert [name for group, name in here if group == "engine"] == list(ENGINES)
     assert set(MODULES) == set(ENGINES)
     assert here["engine", "onnxruntime-cpu"].state == "ok"
-    assert "ran the transmitter" in here["engine", "onnxruntime-cpu"].found
+    for defense in ("none", "permute+substitute", "mix"):
+        assert defense in here["engine", "onnxruntime-cpu"].found
     assert here["device", "nvidia driver"].state == "absent"
     for name in ("onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx"):
         assert here["engine", name].state == "absent"
         assert "no NVIDIA GPU" in here["engine", name].found
-        assert not here["engine", name].mend  # nothing that one could install would help
+        assert not here["engine", name].fix  # nothing that one could install would help
     assert "is the build for CPUs" in here["engine", "onnxruntime-cuda"].found
     assert ("device", "jetson") not in here
     assert works(list(here.values()))
@@ -79,13 +84,45 @@ def test_tensorrt_rtx_builds_where_no_gpu_is(here):
     assert (builder.state, builder.found) == ("ok", "builds ahead of time, no GPU needed")
 
 
+def test_what_an_engine_is_measured_by_is_what_the_reference_gives():
+    assert measure(doctor.BUNDLE, "onnxruntime-cpu") == pytest.approx(doctor.EXPECTED_DB, abs=0.005)
+
+
+def test_a_defence_that_fails_is_named(monkeypatch):
+    def failing(bundle, engine, precision, defense, expected_db, owner):
+        if defense != "none":
+            raise doctor.EngineError("no such operator: Gather", "another engine")
+
+    monkeypatch.setattr(doctor, "round_trip", failing)
+    with pytest.raises(SystemExit) as left:
+        doctor.prove("onnxruntime-cpu")
+    assert left.value.code == "with permute+substitute, mix: no such operator: Gather\nhint: another engine"
+
+
+def test_an_engine_that_decodes_wrongly_is_broken(monkeypatch):
+    monkeypatch.setattr(doctor, "EXPECTED_DB", 26.0)
+    with pytest.raises(SystemExit) as left:
+        doctor.prove("onnxruntime-cpu")
+    assert "fp32 with defense mix: pictures come through at 25." in left.value.code
+    assert "the reference has 26.00 dB" in left.value.code
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
+def test_plans_of_the_packaged_graphs_make_a_signed_bundle(tmp_path):
+    path, owner = doctor._with_plans("tensorrt-rtx", tmp_path / "bundle")
+    bundle = open_bundle(path, owner)
+    assert bundle.digest == open_bundle(doctor.BUNDLE).digest
+    for side in ("transmitter", "receiver", "transmitter-mix", "receiver-mix"):
+        assert len(bundle.program(side, "fp32", "tensorrt-rtx")) > 100_000
+
+
 def test_both_flavours_of_onnxruntime(tmp_path):
     install(tmp_path, "onnxruntime")
     install(tmp_path, "onnxruntime-gpu")
     both = examine(tmp_path)["software", "onnxruntime"]
     assert both.state == "broken"
     assert "overwrite each other" in both.found
-    assert both.mend.startswith("pip uninstall -y onnxruntime onnxruntime-gpu")
+    assert both.fix.startswith("pip uninstall -y onnxruntime onnxruntime-gpu")
     shutil.rmtree(tmp_path / "onnxruntime_gpu-1.0.dist-info")
     assert ("software", "onnxruntime") not in examine(tmp_path)
 
@@ -173,11 +210,11 @@ def test_a_driver_too_old_for_the_cuda_of_a_package(libcuda, tmp_path):
     engine = found["engine", "tensorrt"]
     assert engine.state == "broken"
     assert "it wants CUDA 13, the driver runs CUDA up to 12.4" in engine.found
-    assert "install driver 580.65.06 or later" in engine.mend
+    assert "install driver 580.65.06 or later" in engine.fix
     assert "is a stub without its library libnvinfer" in engine.found
-    assert "pip install tensorrt" in engine.mend
+    assert "pip install tensorrt" in engine.fix
     assert found["engine", "onnxruntime-cuda"].state == "broken"
-    assert "onnxruntime-gpu[cuda,cudnn]" in found["engine", "onnxruntime-cuda"].mend
+    assert "onnxruntime-gpu[cuda,cudnn]" in found["engine", "onnxruntime-cuda"].fix
 
 
 @no_gpu
@@ -214,11 +251,12 @@ def test_the_jetson_script_says_that_this_is_none_and_writes_nothing(tmp_path):
 
 
 def test_the_jetson_script_measures_stages_that_work(monkeypatch):
+    monkeypatch.syspath_prepend(ON_JETSON.parent)
     spec = importlib.util.spec_from_file_location("on_jetson", ON_JETSON)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     monkeypatch.setattr(script, "WARM_UP", 1)
-    monkeypatch.setattr(script, "FOR_P99", 3)
+    monkeypatch.setattr(script, "SAMPLES_FOR_P99", 3)
     stages = script.stages(open_bundle("photos-10db"), "onnxruntime-cpu", None)
     assert {f"{side} {precision}" for side in ("transmitter", "receiver") for precision in ("fp32", "fp16", "int8")} < set(
         stages
@@ -228,4 +266,4 @@ def test_the_jetson_script_measures_stages_that_work(monkeypatch):
         assert [row["stage"] for row in rows] == list(stages)
         assert all(0 < row["p50_ms"] <= row["p90_ms"] for row in rows)
         assert all((row["p99_ms"] is None) == ("p99_reason" in row) == (samples == 2) for row in rows)
-    assert script.environment("a board")["power_mode"].keys() <= {"value", "reason"}
+    assert script.describe("a board")["power_mode"].keys() <= {"value", "reason"}

@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper
+from semseal.export.tensorrt import build_plan
 from semseal.runtime.bundle import open_bundle
-from semseal.runtime.defense import index
+from semseal.runtime.defense import index, mix
 from semseal.runtime.engine import open_engine
 from semseal.runtime.errors import EngineError
 from semseal.runtime.gpu import engines as gpu
-from semseal.runtime.gpu.device import gathered, open_device, scattered
+from semseal.runtime.gpu.device import Port, axis_sizes, gathered, open_device, output_shape, scattered
+from semseal.runtime.gpu.engines import session_ports
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,7 +40,9 @@ def graph():
 
 @without_gpu
 def test_no_driver_is_said_with_the_fix():
-    with pytest.raises(EngineError, match=r"engine tensorrt: this machine has no NVIDIA driver: install one .* --gpus all"):
+    with pytest.raises(
+        EngineError, match=r"engine tensorrt: this machine has no NVIDIA driver\nhint: install one .* --gpus all"
+    ):
         open_device("tensorrt")
 
 
@@ -50,7 +55,8 @@ def test_tensorrt_rtx_without_a_driver():
 @pytest.mark.skipif(find_spec("tensorrt") is not None, reason="tensorrt is installed")
 def test_tensorrt_that_is_not_installed():
     with pytest.raises(
-        EngineError, match=r"engine tensorrt is not installed .*No module named 'tensorrt'.*pip install .*JetPack"
+        EngineError,
+        match=r"engine tensorrt is not installed .*No module named 'tensorrt'\nhint: pip install tensorrt .*JetPack",
     ):
         open_engine("tensorrt", b"a plan")
 
@@ -61,13 +67,17 @@ def test_tensorrt_that_is_not_installed():
 def test_the_onnxruntime_for_cpus_is_never_used_in_its_place(graph, name, provider):
     if provider in onnxruntime.get_available_providers():
         pytest.skip("onnxruntime-gpu is installed")
-    with pytest.raises(EngineError, match=f"engine {name}: .* has no {provider}; .* pip install 'semseal\\[gpu\\]'"):
+    with pytest.raises(
+        EngineError, match=rf"(?s)engine {name}: .* has no {provider}; .*\nhint: .*pip install .*onnxruntime-gpu\[cuda,cudnn\]"
+    ):
         open_engine(name, graph)
 
 
 @pytest.mark.parametrize("plan", [b"", b"no plan", b"no plan" * 1000])
 def test_bytes_that_are_no_plan(plan):
-    with pytest.raises(EngineError, match=rf"engine tensorrt-rtx [\d.]+ cannot load these {len(plan)} bytes: .*build it again"):
+    with pytest.raises(
+        EngineError, match=rf"engine tensorrt-rtx [\d.]+ cannot load these {len(plan)} bytes: .*\nhint: .*build it again"
+    ):
         gpu.deserialize("tensorrt-rtx", plan)
 
 
@@ -99,16 +109,176 @@ def test_one_tensorrt_engine_for_all_batches(graph):
     assert receiver["trt_profile_max_shapes"] == "symbols:128x16200x2,index:64x45"
 
 
+IMAGE = Port("image", np.dtype(np.float32), ("batch", 3, 4, 4))
+INDEX = Port("index", np.dtype(np.int32), ("batch", 3))
+SYMBOLS = Port("symbols", np.dtype(np.float32), ("frames", 6, 2))
+
+
+def zeros(*ports, **sizes):
+    return tuple(np.zeros([sizes.get(axis, axis) for axis in port.axes], port.dtype) for port in ports)
+
+
 def test_the_index_is_checked_before_anything_is_launched():
     idx = index.identity(6).reshape(2, 3)
-    assert gathered(2, idx) is idx
-    assert scattered(2, idx).tolist() == idx.tolist()
+    image, symbols = zeros(IMAGE, SYMBOLS, batch=2, frames=2)
+    assert gathered((SYMBOLS, INDEX), (symbols, idx))[1] is idx
+    taken, place = scattered((IMAGE, INDEX), (image, idx))
+    assert taken is image
+    assert place.tolist() == idx.tolist()
     with pytest.raises(ValueError, match=r"index\[1, 0\] is 3, there are rows 0\.\.2"):
-        gathered(1, idx)
+        gathered((SYMBOLS, INDEX), (symbols[:1], idx))
+    bare = Port("image", np.dtype(np.float32), (-1, 3, 4, 4)), Port("index", np.dtype(np.int32), (-1, 3))
     with pytest.raises(ValueError, match=r"3 images want an index of as many, got \[2, 3\]"):
-        scattered(3, idx)
+        scattered(bare, (*zeros(IMAGE, batch=3), idx))
     with pytest.raises(ValueError, match="takes row 0 more than once"):
-        scattered(2, np.zeros((2, 3), np.int32))
+        scattered((IMAGE, INDEX), (image, np.zeros((2, 3), np.int32)))
+
+
+@pytest.mark.parametrize(
+    ("ports", "given", "message"),
+    [
+        ((IMAGE,), (np.float32, (2, 3, 4, 5)), r"image must be \[batch, 3, 4, 4\], got \[2, 3, 4, 5\]"),
+        ((IMAGE,), (np.float32, (2, 3, 4)), r"image must be \[batch, 3, 4, 4\], got \[2, 3, 4\]"),
+        ((IMAGE,), (np.float32, (0, 3, 4, 4)), r"image must be \[batch, 3, 4, 4\], got \[0, 3, 4, 4\]"),
+        ((IMAGE,), (np.float64, (2, 3, 4, 4)), "image must be float32, got float64"),
+        ((IMAGE, INDEX), (np.float32, (2, 3, 4, 4)), "the engine takes image, index, got 1 arrays"),
+    ],
+)
+def test_inputs_of_another_number_type_or_shape_are_refused(ports, given, message):
+    dtype, shape = given
+    with pytest.raises(ValueError, match=message):
+        gathered(ports, (np.zeros(shape, dtype),))
+
+
+def test_one_name_has_one_size():
+    assert axis_sizes([IMAGE, INDEX], [(5, 3, 4, 4), (5, 3)]) == {"batch": 5}
+    with pytest.raises(ValueError, match=r"index must be \[5, 3\], got \[4, 3\]"):
+        axis_sizes([IMAGE, INDEX], [(5, 3, 4, 4), (4, 3)])
+
+
+def test_the_shape_of_the_output_follows_from_the_names_of_the_axes():
+    def out(*axes):
+        return Port("y", np.dtype(np.uint8), axes)
+
+    sizes = axis_sizes([SYMBOLS, INDEX], [(7, 6, 2), (5, 3)])
+    assert output_shape(out("batch", 4, 4, 3), sizes) == (5, 4, 4, 3)
+    assert output_shape(out("frames", 2), sizes) == (7, 2)
+    assert output_shape(out("unk__0", 2), sizes) == (5, 2)  # a first axis without a name that an input has is batch
+    assert output_shape(out(-1, 2), sizes) == (5, 2)
+    assert output_shape(out(8, 2), sizes) == (8, 2)
+    with pytest.raises(EngineError, match=r"output y is \[batch, time\], and no input tells"):
+        output_shape(out("batch", "time"), sizes)
+    with pytest.raises(EngineError, match="none that varies"):
+        output_shape(out(-1, 2), {})
+
+
+def keyed(side, batch):
+    """The inputs of a packaged mix graph for a batch."""
+    reals = 32400
+    keys = mix.derive_keys(bytes(32), bytes(mix.SESSION_SIZE), range(batch), bytes(mix.DIGEST_SIZE), reals)
+    shape = (batch, 3, 180, 180) if side == "transmitter" else (batch, reals // 2, 2)
+    order = keys.index if side == "transmitter" else keys.inverse_index
+    return np.zeros(shape, np.float32), *mix.sign_inputs(keys, reals), order
+
+
+@pytest.fixture(params=["transmitter", "receiver"])
+def side(request):
+    return request.param
+
+
+def session_of(graph):
+    return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_the_graphs_with_mix_are_taken_by_what_onnxruntime_says_of_them(side, precision):
+    session = session_of(open_bundle("photos-10db").graph(f"{side}-mix", precision))
+    ports, output = session_ports("onnxruntime-cuda", session)
+    inputs = keyed(side, 2)
+    assert gathered(ports, inputs) is inputs
+    expected = session.run(None, {port.name: array for port, array in zip(ports, inputs, strict=True)})[0]
+    shape = output_shape(output, axis_sizes(ports, [array.shape for array in inputs]))
+    assert (shape, output.dtype) == (expected.shape, expected.dtype)
+    with pytest.raises(ValueError, match=r"the engine takes .*, order, got 2 arrays"):
+        gathered(ports, inputs[:2])
+    with pytest.raises(ValueError, match=r"must be \[2, "):
+        gathered(ports, (inputs[0], *keyed(side, 1)[1:]))
+
+
+def test_graphs_with_an_index_are_taken_as_before(side):
+    ports, output = session_ports("onnxruntime-cuda", session_of(open_bundle("photos-10db").graph(side)))
+    frames = 3 if side == "receiver" else 2
+    sizes = axis_sizes(ports, [(frames, *ports[0].axes[1:]), (2, 45)])
+    assert output_shape(output, sizes) == ((2, 16200, 2) if side == "transmitter" else (2, 3, 180, 180))
+
+
+@pytest.mark.parametrize("value", [-1, 2**31 - 1, "end"])
+def test_an_order_out_of_range_is_never_launched(side, value):
+    ports, _ = session_ports("onnxruntime-cuda", session_of(open_bundle("photos-10db").graph(f"{side}-mix")))
+    *others, order = keyed(side, 2)
+    bad, end = order.copy(), order.size
+    bad[1, 5] = end if value == "end" else value
+    with pytest.raises(ValueError, match=rf"order out of range: order\[1, 5\] is {bad[1, 5]}, there are runs 0\.\.{end - 1}"):
+        gathered(ports, (*others, bad))
+
+
+def test_an_order_of_more_images_than_there_are_reads_nothing_beyond_them():
+    """A plan tells no names of axes, so the batches of its inputs are not compared by their names."""
+    data, order = Port("symbols", np.dtype(np.float32), (-1, 8, 2)), Port("order", np.dtype(np.int32), (-1, 4))
+    two = np.arange(8, dtype=np.int32).reshape(2, 4)
+    gathered((data, order), (np.zeros((2, 8, 2), np.float32), two))
+    with pytest.raises(ValueError, match=r"order\[1, 0\] is 4, there are runs 0\.\.3"):
+        gathered((data, order), (np.zeros((1, 8, 2), np.float32), two))
+
+
+def graph_of(dtype, *outputs):
+    """x [batch, 4] of a type, and its double as each output."""
+    values = [helper.make_tensor_value_info(name, dtype, ["batch", 4]) for name in ("x", *outputs)]
+    nodes = [helper.make_node("Add", ["x", "x"], [name]) for name in outputs]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "int8", "uint8", "int32", "int64", "uint32"])
+def test_tensors_of_any_number(dtype):
+    ports, output = session_ports("x", session_of(graph_of(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), "y")))
+    assert (*ports, output) == tuple(Port(name, np.dtype(dtype), ("batch", 4)) for name in "xy")
+
+
+def test_a_graph_with_two_outputs_or_of_text_is_refused():
+    with pytest.raises(EngineError, match="the graph gives y, z; wanted is one output"):
+        session_ports("x", session_of(graph_of(TensorProto.FLOAT, "y", "z")))
+    text = [helper.make_tensor_value_info(name, TensorProto.STRING, ["batch"]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", text[:1], text[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    with pytest.raises(EngineError, match=r"takes or gives x \(tensor\(string\)\), y"):
+        session_ports("x", session_of(model.SerializeToString()))
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
+def test_the_graphs_with_mix_are_taken_by_what_tensorrt_says_of_them(side):
+    """Of the network that the plan is built from: without a GPU a plan is built, but not loaded."""
+    graph = open_bundle("photos-10db").graph(f"{side}-mix")
+    trt, logger = gpu.tensorrt_library("tensorrt-rtx")
+    network = trt.Builder(logger).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse(graph)
+    tensors = [network.get_input(i) for i in range(network.num_inputs)]
+    ports = tuple(gpu.tensor_port("tensorrt-rtx", trt, tensor.name, tensor.dtype, tensor.shape) for tensor in tensors)
+    named, _ = session_ports("x", session_of(graph))
+    assert ports == tuple(
+        Port(port.name, port.dtype, tuple(-1 if isinstance(axis, str) else axis for axis in port.axes)) for port in named
+    )
+    inputs = keyed(side, 3)
+    assert gathered(ports, inputs) is inputs
+    inputs[-1][2, 0] = inputs[-1].size
+    with pytest.raises(ValueError, match="order out of range"):
+        gathered(ports, inputs)
+    plan = build_plan("tensorrt-rtx", graph, (1, 1, 4), [86, 89, 120])
+    for port in ports:
+        assert port.name.encode() in plan  # the names by which a loaded plan is addressed
+    with pytest.raises(EngineError, match="a type that NumPy does not have"):
+        gpu.tensor_port("tensorrt-rtx", trt, "x", trt.bfloat16, (1,))
 
 
 @without_gpu

@@ -19,11 +19,11 @@ from semseal.runtime.defense import index as scheme
 from semseal.runtime.gpu.scheme_kernel import (
     SOURCE,
     THREADS,
-    Layout,
+    TileLayout,
     compile_kernels,
-    layout,
     reference_receive,
     reference_transmit,
+    tile_layout,
 )
 
 SHIM = Path(__file__).parent / "cuda_shim.h"
@@ -48,7 +48,7 @@ extern "C" void run_narrow(const float* from, feature* to, int n) { for (int i =
 class OnCpu:
     """Both kernels of a source compiled by g++, with the buffers that a captured graph would keep between launches."""
 
-    def __init__(self, folder: Path, shape: Layout, dtype: type, source: str = SOURCE) -> None:
+    def __init__(self, folder: Path, shape: TileLayout, dtype: type, source: str = SOURCE) -> None:
         self.shape, self.dtype = shape, np.dtype(dtype)
         macros = [f"-D{name}={value}" for name, value in shape.macros(self.dtype)]
         code = f'#include "{SHIM}"\n{source}\n{ENTRIES}'
@@ -130,7 +130,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_120"])
 def test_nvrtc_compiles_it_without_a_word(arch, dtype):
     logs = io.StringIO()
-    code = compile_kernels(layout(*PAPER), np.dtype(dtype), arch, logs).code
+    code = compile_kernels(tile_layout(*PAPER), np.dtype(dtype), arch, logs).code
     assert logs.getvalue() == ""
     assert code[:4] == b"\x7fELF"
     assert int.from_bytes(code[18:20], "little") == 190  # EM_CUDA
@@ -143,7 +143,7 @@ def test_registers_do_not_spill_and_six_blocks_fit_a_multiprocessor(shape):
     from cuda.core import Program, ProgramOptions
 
     logs = io.StringIO()
-    macros = layout(*shape).macros(np.dtype(np.float16))
+    macros = tile_layout(*shape).macros(np.dtype(np.float16))
     options = ProgramOptions(arch="sm_86", std="c++17", define_macro=macros, ptxas_options=["-v"])
     Program(SOURCE, "c++", options).compile("cubin", logs=logs)
     assert logs.getvalue().count("0 bytes spill stores, 0 bytes spill loads") == 2
@@ -156,7 +156,7 @@ def test_the_symbols_are_moved_16_bytes_at_a_time():
     from cuda.bindings import nvrtc  # cuda.core asks the driver before it gives PTX
 
     options = ["--gpu-architecture=compute_80", "--std=c++17"]
-    options += [f"-D{name}={value}" for name, value in layout(*PAPER).macros(np.dtype(np.float16))]
+    options += [f"-D{name}={value}" for name, value in tile_layout(*PAPER).macros(np.dtype(np.float16))]
     _, program = nvrtc.nvrtcCreateProgram(SOURCE.encode(), b"kernel.cu", 0, [], [])
     (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
     assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS
@@ -165,11 +165,11 @@ def test_the_symbols_are_moved_16_bytes_at_a_time():
     nvrtc.nvrtcGetPTX(program, ptx)
     nvrtc.nvrtcDestroyProgram(program)
     entries = {part.split("(")[0].strip(): part for part in ptx.decode().split(".entry ")[1:]}
-    send, hear = entries["transmit"], entries["receive"]
+    send, receive = entries["transmit"], entries["receive"]
     assert "st.global.v4" in send
-    assert "ld.global.nc.v4" in hear
+    assert "ld.global.nc.v4" in receive
     assert "cvt.f32.f16" in send
-    assert "cvt.rn.f16.f32" in hear
+    assert "cvt.rn.f16.f32" in receive
     assert "fma" not in send  # a contracted sum would not have the reference's bits
 
 
@@ -198,13 +198,13 @@ SHAPES = [
 @pytest.mark.parametrize("batch", [1, 3])
 def test_bits_of_the_reference(folder, shape, dtype, batch):
     c, _, w = shape
-    kernel = OnCpu(folder, layout(*shape), dtype)
+    kernel = OnCpu(folder, tile_layout(*shape), dtype)
     features, idx = draw(np.random.default_rng(batch), batch, *shape, dtype=dtype)
     symbols = kernel.transmit(features, idx)
     assert symbols.tobytes() == reference_transmit(features, idx).tobytes()
     back = scheme.inverse(idx)
-    heard = kernel.receive(symbols, back)
-    assert heard.tobytes() == reference_receive(symbols, back, c, w).astype(dtype).tobytes()
+    received = kernel.receive(symbols, back)
+    assert received.tobytes() == reference_receive(symbols, back, c, w).astype(dtype).tobytes()
 
 
 @pytest.mark.compiler
@@ -214,7 +214,7 @@ def test_bits_of_the_reference_for_any_shape(folder, data):
     c, h, w = data.draw(
         st.tuples(st.integers(1, 40), st.integers(1, 30), st.integers(1, 40)).filter(lambda s: s[0] * s[1] * s[2] % 2 == 0)
     )
-    kernel = OnCpu(folder, layout(c, h, w), np.float32)
+    kernel = OnCpu(folder, tile_layout(c, h, w), np.float32)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     features, idx = draw(rng, data.draw(st.integers(1, 4)), c, h, w)
     symbols = kernel.transmit(features, idx, data.draw(st.integers(kernel.shape.parts, 20 + kernel.shape.parts)))
@@ -226,7 +226,7 @@ def test_bits_of_the_reference_for_any_shape(folder, data):
 @pytest.mark.compiler
 def test_a_second_picture_and_a_second_key_in_the_same_buffers(folder):
     """What a replayed CUDA graph does: nothing is set back between launches."""
-    kernel = OnCpu(folder, layout(16, 12, 45), np.float32)
+    kernel = OnCpu(folder, tile_layout(16, 12, 45), np.float32)
     assert kernel.shape.parts > 1
     rng = np.random.default_rng(0)
     answers = []
@@ -242,7 +242,7 @@ def test_a_second_picture_and_a_second_key_in_the_same_buffers(folder):
 @pytest.mark.compiler
 @pytest.mark.parametrize("order", range(5))
 def test_the_order_of_threads_and_blocks_changes_nothing(folder, order):
-    kernel = OnCpu(folder, layout(16, 12, 45), np.float32)
+    kernel = OnCpu(folder, tile_layout(16, 12, 45), np.float32)
     features, idx = draw(np.random.default_rng(1), 5, 16, 12, 45)
     expected = reference_transmit(features, idx)
     assert kernel.transmit(features, idx, kernel.shape.parts, order).tobytes() == expected.tobytes()
@@ -256,7 +256,7 @@ def test_every_barrier_is_needed_and_its_lack_is_seen(folder, barrier):
     parts = SOURCE.split("__syncthreads();")
     source = "__syncthreads();".join(parts[: barrier + 1]) + "__syncthreads();".join(["", *parts[barrier + 1 :]])[16:]
     assert source.count("__syncthreads();") == SOURCE.count("__syncthreads();") - 1
-    shape = layout(16, 12, 45)
+    shape = tile_layout(16, 12, 45)
     broken = OnCpu(folder, shape, np.float32, source)
     features, idx = draw(np.random.default_rng(2), 2, 16, 12, 45)
     symbols = reference_transmit(features, idx)
@@ -266,15 +266,15 @@ def test_every_barrier_is_needed_and_its_lack_is_seen(folder, barrier):
         work = np.full(2 * shape.parts, np.nan, np.float32), np.zeros(3, np.uint32)
         arguments = (features, scheme.inverse(idx), sent[1], *work)
         ok = broken.library.run_transmit(*map(address, arguments), 2 * shape.parts, 2 * shape.parts, order)
-        heard = np.full_like(features, np.nan)
-        ok &= broken.library.run_receive(address(symbols), address(idx), address(heard), 2 * shape.parts, 2, order)
-        wrong += not ok or sent[1].tobytes() != symbols.tobytes() or (heard != reference_receive(symbols, idx, 16, 45)).any()
+        received = np.full_like(features, np.nan)
+        ok &= broken.library.run_receive(address(symbols), address(idx), address(received), 2 * shape.parts, 2, order)
+        wrong += not ok or sent[1].tobytes() != symbols.tobytes() or (received != reference_receive(symbols, idx, 16, 45)).any()
     assert wrong
 
 
 @pytest.mark.compiler
 def test_an_all_zero_image_stays_zero_beside_another(folder):
-    kernel = OnCpu(folder, layout(16, 12, 45), np.float32)
+    kernel = OnCpu(folder, tile_layout(16, 12, 45), np.float32)
     features, idx = draw(np.random.default_rng(3), 3, 16, 12, 45)
     features[1] = 0
     symbols = kernel.transmit(features, idx)
@@ -286,7 +286,7 @@ def test_an_all_zero_image_stays_zero_beside_another(folder):
 
 @pytest.mark.compiler
 def test_half_precision_of_the_shim_is_that_of_numpy(folder):
-    library = OnCpu(folder, layout(4, 8, 6), np.float16).library
+    library = OnCpu(folder, tile_layout(4, 8, 6), np.float16).library
     every = np.arange(2**16, dtype=np.uint16)
     wide = np.empty(2**16, np.float32)
     library.run_widen(address(every), address(wide), 2**16)
@@ -322,11 +322,11 @@ def test_the_reference_gives_unit_power_and_the_order_of_the_symbols(shape):
 
 @pytest.mark.compiler
 def test_what_is_sent_is_heard(folder):
-    kernel = OnCpu(folder, layout(*PAPER), np.float32)
+    kernel = OnCpu(folder, tile_layout(*PAPER), np.float32)
     features, idx = draw(np.random.default_rng(6), 2, *PAPER)
     plain = index.identity(90).reshape(2, 45)
-    heard = kernel.receive(kernel.transmit(features, idx), scheme.inverse(idx))
-    assert heard.tobytes() == kernel.receive(kernel.transmit(features, plain), plain).tobytes()
+    received = kernel.receive(kernel.transmit(features, idx), scheme.inverse(idx))
+    assert received.tobytes() == kernel.receive(kernel.transmit(features, plain), plain).tobytes()
 
 
 def test_places_puts_every_row_where_the_index_takes_it_from():
@@ -365,4 +365,4 @@ def test_a_receiver_may_take_a_row_twice_but_not_one_that_is_not_there():
 )
 def test_a_shape_that_the_kernel_cannot_take_is_refused(shape, message):
     with pytest.raises(ValueError, match=message):
-        layout(*shape)
+        tile_layout(*shape)

@@ -1,7 +1,7 @@
 """The GPU of this machine: found or refused with a reason, its memory, and the call shape of the engines that run on it."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,15 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 from semseal.runtime.defense import index as scheme
 from semseal.runtime.errors import EngineError
+from semseal.runtime.libraries import forks
 
 if TYPE_CHECKING:
     from cuda.core import Device, Stream
     from cuda.core.graph import Graph, GraphBuilder
 
-KEPT = 8  # shapes of the inputs whose buffers an engine keeps
+MAX_KEPT_SHAPES = 8  # shapes of the inputs whose buffers an engine keeps
 
 Shape = tuple[int, ...]
 Engine = Callable[..., NDArray[Any]]
+Inputs = tuple[NDArray[Any], ...]
 
 
 def open_device(name: str, built_for: tuple[str, str] | None = None) -> "Device":
@@ -32,19 +34,19 @@ def open_device(name: str, built_for: tuple[str, str] | None = None) -> "Device"
         from cuda.core import Device
     except ImportError as error:
         raise EngineError(
-            f"engine {name} needs cuda-core and cuda-bindings ({error}): pip install 'cuda-core[cu13]', or [cu12] for CUDA 12"
+            f"engine {name} needs cuda-core and cuda-bindings: {error}", "pip install 'cuda-core[cu13]', or [cu12] for CUDA 12"
         ) from None
     try:
         (status,) = driver.cuInit(0)
     except RuntimeError:  # there is no libcuda.so.1
         raise EngineError(
-            f"engine {name}: this machine has no NVIDIA driver: install one so that nvidia-smi works, and start a container "
-            "with --gpus all"
+            f"engine {name}: this machine has no NVIDIA driver",
+            "install one so that nvidia-smi works, and start a container with --gpus all",
         ) from None
     if status != driver.CUresult.CUDA_SUCCESS:
         raise EngineError(
-            f"engine {name}: the NVIDIA driver gives no GPU ({status.name}): nvidia-smi must list one, CUDA_VISIBLE_DEVICES "
-            "must not hide it, and a container must be started with --gpus all"
+            f"engine {name}: the NVIDIA driver gives no GPU ({status.name})",
+            "nvidia-smi must list one, CUDA_VISIBLE_DEVICES must not hide it, and a container is started with --gpus all",
         )
     _, version = driver.cuDriverGetVersion()
     bindings_for = f"cuda-bindings {bindings.__version__}", bindings.__version__
@@ -52,11 +54,61 @@ def open_device(name: str, built_for: tuple[str, str] | None = None) -> "Device"
         if version // 1000 < int(cuda.split(".")[0]):
             raise EngineError(
                 f"engine {name}: the NVIDIA driver is for CUDA {version // 1000}.{version % 1000 // 10}, {package} is for CUDA "
-                f"{cuda.split('.')[0]}: install a newer driver, or the packages for CUDA {version // 1000}"
+                f"{cuda.split('.')[0]}",
+                f"install a newer driver, or the packages for CUDA {version // 1000}",
             )
     device = Device(0)
     device.set_current()
     return device
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output as a graph or plan declares it; an axis that varies is its name, or -1 where it has none."""
+
+    name: str
+    dtype: "np.dtype[Any]"
+    axes: tuple[int | str, ...]
+
+
+def check_inputs(ports: Sequence[Port], inputs: Inputs) -> None:
+    """Raises ValueError unless number, types and shapes of the inputs are those of the ports."""
+    if len(inputs) != len(ports):
+        raise ValueError(f"the engine takes {', '.join(port.name for port in ports)}, got {len(inputs)} arrays")
+    for port, array in zip(ports, inputs, strict=True):
+        if array.dtype != port.dtype:
+            raise ValueError(f"{port.name} must be {port.dtype}, got {array.dtype}")
+    axis_sizes(ports, [array.shape for array in inputs])
+
+
+def axis_sizes(ports: Sequence[Port], shapes: Sequence[Shape]) -> dict[str, int]:
+    """The sizes of the named axes. Raises ValueError for a shape that is not its port's, or for one name with two sizes."""
+    sizes: dict[str, int] = {}
+    for port, shape in zip(ports, shapes, strict=True):
+        wanted = [sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in port.axes]
+        fits = len(shape) == len(wanted) and 0 not in shape
+        if not fits or any(isinstance(axis, int) and axis not in (-1, n) for axis, n in zip(wanted, shape, strict=True)):
+            raise ValueError(f"{port.name} must be [{', '.join(map(str, wanted))}], got {list(shape)}")
+        sizes |= {axis: n for axis, n in zip(port.axes, shape, strict=True) if isinstance(axis, str)}
+    return sizes
+
+
+def output_shape(output: Port, sizes: Mapping[str, int]) -> Shape:
+    """The shape of an output for the sizes of the named axes; a first axis of another name is ``batch``, if there is one.
+
+    Raises EngineError for an axis that no input has.
+    """
+    first, *rest = output.axes
+    if first not in sizes and (isinstance(first, str) or first < 0):
+        first = "batch"
+    shape = [sizes.get(axis, -1) if isinstance(axis, str) else axis for axis in (first, *rest)]
+    if min(shape) < 0:
+        raise EngineError(
+            f"output {output.name} is [{', '.join(map(str, output.axes))}], and no input tells the size of that axis: they "
+            f"have {', '.join(sizes) or 'none that varies'}",
+            "name the axis as an input names it, batch or frames",
+        )
+    return tuple(shape)
 
 
 class Tensor:
@@ -89,66 +141,88 @@ def capture(stream: "Stream", work: Callable[["Stream | GraphBuilder"], None]) -
 class Run:
     """What one shape of the inputs needs; ``launch`` puts all work from pinned to pinned memory on the stream."""
 
-    data: Tensor
-    index: Tensor
+    inputs: tuple[Tensor, ...]
     output: Tensor
     launch: Callable[[], None]
     keeps: Any  # lives as long as this
 
 
 def serve(
-    device: "Device",
-    stream: "Stream",
-    move: Callable[[int, NDArray[np.int32]], NDArray[np.int32]],
-    prepare: Callable[[Shape, Shape], Run],
+    device: "Device", stream: "Stream", take: Callable[[Inputs], Inputs], prepare: Callable[[tuple[Shape, ...]], Run]
 ) -> Engine:
     """The engine that copies inputs into the Run that ``prepare`` makes for their shapes, and its output out of it.
 
-    One caller at a time. The Runs of the last KEPT shapes are kept, so a call that finds its own allocates nothing but the
-    array that it returns. ``move`` turns the index that the caller gives for a number of frames into the one that is uploaded,
-    or raises ValueError.
+    One caller at a time. The Runs of the last MAX_KEPT_SHAPES shapes are kept, so a call that finds its own allocates nothing
+    but the array that it returns. ``take`` checks what the caller gives and turns it into what is uploaded, or raises
+    ValueError. CUDA does not survive a fork: in a forked child the engine raises EngineError.
     """
-    lock = threading.Lock()
-    runs: dict[tuple[Shape, Shape], Run] = {}
+    lock, made_in = threading.Lock(), forks()
+    runs: dict[tuple[Shape, ...], Run] = {}
 
-    def engine(data: NDArray[np.float32], index: NDArray[np.int32]) -> NDArray[np.float32]:
-        if data.dtype != np.float32:
-            raise ValueError(f"the engine takes float32, got {data.dtype}")
-        moved = move(len(data), index)
-        key = data.shape, index.shape
+    def engine(*inputs: NDArray[Any]) -> NDArray[Any]:
+        taken = take(inputs)
+        if forks() != made_in:
+            raise EngineError(
+                "this engine was opened before the process was forked, and a GPU cannot be used across a fork",
+                "open engines in the child",
+            )
+        shapes = tuple(array.shape for array in taken)
         with lock:
             device.set_current()
-            run = runs.pop(key, None)
+            run = runs.pop(shapes, None)
             if run is None:
                 try:
-                    run = prepare(*key)
+                    run = prepare(shapes)
                 except (ValueError, EngineError):
                     raise
                 except Exception as error:  # what the driver says has no narrower base
                     raise EngineError(
-                        f"the GPU cannot take inputs of {list(key[0])}: {error}; fewer may fit its memory"
+                        f"the GPU cannot take inputs of {', '.join(str(list(shape)) for shape in shapes)}: {error}",
+                        "fewer images at a time may fit its memory",
                     ) from None
-            runs[key] = run
-            if len(runs) > KEPT:
+            runs[shapes] = run
+            if len(runs) > MAX_KEPT_SHAPES:
                 del runs[next(iter(runs))]  # the one not used for longest
-            np.copyto(run.data.host, data)
-            np.copyto(run.index.host, moved)
+            for tensor, array in zip(run.inputs, taken, strict=True):
+                np.copyto(tensor.host, array)
             run.launch()
             stream.sync()
-            output: NDArray[np.float32] = run.output.host.copy()
+            output: NDArray[Any] = run.output.host.copy()
         return output
 
     return engine
 
 
-def gathered(frames: int, index: NDArray[np.int32]) -> NDArray[np.int32]:
-    """For ``serve``: the index as it is, checked against the rows of the frames."""
-    scheme.check_index(index, frames)
-    return index
+def gathered(ports: Sequence[Port], inputs: Inputs) -> Inputs:
+    """For ``serve``: the inputs as they are, checked; also those by whose values a graph gathers.
+
+    ``index`` [batch, h] names rows of the first input, h in each of its frames, and ``order`` [batch, runs] its runs.
+    A value out of range would read foreign memory. Raises ValueError.
+    """
+    check_inputs(ports, inputs)
+    for port, array in zip(ports, inputs, strict=True):
+        if port.name in ("index", "order"):
+            _check_rows(port.name, array, len(inputs[0]))
+    return inputs
 
 
-def scattered(batch: int, index: NDArray[np.int32]) -> NDArray[np.int32]:
-    """For ``serve``: where each row of a batch goes."""
-    if len(index) != batch:
-        raise ValueError(f"{batch} images want an index of as many, got {list(index.shape)}")
-    return scheme.inverse(index)
+def scattered(ports: Sequence[Port], inputs: Inputs) -> Inputs:
+    """For ``serve``: an image and its index, as the image and where each row goes. Raises ValueError as ``gathered``."""
+    check_inputs(ports, inputs)
+    image, index = inputs
+    if len(index) != len(image):
+        raise ValueError(f"{len(image)} images want an index of as many, got {list(index.shape)}")
+    return image, scheme.inverse(index)
+
+
+def _check_rows(name: str, rows: NDArray[np.int32], frames: int) -> None:
+    if name == "index":
+        scheme.check_index(rows, frames)
+        return
+    if rows.dtype != np.int32 or rows.ndim != 2:
+        raise ValueError(f"{name} must be int32 [batch, runs], got {rows.dtype} {list(rows.shape)}")
+    runs = frames * rows.shape[1]
+    bad = np.argwhere((rows < 0) | (rows >= runs))
+    if len(bad):
+        i, j = bad[0]
+        raise ValueError(f"{name} out of range: {name}[{i}, {j}] is {rows[i, j]}, there are runs 0..{runs - 1}")

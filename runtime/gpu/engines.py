@@ -1,4 +1,4 @@
-"""Engines on an NVIDIA GPU, called like every engine: image or symbols and the scheme index in, one NumPy array out.
+"""Engines on an NVIDIA GPU, called like every engine: the inputs of the graph or plan in its order, one NumPy array out.
 
 tensorrt, tensorrt-rtx                   a plan; one without an index input is completed by the scheme kernel
 onnxruntime-cuda, onnxruntime-tensorrt   an ONNX graph
@@ -6,95 +6,120 @@ onnxruntime-cuda, onnxruntime-tensorrt   an ONNX graph
     pinned ── device ── scheme kernel ── plan ── device ── pinned       one CUDA graph for a shape of the inputs
     pinned ── device ── ONNX Runtime's CUDA graph ── device ── pinned   one stream, so neither copy can overtake it
 
-Index values are checked on the host before anything is launched. A plan is executable code: load only one whose digest stands
-in a manifest that you trust.
+The values of ``index`` and ``order``, by which graphs gather, are checked on the host before anything is launched. A plan is
+executable code: load only one whose digest stands in a manifest that you trust. ONNX Runtime's telemetry is off
+(``semseal.runtime.libraries``).
 """
 
 import contextlib
 import ctypes
 import io
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, partial
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from semseal.runtime.errors import EngineError
-from semseal.runtime.gpu.device import Engine, Run, Shape, Tensor, capture, gathered, open_device, scattered, serve
-from semseal.runtime.gpu.scheme_kernel import SchemeKernel, layout
+from semseal.runtime.gpu.device import (
+    Engine,
+    Inputs,
+    Port,
+    Run,
+    Shape,
+    Tensor,
+    axis_sizes,
+    capture,
+    gathered,
+    open_device,
+    output_shape,
+    scattered,
+    serve,
+)
+from semseal.runtime.gpu.scheme_kernel import SchemeKernel, tile_layout
+from semseal.runtime.libraries import INSTALL, MODULES, load_onnxruntime
 
 if TYPE_CHECKING:
     from cuda.core import Buffer, Stream
     from cuda.core.graph import GraphBuilder
 
-TENSORRT = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-INSTALL = {
-    "tensorrt": "pip install 'semseal[tensorrt]'; on a Jetson JetPack brings it",
-    "tensorrt-rtx": "pip install 'semseal[rtx]'",
-}
+TENSORRT = ("tensorrt", "tensorrt-rtx")
 PROVIDERS = {"onnxruntime-cuda": "CUDAExecutionProvider", "onnxruntime-tensorrt": "TensorrtExecutionProvider"}
-LARGEST_BATCH = 64  # what the link sends at most in one run; a receiver may gather from twice as many frames
-ORT_GRAPHS = 64  # its CUDA graphs are freed with the session only; shapes after that many run without one
+NUMBERS = ("bool", "double", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+DTYPES = {f"tensor({name})": np.dtype(name) for name in NUMBERS} | {"tensor(float)": np.dtype(np.float32)}  # in ONNX Runtime
+MAX_BATCH = 64  # images that the link sends in one run; a receiver may gather from twice as many frames
+MAX_CUDA_GRAPHS = 64  # ONNX Runtime frees its CUDA graphs with the session only; shapes after that many run without one
 
 
 def open_plan(name: str, plan: bytes) -> Engine:
     """Load a plan for ``tensorrt`` or ``tensorrt-rtx``.
 
-    With an ``index`` input it does what its graph did. Without one it is a bare network, ``image`` to features or features to
-    ``image``, with features [batch, c, h, w] in float32 or float16. Either way the engine takes image float32 [batch, 3,
-    height, width] or symbols float32 [frames, N, 2], and index int32 [batch, h]. Raises EngineError with reason and fix; the
-    engine raises ValueError for inputs that do not fit.
+    The engine takes the plan's inputs. A bare network has none for the index: ``image`` to ``features`` or ``features`` to
+    ``image``, with features [batch, c, h, w] in float32 or float16. Its engine takes image float32 [batch, 3, height, width]
+    or symbols float32 [frames, N, 2], and index int32 [batch, h]. Raises EngineError with reason and fix; the engine raises
+    ValueError for inputs that do not fit.
     """
     loaded = Plan(name, plan)
-    return serve(loaded.device, loaded.stream, loaded.move, loaded.prepare)
+    return serve(loaded.device, loaded.stream, loaded.take, loaded.prepare)
 
 
 def open_onnxruntime_gpu(name: str, graph: bytes) -> Engine:
-    """Load an ONNX graph for ``onnxruntime-cuda`` or ``onnxruntime-tensorrt``, all of whose nodes must run there.
+    """Load an ONNX graph with one output for ``onnxruntime-cuda`` or ``onnxruntime-tensorrt``, all of whose nodes run there.
 
     Raises EngineError with reason and fix; the engine raises ValueError for inputs that do not fit.
     """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise EngineError(f"engine {name} needs ONNX Runtime for GPUs: pip install 'semseal[gpu]'") from None
+    onnxruntime = load_onnxruntime(name)
     if PROVIDERS[name] not in onnxruntime.get_available_providers():
         raise EngineError(
             f"engine {name}: the installed onnxruntime {onnxruntime.__version__} has no {PROVIDERS[name]}; it is the one for "
-            "CPUs, which takes the place of the other: pip uninstall -y onnxruntime onnxruntime-gpu, then "
-            "pip install 'semseal[gpu]'"
+            "CPUs, which takes the place of the other",
+            INSTALL[name],
         )
     device = open_device(name, (f"onnxruntime {onnxruntime.__version__}", onnxruntime.cuda_version or "0"))
     stream = device.create_stream()
     session = _open_session(name, onnxruntime, graph, stream)
-    data_name, index_name = (node.name for node in session.get_inputs())
-    (result,) = session.get_outputs()
+    ports, result = session_ports(name, session)
     made = 0
 
-    def prepare(data_shape: Shape, index_shape: Shape) -> Run:
+    def prepare(shapes: tuple[Shape, ...]) -> Run:
         nonlocal made
         made += 1
-        data, index = Tensor(device, stream, data_shape), Tensor(device, stream, index_shape, np.int32)
-        output = Tensor(device, stream, (index_shape[0], *result.shape[1:]))
+        inputs = tuple(Tensor(device, stream, shape, port.dtype) for port, shape in zip(ports, shapes, strict=True))
+        output = Tensor(device, stream, output_shape(result, axis_sizes(ports, shapes)), result.dtype)
         binding = session.io_binding()
-        binding.bind_input(data_name, "cuda", 0, np.float32, data_shape, int(data.device.handle))
-        binding.bind_input(index_name, "cuda", 0, np.int32, index_shape, int(index.device.handle))
-        binding.bind_output(result.name, "cuda", 0, np.float32, output.host.shape, int(output.device.handle))
+        for port, tensor in zip(ports, inputs, strict=True):
+            binding.bind_input(port.name, "cuda", 0, port.dtype, tensor.host.shape, int(tensor.device.handle))
+        binding.bind_output(result.name, "cuda", 0, result.dtype, output.host.shape, int(output.device.handle))
         options = onnxruntime.RunOptions()
-        options.add_run_config_entry("gpu_graph_id", str(made) if made <= ORT_GRAPHS else "-1")  # -1: no capture
+        options.add_run_config_entry("gpu_graph_id", str(made) if made <= MAX_CUDA_GRAPHS else "-1")  # -1: no capture
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
         def launch() -> None:
-            data.upload(stream)
-            index.upload(stream)
+            for tensor in inputs:
+                tensor.upload(stream)
             session.run_with_iobinding(binding, options)
             output.download(stream)
 
-        return Run(data, index, output, launch, keeps=binding)
+        return Run(inputs, output, launch, keeps=binding)
 
-    return serve(device, stream, gathered, prepare)
+    return serve(device, stream, partial(gathered, ports), prepare)
+
+
+def session_ports(name: str, session: Any) -> tuple[tuple[Port, ...], Port]:
+    """Inputs and the output of an ONNX Runtime session. Raises EngineError for several outputs, or for no tensors."""
+    nodes = [*session.get_inputs(), *session.get_outputs()]
+    if len(session.get_outputs()) != 1:
+        raise EngineError(
+            f"engine {name}: the graph gives {', '.join(n.name for n in session.get_outputs())}; wanted is one output"
+        )
+    strange = [f"{node.name} ({node.type})" for node in nodes if node.type not in DTYPES]
+    if strange:
+        raise EngineError(f"engine {name}: the graph takes or gives {', '.join(strange)}; wanted are tensors of numbers")
+    *ports, result = (
+        Port(node.name, DTYPES[node.type], tuple(-1 if axis is None else axis for axis in node.shape)) for node in nodes
+    )
+    return tuple(ports), result
 
 
 @cache  # TensorRT knows one logger in a process, which must outlive all that was made with it
@@ -104,10 +129,10 @@ def tensorrt_library(name: str) -> tuple[Any, Any]:
     Raises EngineError when the package or a library of it is missing.
     """
     try:
-        trt = import_module(TENSORRT[name])
+        trt = import_module(MODULES[name])
         base = trt.ILogger
     except (ImportError, OSError, AttributeError) as error:  # a package without its libraries fails in any of these ways
-        raise EngineError(f"engine {name} is not installed or lacks its libraries ({error}): {INSTALL[name]}") from None
+        raise EngineError(f"engine {name} is not installed or lacks its libraries: {error}", INSTALL[name]) from None
 
     class Logger(base):  # type: ignore[misc, valid-type]
         def __init__(self) -> None:
@@ -128,13 +153,13 @@ def deserialize(name: str, plan: bytes) -> Any:
     engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
     if engine is None:
         raise EngineError(
-            f"engine {name} {trt.__version__} cannot load these {len(plan)} bytes: {_heard(logger)}. A plan works with the "
-            "version that built it, on the GPUs that it was built for: build it again for this machine"
+            f"engine {name} {trt.__version__} cannot load these {len(plan)} bytes: {_complaints(logger)}",
+            "a plan works with the version that built it, on the GPUs that it was built for: build it again for this machine",
         )
     return engine
 
 
-def _heard(logger: Any) -> str:
+def _complaints(logger: Any) -> str:
     return "; ".join(dict.fromkeys(logger.errors)) or "it gave no reason"
 
 
@@ -147,94 +172,105 @@ def _cuda_of_wheel(module: str) -> tuple[str, str] | None:
 
 
 class Plan:
-    """A loaded plan on its stream; ``prepare`` makes the buffers and the CUDA graph for one shape of the inputs."""
+    """A loaded plan on its stream.
+
+    ``inputs`` are those of its engine; ``take`` checks them and ``prepare`` makes the buffers and the CUDA graph for one shape
+    of each, as ``serve`` wants it.
+    """
 
     def __init__(self, name: str, plan: bytes) -> None:
         """Raises EngineError as ``open_plan``."""
         self._name = name
         self._trt, self._logger = tensorrt_library(name)
-        self.device = device = open_device(name, _cuda_of_wheel(TENSORRT[name]))
+        self.device = device = open_device(name, _cuda_of_wheel(MODULES[name]))
         self._engine = engine = deserialize(name, plan)
         self.stream = device.create_stream()
-        tensors = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        self._inputs = [tensor for tensor in tensors if engine.get_tensor_mode(tensor) == self._trt.TensorIOMode.INPUT]
-        outputs = [tensor for tensor in tensors if tensor not in self._inputs]
-        self._output = outputs[0]
-        self.prepare: Callable[[Shape, Shape], Run]
-        self.move: Callable[[int, NDArray[np.int32]], NDArray[np.int32]]
-        if len(outputs) == 1 and self._inputs[1:] == ["index"]:
-            self.prepare, self.move = self._with_index, gathered
-        elif len(outputs) == 1 and self._inputs == ["image"]:
-            self.prepare, self.move = self._bare_transmitter, scattered
-            self._kernel, self._dtype = self._scheme_kernel(self._output)
-        elif outputs == ["image"] and len(self._inputs) == 1:
-            self.prepare, self.move = self._bare_receiver, gathered
-            self._kernel, self._dtype = self._scheme_kernel(self._inputs[0])
-        else:
-            raise EngineError(
-                f"engine {name}: the plan takes {', '.join(self._inputs)} and gives {', '.join(outputs)}; wanted is one "
-                "output, and an index as the second input, or image to features, or features to image"
-            )
+        inputs, self._output = plan_ports(name, self._trt, engine)
+        self.prepare: Callable[[tuple[Shape, ...]], Run] = self._whole
+        check = gathered
+        if [port.name for port in inputs] == ["image"] and self._output.name == "features":
+            self._kernel = kernel = self._scheme_kernel(self._output)
+            self.prepare, check = self._bare_transmitter, scattered
+            inputs += (Port("index", np.dtype(np.int32), (-1, kernel.layout.h)),)
+        elif [port.name for port in inputs] == ["features"] and self._output.name == "image":
+            self._kernel = kernel = self._scheme_kernel(inputs[0])
+            self.prepare = self._bare_receiver
+            symbols = Port("symbols", np.dtype(np.float32), (-1, kernel.layout.n_symbols, 2))
+            inputs = symbols, Port("index", np.dtype(np.int32), (-1, kernel.layout.h))
+        self.inputs = inputs
+        self.take: Callable[[Inputs], Inputs] = partial(check, inputs)
         # contexts run one after the other, so they share one scratch memory
         self._scratch_size = max(256, engine.device_memory_size_v2)
         self._scratch = device.allocate(self._scratch_size, stream=self.stream)
 
-    def _scheme_kernel(self, tensor: str) -> tuple[SchemeKernel, "np.dtype[Any]"]:
-        shape = [int(size) for size in self._engine.get_tensor_shape(tensor)]
-        dtype = np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(tensor)))
-        if len(shape) != 4 or dtype not in (np.float32, np.float16):
-            raise EngineError(f"engine {self._name}: {tensor} must be float [batch, c, h, w], the plan has {dtype} {shape}")
+    def _scheme_kernel(self, features: Port) -> SchemeKernel:
+        shape = features.axes[1:]
+        if len(shape) != 3 or features.dtype not in (np.float32, np.float16):
+            raise EngineError(
+                f"engine {self._name}: features must be float32 or float16 [batch, c, h, w], the plan has {features.dtype} "
+                f"{list(features.axes)}"
+            )
         try:
-            return SchemeKernel(self.device, layout(*shape[1:]), dtype), dtype
+            return SchemeKernel(self.device, tile_layout(*map(int, shape)), features.dtype)
         except Exception as error:  # NVRTC missing or too old for this GPU, features too large
             raise EngineError(
-                f"engine {self._name}: no scheme kernel for features {shape[1:]} on {self.device.name}: {error}; "
-                "pip install -U nvidia-cuda-nvrtc, or use a plan with an index input"
+                f"engine {self._name}: no scheme kernel for features {list(shape)} on {self.device.name}: {error}",
+                "pip install -U nvidia-cuda-nvrtc, or use a plan with an index input",
             ) from None
 
-    def _with_index(self, data_shape: Shape, index_shape: Shape) -> Run:
-        context = self._context(dict(zip(self._inputs, (data_shape, index_shape), strict=True)))
-        data, index = self._tensor(data_shape), self._tensor(index_shape, np.int32)
-        output = self._tensor(context.get_tensor_shape(self._output))
-        self._connect(context, {self._inputs[0]: data.device, "index": index.device, self._output: output.device})
-        return self._captured(context, data, index, output, lambda stream: self._enqueue(context))
+    def _whole(self, shapes: tuple[Shape, ...]) -> Run:
+        names = [port.name for port in self.inputs]
+        context = self._context(dict(zip(names, shapes, strict=True)))
+        inputs = tuple(self._tensor(shape, port.dtype) for port, shape in zip(self.inputs, shapes, strict=True))
+        output = self._output_of(context)
+        self._connect(context, dict(zip(names, (tensor.device for tensor in inputs), strict=True)))
+        self._connect(context, {self._output.name: output.device})
+        return self._captured(context, inputs, output, lambda stream: self._enqueue(context))
 
-    def _bare_transmitter(self, data_shape: Shape, index_shape: Shape) -> Run:
-        kernel, batch = self._kernel, data_shape[0]
-        _fits("index", index_shape, (batch, kernel.layout.h))
-        context = self._context({"image": data_shape})
-        data, index = self._tensor(data_shape), self._tensor(index_shape, np.int32)
-        output = self._tensor((batch, kernel.layout.n_symbols, 2))
+    def _bare_transmitter(self, shapes: tuple[Shape, ...]) -> Run:
+        (image_shape, index_shape), kernel = shapes, self._kernel
+        batch = image_shape[0]
+        context = self._context({"image": image_shape})
+        image, index = self._tensor(image_shape), self._tensor(index_shape, np.int32)
+        symbols = self._tensor((batch, kernel.layout.n_symbols, 2))
         features, workspace = self._features(batch), kernel.workspace(self.device, batch, self.stream)
-        self._connect(context, {"image": data.device, self._output: features})
+        self._connect(context, {"image": image.device, "features": features})
 
         def work(stream: "Stream | GraphBuilder") -> None:
             self._enqueue(context)
-            kernel.transmit(stream, features, index.device, output.device, workspace, batch)
+            kernel.transmit(stream, features, index.device, symbols.device, workspace, batch)
 
-        return self._captured(context, data, index, output, work)
+        return self._captured(context, (image, index), symbols, work)
 
-    def _bare_receiver(self, data_shape: Shape, index_shape: Shape) -> Run:
-        kernel, batch = self._kernel, index_shape[0]
-        _fits("index", index_shape, (batch, kernel.layout.h))
-        _fits("symbols", data_shape, (data_shape[0], kernel.layout.n_symbols, 2))
-        context = self._context({self._inputs[0]: (batch, kernel.layout.c, kernel.layout.h, kernel.layout.w)})
-        data, index = self._tensor(data_shape), self._tensor(index_shape, np.int32)
-        output = self._tensor(context.get_tensor_shape("image"))
-        features = self._features(batch)
-        self._connect(context, {self._inputs[0]: features, "image": output.device})
+    def _bare_receiver(self, shapes: tuple[Shape, ...]) -> Run:
+        (symbols_shape, index_shape), kernel = shapes, self._kernel
+        batch = index_shape[0]
+        context = self._context({"features": (batch, kernel.layout.c, kernel.layout.h, kernel.layout.w)})
+        symbols, index = self._tensor(symbols_shape), self._tensor(index_shape, np.int32)
+        image, features = self._output_of(context), self._features(batch)
+        self._connect(context, {"features": features, "image": image.device})
 
         def work(stream: "Stream | GraphBuilder") -> None:
-            kernel.receive(stream, data.device, index.device, features, batch)
+            kernel.receive(stream, symbols.device, index.device, features, batch)
             self._enqueue(context)
 
-        return self._captured(context, data, index, output, work)
+        return self._captured(context, (symbols, index), image, work)
 
-    def _tensor(self, shape: Iterable[int], dtype: Any = np.float32) -> Tensor:
-        return Tensor(self.device, self.stream, tuple(shape), dtype)
+    def _output_of(self, context: Any) -> Tensor:
+        """The output for the shapes of a context's inputs."""
+        shape = tuple(map(int, context.get_tensor_shape(self._output.name)))
+        if not shape or min(shape) < 1:
+            raise EngineError(
+                f"engine {self._name}: the plan does not tell the shape of {self._output.name} before it runs: {list(shape)}",
+                "build it from a graph whose output's size follows from the shapes of its inputs",
+            )
+        return self._tensor(shape, self._output.dtype)
+
+    def _tensor(self, shape: Shape, dtype: Any = np.float32) -> Tensor:
+        return Tensor(self.device, self.stream, shape, dtype)
 
     def _features(self, batch: int) -> "Buffer":
-        size = 2 * batch * self._kernel.layout.n_symbols * self._dtype.itemsize
+        size = 2 * batch * self._kernel.layout.n_symbols * self._kernel.dtype.itemsize
         return self.device.allocate(size, stream=self.stream)
 
     def _context(self, shapes: dict[str, Shape]) -> Any:
@@ -250,7 +286,7 @@ class Plan:
         else:
             context = self._engine.create_execution_context(strategy)
         if context is None:
-            raise EngineError(f"engine {self._name} makes no context: {_heard(self._logger)}")
+            raise EngineError(f"engine {self._name} makes no context: {_complaints(self._logger)}")
         context.set_device_memory(int(self._scratch.handle), self._scratch_size)
         for tensor, shape in shapes.items():
             if not context.set_input_shape(tensor, shape):
@@ -263,13 +299,13 @@ class Plan:
             context.set_tensor_address(tensor, int(buffer.handle))
 
     def _captured(
-        self, context: Any, data: Tensor, index: Tensor, output: Tensor, work: Callable[["Stream | GraphBuilder"], None]
+        self, context: Any, inputs: tuple[Tensor, ...], output: Tensor, work: Callable[["Stream | GraphBuilder"], None]
     ) -> Run:
         """The work, and the copies to and from the GPU around it, as a CUDA graph."""
 
         def everything(stream: "Stream | GraphBuilder") -> None:
-            data.upload(stream)
-            index.upload(stream)
+            for tensor in inputs:
+                tensor.upload(stream)
             work(stream)
             output.download(stream)
 
@@ -277,20 +313,37 @@ class Plan:
         self.stream.sync()
         if self._name == "tensorrt-rtx" and not context.is_stream_capturable(int(self.stream.handle)):
             raise EngineError(
-                "engine tensorrt-rtx: this plan allocates memory while it runs, so it cannot be captured in a CUDA graph: "
-                "build it with the flag REQUIRE_USER_ALLOCATION"
+                "engine tensorrt-rtx: this plan allocates memory while it runs, so it cannot be captured in a CUDA graph",
+                "build it with the flag REQUIRE_USER_ALLOCATION",
             )
         graph = capture(self.stream, everything)
-        return Run(data, index, output, launch=lambda: graph.launch(self.stream), keeps=(context, work))
+        return Run(inputs, output, launch=lambda: graph.launch(self.stream), keeps=(context, work))
 
     def _enqueue(self, context: Any) -> None:
         if not context.execute_async_v3(int(self.stream.handle)):
-            raise EngineError(f"engine {self._name} failed to run: {_heard(self._logger)}")
+            raise EngineError(f"engine {self._name} failed to run: {_complaints(self._logger)}")
 
 
-def _fits(tensor: str, shape: Shape, wanted: Shape) -> None:
-    if shape != wanted:
-        raise ValueError(f"{tensor} must be {list(wanted)}, got {list(shape)}")
+def plan_ports(name: str, trt: Any, engine: Any) -> tuple[tuple[Port, ...], Port]:
+    """Inputs and the output of a loaded plan. Raises EngineError for several outputs."""
+    inputs: list[Port] = []
+    outputs: list[Port] = []
+    for tensor in (engine.get_tensor_name(i) for i in range(engine.num_io_tensors)):
+        port = tensor_port(name, trt, tensor, engine.get_tensor_dtype(tensor), engine.get_tensor_shape(tensor))
+        (inputs if engine.get_tensor_mode(tensor) == trt.TensorIOMode.INPUT else outputs).append(port)
+    if len(outputs) != 1:
+        raise EngineError(f"engine {name}: the plan gives {', '.join(port.name for port in outputs)}; wanted is one output")
+    return tuple(inputs), outputs[0]
+
+
+def tensor_port(name: str, trt: Any, tensor: str, dtype: Any, shape: Iterable[int]) -> Port:
+    """A tensor of a plan or network. Raises EngineError for a type that NumPy does not have."""
+    try:
+        return Port(tensor, np.dtype(trt.nptype(dtype)), tuple(map(int, shape)))
+    except TypeError:
+        raise EngineError(
+            f"engine {name}: {tensor} is {dtype}, a type that NumPy does not have", "cast it at the edge of the graph"
+        ) from None
 
 
 def _open_session(name: str, onnxruntime: Any, graph: bytes, stream: "Stream") -> Any:
@@ -315,8 +368,8 @@ def _open_session(name: str, onnxruntime: Any, graph: bytes, stream: "Stream") -
         if not missing:
             raise EngineError(f"engine {name} cannot load the graph: {reason or 'ONNX Runtime gave no reason'}")
         raise EngineError(
-            f"engine {name} lacks a library: {missing}; pip install 'semseal[gpu]' brings CUDA and cuDNN; libnvinfer comes "
-            "with the TensorRT of that major version"
+            f"engine {name} lacks a library: {missing}",
+            f"CUDA and cuDNN: {INSTALL[name]}; libnvinfer comes with the TensorRT of that major version",
         )
     refuse_other_providers(name, session)
     return session
@@ -324,7 +377,7 @@ def _open_session(name: str, onnxruntime: Any, graph: bytes, stream: "Stream") -
 
 def tensorrt_profiles(onnxruntime: Any, graph: bytes) -> dict[str, str]:
     """Provider options that let one engine take every batch; without them TensorRT builds anew for each new size."""
-    sizes = {"batch": (1, 1, LARGEST_BATCH), "frames": (1, 1, 2 * LARGEST_BATCH)}
+    sizes = {"batch": (1, 1, MAX_BATCH), "frames": (1, 1, 2 * MAX_BATCH)}
     inputs = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]).get_inputs()
 
     def shapes(k: int) -> str:
@@ -343,8 +396,8 @@ def refuse_other_providers(name: str, session: Any) -> None:
     ]
     if others:
         raise EngineError(
-            f"engine {name}: {len(others)} nodes would not run on {PROVIDERS[name]}: {', '.join(others[:8])}; "
-            "use a graph without them, or another engine"
+            f"engine {name}: {len(others)} nodes would not run on {PROVIDERS[name]}: {', '.join(others[:8])}",
+            "use a graph without them, or another engine",
         )
 
 
