@@ -81,11 +81,12 @@ def graph_engine(name: str, bundle: Bundle, precision: str, cpu: dict[str, Engin
 def plan_engine(
     name: str, built: Bundle, precision: str, bare: bool, cpu: dict[str, Engine], images: Any, device: Any, copied: Any
 ) -> dict[str, Any]:
-    from semseal.export.tensorrt import build_plan, without_index
+    from semseal.export.cut import bare_network
+    from semseal.export.tensorrt import build_plan
 
     plans = {}
     for side in cpu:
-        network = without_index(built.graph(side, precision), side) if bare else b""
+        network = bare_network(built.graph(side, precision), side) if bare else b""
         plans[side] = build_plan(name, network, BATCH) if bare else built.program(side, precision, name)
     run = {side: open_plan(name, plan) for side, plan in plans.items()}
     return {

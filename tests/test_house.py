@@ -19,12 +19,21 @@ ROOT = Path(__file__).parent.parent
 # from the ground up; whoever stands in a line may import from the lines above it, and from its own room
 ORDER = (
     ("runtime.errors",),
-    ("runtime.environment", "runtime.files", "runtime.onnxfile", "runtime.metrics", "runtime.channel", "runtime.pictures"),
+    (
+        "runtime.environment",
+        "runtime.libraries",
+        "runtime.files",
+        "runtime.onnxfile",
+        "runtime.metrics",
+        "runtime.channel",
+        "runtime.pictures",
+    ),
     ("runtime.defense",),
     ("runtime.gpu",),
     ("runtime.engine", "runtime.signing"),
     ("runtime.bundle",),
     ("runtime.link",),
+    ("runtime.roundtrip",),
     ("runtime.doctor", "runtime.attacks"),
     ("runtime.audit",),
     ("train",),

@@ -1,13 +1,19 @@
 """The learned inverses: what they can know about rows, what they practise on, and what they reconstruct."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from semseal.export.bundle import export_run
 from semseal.runtime.attacks import learned
-from semseal.runtime.audit import attacks as adaptive
+from semseal.runtime.audit.attacks import learned_inverse
+from semseal.runtime.audit.matrix import FULL
+from semseal.runtime.audit.practice import simulate
 from semseal.runtime.audit.scene import Scene
+from semseal.runtime.audit.settings import Cell
 from semseal.runtime.bundle import open_bundle
+from semseal.runtime.defense.defenses import BY_NAME
 from semseal.runtime.metrics import matching_advantage, p_value_of_mean, psnr, psnr_of_all
 from semseal.runtime.pictures import open_pictures
 from semseal.runtime.signing import owner_key
@@ -23,7 +29,7 @@ def scene_of(bundle):
     bundle = open_bundle(bundle)
     size = bundle.height, bundle.width
     images, attacker = open_pictures("photos", "valid").take(12, *size), open_pictures("photos", "test").take(60, *size, seed=1)
-    return Scene(bundle, images, attacker, threads=1)
+    return Scene(bundle, images, attacker, FULL, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +54,17 @@ def scene(request):
 
 def together(scene, defense, chosen):
     """The pictures on air [n, streams]: beside each another one, if rows are swapped."""
-    return np.stack([chosen, (chosen + 1 + np.arange(len(chosen)) % 50) % 60], 1)[:, : scene.streams(defense)]
+    return np.stack([chosen, (chosen + 1 + np.arange(len(chosen)) % 50) % 60], 1)[:, : BY_NAME[defense].streams]
 
 
 def simulated(scene, defense, snr, chosen):
     """As Eve practises: [n, streams, h, w*c], the frame of picture i first in group i."""
-    return adaptive._simulate(scene, defense, snr)(together(scene, defense, chosen), np.random.default_rng(5))
+    return simulate(scene, BY_NAME[defense], snr)(together(scene, defense, chosen), np.random.default_rng(5))
 
 
 def transmitted(scene, defense, snr, chosen):
     """The same by the real transmitter."""
-    return scene.hear(scene.own[together(scene, defense, chosen).ravel()], defense, snr, 1)
+    return scene.received_rows(scene.attacker_images[together(scene, BY_NAME[defense], chosen).ravel()], defense, snr, 1)
 
 
 both = pytest.mark.parametrize("on_air", [simulated, transmitted])
@@ -80,15 +86,15 @@ def origin(rows, clean):
 def test_undefended_rows_are_the_clean_ones(scene, on_air):
     chosen = np.arange(60)[::-1]
     rows = on_air(scene, "none", SILENT, chosen)
-    assert rows.shape == (60, 1, *scene.rows)
+    assert rows.shape == (60, 1, *scene.row_shape)
     assert rows.dtype == np.float32
-    assert np.abs(rows[:, 0] - scene.own_rows[chosen]).max() < 1e-5
+    assert np.abs(rows[:, 0] - scene.attacker_rows[chosen]).max() < 1e-5
 
 
 @both
 def test_permuted_rows_are_those_of_the_picture_in_an_order_of_their_own(scene, on_air):
     rows = on_air(scene, "permute", SILENT, np.arange(60))
-    picture, row = origin(rows, scene.own_rows)
+    picture, row = origin(rows, scene.attacker_rows)
     assert rows.shape[1] == 1
     assert (picture == np.arange(60)[:, None, None]).all()
     assert (np.sort(row, axis=2) == np.arange(scene.bundle.h)).all()
@@ -101,8 +107,8 @@ def test_permuted_rows_are_those_of_the_picture_in_an_order_of_their_own(scene, 
 def test_a_pair_swaps_half_of_its_rows_at_the_same_positions(scene, on_air, defense):
     h = scene.bundle.h
     rows = on_air(scene, defense, SILENT, np.arange(60))
-    picture, row = origin(rows, scene.own_rows)
-    assert rows.shape == (60, 2, *scene.rows)
+    picture, row = origin(rows, scene.attacker_rows)
+    assert rows.shape == (60, 2, *scene.row_shape)
     mine = picture == np.arange(60)[:, None, None]
     partner = picture.reshape(-1, 2 * h)[~mine.reshape(-1, 2 * h)].reshape(-1, h)
     assert (partner == partner[:, :1]).all()  # one other picture
@@ -121,11 +127,11 @@ def test_a_pair_swaps_half_of_its_rows_at_the_same_positions(scene, on_air, defe
 def test_every_order_and_every_half_is_as_likely_in_practice(odd):
     n, h = 3000, odd.bundle.h
     chosen = np.zeros(n, int)
-    _, row = origin(simulated(odd, "permute", SILENT, chosen), odd.own_rows[:1])
+    _, row = origin(simulated(odd, "permute", SILENT, chosen), odd.attacker_rows[:1])
     counts = (row[:, 0, :, None] == np.arange(h)).sum(axis=0)  # position, row
     assert np.abs(counts - n / h).max() < 4.5 * np.sqrt(n * (1 / h) * (1 - 1 / h))
     rows = simulated(odd, "substitute", SILENT, chosen)
-    mine = np.abs(rows[:, 0] - odd.own_rows[0]).max(axis=2) < 1e-4
+    mine = np.abs(rows[:, 0] - odd.attacker_rows[0]).max(axis=2) < 1e-4
     share = 1 - h // 2 / h
     assert np.abs(mine.mean(axis=0) - share).max() < 4.5 * np.sqrt(share * (1 - share) / n)
 
@@ -134,8 +140,8 @@ def test_every_order_and_every_half_is_as_likely_in_practice(odd):
 def test_mixed_packets_keep_the_energy_and_nothing_else(small, on_air):
     one = np.zeros(60, int)
     packets = on_air(small, "mix", SILENT, one)
-    assert packets.shape == (60, 1, *small.rows)
-    clean, packets = small.own_rows[0].ravel(), packets.reshape(60, -1)
+    assert packets.shape == (60, 1, *small.row_shape)
+    clean, packets = small.attacker_rows[0].ravel(), packets.reshape(60, -1)
     assert np.square(packets).sum(axis=1) == pytest.approx(np.square(clean).sum(), rel=1e-4)
     similar = np.corrcoef(np.concatenate([clean[None], packets])) - np.eye(61)
     assert np.abs(similar).max() < 0.5  # 0.07 is their standard deviation
@@ -147,20 +153,20 @@ def test_mixed_packets_keep_the_energy_and_nothing_else(small, on_air):
 @pytest.mark.parametrize("defense", ["none", "permute", "substitute", "permute+substitute", "mix"])
 def test_practice_is_another_at_every_draw_and_the_same_again_for_a_seed(small, defense):
     # the noise of a defended draw would hide that its scheme was the same
-    draw = adaptive._simulate(small, defense, 10 if defense == "none" else SILENT)
+    draw = simulate(small, BY_NAME[defense], 10 if defense == "none" else SILENT)
     chosen = together(small, defense, np.arange(16))
     rng = np.random.default_rng(1)
     first, second = draw(chosen, rng), draw(chosen, rng)
     assert first.dtype == np.float32
     # of 8 rows the same half is swapped once in 70 draws
-    assert (np.abs(first - second).reshape(-1, *small.rows).max(axis=(1, 2)) > 1e-3).mean() > 0.8
+    assert (np.abs(first - second).reshape(-1, *small.row_shape).max(axis=(1, 2)) > 1e-3).mean() > 0.8
     assert np.array_equal(draw(chosen, np.random.default_rng(1)), first)
 
 
 @both
 @pytest.mark.parametrize("snr", [0.0, 10.0])
 def test_noise_has_the_power_of_the_channel(small, on_air, snr):
-    noise = on_air(small, "none", snr, np.arange(60))[:, 0] - small.own_rows
+    noise = on_air(small, "none", snr, np.arange(60))[:, 0] - small.attacker_rows
     power = 2 * np.square(noise).mean()  # of a complex symbol
     assert power == pytest.approx(10 ** (-snr / 10), rel=4 * np.sqrt(2 / noise.size))
     assert abs(noise.mean()) < 4 * np.sqrt(power / 2 / noise.size)
@@ -169,8 +175,8 @@ def test_noise_has_the_power_of_the_channel(small, on_air, snr):
 @both
 def test_every_frame_of_a_pair_has_noise_of_its_own(small, on_air):
     """Two frames of one picture: whatever is swapped, their rows are the clean ones."""
-    alone = Scene(small.bundle, small.images, small.own[:1].repeat(60, axis=0), threads=1)
-    noise = on_air(alone, "substitute", 10, np.arange(60)) - alone.own_rows[0]
+    alone = Scene(small.bundle, small.images, small.attacker_images[:1].repeat(60, axis=0), FULL, threads=1)
+    noise = on_air(alone, "substitute", 10, np.arange(60)) - alone.attacker_rows[0]
     for frame in (0, 1):
         assert 2 * np.square(noise[:, frame]).mean() == pytest.approx(0.1, rel=4 * np.sqrt(4 / noise.size))
     assert abs(np.corrcoef(noise[:, 0].ravel(), noise[:, 1].ravel())[0, 1]) < 4 / np.sqrt(noise.size / 2)
@@ -257,16 +263,16 @@ def test_pictures_of_a_batch_do_not_meet(ordered):
 
 
 def trained(scene, defense, snr, steps, ordered=True, advance=lambda pictures: None):
-    bundle, (h, r) = scene.bundle, scene.rows
+    bundle, (h, r) = scene.bundle, scene.row_shape
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(scene.seed)
-        network = learned.Inverse(scene.streams(defense), h, r // 4, 4, bundle.height, bundle.width, ordered)
-    simulate = adaptive._simulate(scene, defense, snr)
-    return learned.train(network, simulate, scene.own, steps=steps, seed=scene.seed, advance=advance)
+        torch.manual_seed(scene.settings.seed)
+        network = learned.Inverse(BY_NAME[defense].streams, h, r // 4, 4, bundle.height, bundle.width, ordered)
+    practice = simulate(scene, BY_NAME[defense], snr)
+    return learned.train(network, practice, scene.attacker_images, steps=steps, seed=scene.settings.seed, advance=advance)
 
 
 def above_mean_picture(scene, pictures):
-    mean = np.broadcast_to(scene.own.mean(axis=0), scene.images.shape)
+    mean = np.broadcast_to(scene.attacker_images.mean(axis=0), scene.images.shape)
     return (psnr(scene.images, pictures) - psnr(scene.images, mean)).mean()
 
 
@@ -274,12 +280,14 @@ def test_training_sees_an_undefended_picture_and_not_a_mixed_one(small):
     told = []
     network = trained(small, "none", 20, 80, advance=told.append)
     assert told == [learned.BATCH_SIZE] * 80
-    received = small.hear(small.images, "none", 20, 1)
+    received = small.received_rows(small.images, BY_NAME["none"], 20, 1)
     assert above_mean_picture(small, learned.invert(network, received)[:, 0]) > 2
     # it is the rows that tell it
     assert above_mean_picture(small, learned.invert(network, np.roll(received, 1, axis=0))[:, 0]) < 0
     network = trained(small, "mix", 20, 80)
-    assert above_mean_picture(small, learned.invert(network, small.hear(small.images, "mix", 20, 1))[:, 0]) < 1
+    assert (
+        above_mean_picture(small, learned.invert(network, small.received_rows(small.images, BY_NAME["mix"], 20, 1))[:, 0]) < 1
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 9, 10, 11])
@@ -307,7 +315,7 @@ def test_any_number_of_steps_trains(steps):
 @pytest.mark.parametrize(("defense", "ordered"), [("permute", False), ("mix", True)])
 def test_answers_are_pictures(small, defense, ordered):
     network = trained(small, defense, 20, 3, ordered)
-    received = small.hear(small.own[:40], defense, 20, 1)
+    received = small.received_rows(small.attacker_images[:40], BY_NAME[defense], 20, 1)
     pictures = learned.invert(network, received)
     assert pictures.shape == (40, 1, 3, 32, 24)
     assert pictures.dtype == np.float32
@@ -322,15 +330,22 @@ def test_answers_are_pictures(small, defense, ordered):
 def test_the_set_inverse_learns_too(small):
     """The encoder passes on what tells pictures apart: after so few steps, of those it has practised on."""
     network = trained(small, "permute", 20, 100, ordered=False)
-    pictures = learned.invert(network, small.hear(small.own, "permute", 20, 1))[:, 0]
-    fit = matching_advantage(psnr_of_all(small.own, pictures))
+    pictures = learned.invert(network, small.received_rows(small.attacker_images, BY_NAME["permute"], 20, 1))[:, 0]
+    fit = matching_advantage(psnr_of_all(small.attacker_images, pictures))
     assert p_value_of_mean(fit) < 1e-3, fit.mean()
+
+
+def asked(scene, defense, steps, advance):
+    """What an audit asks of the learned inverse, with so many steps of training."""
+    settings = dataclasses.replace(FULL, learned_steps=steps)
+    again = Scene(scene.bundle, scene.images, scene.attacker_images, settings, threads=1)
+    return learned_inverse(again, Cell("learned-inverse", defense, 10.0, 20.0), True, advance)
 
 
 @pytest.mark.parametrize("defense", SWAPS)
 def test_every_picture_of_a_pair_is_asked_for(small, defense):
     told = []
-    pictures = adaptive.learned_inverse(small, defense, 20, True, 3, told.append)
+    pictures = asked(small, defense, 3, told.append)
     assert told == [learned.BATCH_SIZE] * 3
     assert pictures.shape == small.images.shape
     pairs = pictures.reshape(6, 2, -1)
@@ -339,7 +354,7 @@ def test_every_picture_of_a_pair_is_asked_for(small, defense):
 
 def test_the_pictures_of_a_pair_are_no_blend_and_come_in_the_better_order(small):
     """Nothing tells whose frame is whose, so an Eve who had to say would answer twice with the average of the two."""
-    pictures = adaptive.learned_inverse(small, "substitute", 20, True, 150, lambda pictures: None)
+    pictures = asked(small, "substitute", 150, lambda pictures: None)
     answers, sent = (part.reshape(6, 2, -1) for part in (pictures, small.images))
     between = [np.square(pair[:, 0] - pair[:, 1]).mean() for pair in (answers, sent)]
     assert between[0] > 0.1 * between[1]
