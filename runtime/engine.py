@@ -40,7 +40,7 @@ def open_engine(name: str, program: bytes, threads: int | None = None) -> Engine
     if name == "openvino":
         return _openvino(program, threads)
     if name not in ENGINES:
-        raise EngineError(f"there is no engine {name!r}", f"choose one of {', '.join(ENGINES)}")
+        raise EngineError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}", "semseal doctor tells which work here")
     if threads is not None:
         raise EngineError(f"threads={threads} is for engines on the CPU; {name} runs on the GPU", "leave threads out")
     from semseal.runtime.gpu import engines as gpu

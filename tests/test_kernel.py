@@ -321,7 +321,7 @@ def test_the_reference_gives_unit_power_and_the_order_of_the_symbols(shape):
 
 
 @pytest.mark.compiler
-def test_what_is_sent_is_heard(folder):
+def test_what_is_sent_is_received(folder):
     kernel = OnCpu(folder, tile_layout(*PAPER), np.float32)
     features, idx = draw(np.random.default_rng(6), 2, *PAPER)
     plain = index.identity(90).reshape(2, 45)
@@ -329,7 +329,7 @@ def test_what_is_sent_is_heard(folder):
     assert received.tobytes() == kernel.receive(kernel.transmit(features, plain), plain).tobytes()
 
 
-def test_places_puts_every_row_where_the_index_takes_it_from():
+def test_the_inverse_puts_every_row_where_the_index_takes_it_from():
     idx = np.array([[5, 0, 3], [1, 4, 2]], np.int32)
     rows = np.arange(6)
     out = np.empty(6, int)

@@ -218,7 +218,7 @@ def test_options_that_do_not_fit_are_refused(reason, engine, options):
 
 @pytest.mark.skipif(find_spec("tensorrt") is not None, reason="tensorrt is installed here")
 def test_a_missing_package_comes_with_the_command_that_installs_it():
-    with pytest.raises(EngineError, match=r"tensorrt is not installed.*pip install .*tensorrt"):
+    with pytest.raises(EngineError, match=r"tensorrt is not installed.*\nhint: pip install .*tensorrt"):
         build_plan("tensorrt", b"")
 
 
