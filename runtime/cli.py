@@ -39,7 +39,7 @@ PRECISIONS = click.Choice(["fp32", "fp16", "int8"])
 PLAN_ENGINES = click.Choice([engine for engine in ENGINES if engine.startswith("tensorrt")])  # the others run the graphs
 
 
-class LazyChoice(click.Choice):  # type: ignore[type-arg]  # click 8.1 has no parameter
+class LazyChoice(click.Choice):
     """A Choice whose names are imported when they are first asked for, not when the program starts."""
 
     def __init__(self, names: Callable[[], Sequence[str]]) -> None:
