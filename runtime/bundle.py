@@ -210,7 +210,7 @@ def check_free(path: Path, force: bool = False) -> None:
     if others or (held and not (path / MANIFEST).is_file()):
         raise BundleError(f"{path} is neither empty nor a bundle", "choose another --out")
     if held and not force:
-        raise BundleError(f"{path} is a bundle already", "choose another --out, or replace it, whole, with --force")
+        raise BundleError(f"{path} holds a bundle already", "choose another --out, or replace it, whole, with --force")
 
 
 def _write_folder(path: Path, files: dict[str, bytes]) -> None:

@@ -420,7 +420,7 @@ def test_a_folder_with_other_files_is_not_written_to(tmp_path, with_manifest):
 def test_a_bundle_is_replaced_only_when_asked_for_and_then_whole(made, tmp_path):
     before = {file: file.read_bytes() for file in made.rglob("*") if file.is_file()}
     few = {name: FILES[name] for name in ("transmitter.fp32.onnx", "receiver.fp32.onnx")}
-    with pytest.raises(BundleError, match=r"is a bundle already\nhint: .*--force"):
+    with pytest.raises(BundleError, match=r"holds a bundle already\nhint: .*--force"):
         write_bundle(made, few, ABOUT, OWNER)
     assert {file: file.read_bytes() for file in made.rglob("*") if file.is_file()} == before
     write_bundle(made, few, ABOUT, OWNER, force=True)

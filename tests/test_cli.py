@@ -134,7 +134,7 @@ def test_train_export_audit_from_the_shell(tmp_path):
     done = semseal("export", "run", "--out", "bundle", cwd=tmp_path)
     assert done.returncode == 3
     assert done.stderr.splitlines() == [
-        "error: bundle is a bundle already", "hint: choose another --out, or replace it, whole, with --force"
+        "error: bundle holds a bundle already", "hint: choose another --out, or replace it, whole, with --force"
     ]  # fmt: skip
     assert (tmp_path / "bundle" / "manifest.json").read_bytes() == made
     done = semseal("export", "run", "--out", "bundle", "--precision", "fp32", "--force", cwd=tmp_path)
