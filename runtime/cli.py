@@ -40,15 +40,10 @@ PRECISIONS = click.Choice(["fp32", "fp16", "int8"])
 PLAN_ENGINES = click.Choice([engine for engine in ENGINES if engine.startswith("tensorrt")])  # the others run the graphs
 
 
-<<<<<<< HEAD
 class LazyChoice(click.ParamType):
     """A click.Choice whose names are imported when they are first asked for, not when the program starts."""
 
     name = "choice"
-=======
-class LazyChoice(click.Choice):
-    """A Choice whose names are imported when they are first asked for, not when the program starts."""
->>>>>>> h-cli
 
     def __init__(self, names: Callable[[], Sequence[str]]) -> None:
         self._names = names

@@ -285,9 +285,7 @@ def test_training_sees_an_undefended_picture_and_not_a_mixed_one(small):
     # it is the rows that tell it
     assert above_mean_picture(small, learned.invert(network, np.roll(received, 1, axis=0))[:, 0]) < 0
     network = trained(small, "mix", 20, 80)
-    assert (
-        above_mean_picture(small, learned.invert(network, received)[:, 0]) < 1
-    )
+    assert above_mean_picture(small, learned.invert(network, received)[:, 0]) < 1
 
 
 @pytest.mark.parametrize("steps", [1, 2, 9, 10, 11])
