@@ -72,7 +72,7 @@ def _white_box(scene: Scene, cell: Cell, advance: Advance) -> Images:
     few, settings = scene.images[: scene.settings.optimised_pictures], scene.settings.whitebox
     received = scene.received_symbols(few, DEFENSES[cell.defense], _snr(cell), 1)
     # half way to grey: from the plain mean, as from black, a few pictures do not get away
-    start = (scene.mean_picture + np.float32(0.5)) / 2
+    start: Images = (scene.mean_picture + np.float32(0.5)) / 2
     told = _in_seconds(advance, WHITE_BOX_S)
     return whitebox.invert(scene.surrogate, received, start, scene.bundle.h, settings, advance=told)
 
@@ -180,7 +180,7 @@ def _identification(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, .
     truth = np.tile(np.arange(len(scene.images)), TRIALS_EACH)
     guess = identification.identify(eve, scene.clean_rows(scene.images), np.concatenate(packets), truth)
     rates = (("top-1", guess.top1, guess.chance), ("true positives at 1 % false", guess.tpr_at_1_percent, 0.01))
-    return tuple(GameResult(name, "rate", rate.value, rate.low, rate.high, rate.n, chance) for name, rate, chance in rates)
+    return tuple(GameResult(name, rate.value, rate.low, rate.high, rate.n, chance, "rate") for name, rate, chance in rates)
 
 
 def _linkability(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, ...]:
@@ -206,7 +206,7 @@ def _linkability(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, ...]
 
     practice = trials(scene.attacker_images, 50, generate_key(), 1)
     game = distinguishing.linkability(*practice, *trials(scene.images, 70, None, TRIALS_EACH), 0.95)
-    return (GameResult("same picture?", "area", game.auc.value, game.auc.low, game.auc.high, len(game.scores), 0.5),)
+    return (GameResult("same picture?", game.auc.value, game.auc.low, game.auc.high, len(game.scores), 0.5, "area"),)
 
 
 def _distinguishing(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, ...]:
@@ -221,7 +221,7 @@ def _distinguishing(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, .
             for k, key in enumerate((generate_key(), None))
         )
         game = distinguishing.distinguish(scene.clean_rows(pair), practice, truth, packets, truth, 1 - 0.05 / PAIRS)
-        results.append(GameResult(name, "area", game.auc.value, game.auc.low, game.auc.high, len(game.scores), 0.5))
+        results.append(GameResult(name, game.auc.value, game.auc.low, game.auc.high, len(game.scores), 0.5, "area"))
     return tuple(results)
 
 
