@@ -159,7 +159,8 @@ class Transmitter:
         assert self._secret is not None  # __init__ refuses a defence without a key
         reals = 2 * self.bundle.n_symbols
         keys = mix.derive_keys(self._secret, session, counters, self.bundle.digest, reals)
-        on_air = self._engine(images, *sign_inputs(keys, reals), keys.index).reshape(len(images), -1).view(np.complex64)
+        mixed = self._engine(images, *mix.transmitter_inputs(keys, reals))
+        on_air = mix.normalize(mixed).reshape(len(images), -1).view(np.complex64)
         headers = (Header("mix", session, counter) for counter in counters)
         return [Frame(row, self._sealer.seal(header)) for row, header in zip(on_air, headers, strict=True)]
 
@@ -283,10 +284,9 @@ class Receiver:
             each = [
                 mix.derive_keys(self._secret, header.session, [header.counter], self.bundle.digest, reals) for header, _ in part
             ]
-            signs = np.concatenate([keys.signs for keys in each], axis=1)
-            keys = mix.MixKeys(signs, np.concatenate([keys.order for keys in each]))
+            keys = mix.stack_keys(each)
             symbols = np.stack([symbols for _, symbols in part]).view(np.float32).reshape(len(part), -1, 2)
-            images[start : start + BATCH] = self._mix_engine(symbols, *sign_inputs(keys, reals), keys.inverse_index)
+            images[start : start + BATCH] = self._mix_engine(symbols, *mix.receiver_inputs(keys, reals))
         strange = [opened[i][0].counter for i in np.flatnonzero(np.isnan(images).any(axis=(1, 2, 3)))]
         if strange:
             raise HeaderError(
@@ -328,14 +328,6 @@ class Receiver:
         needed, where = np.unique(np.concatenate([own, other]), return_inverse=True)
         symbols = heard[needed].view(np.float32).reshape(len(needed), -1, 2)
         return self._engine(symbols, index.spread(tables, where[: len(own)], where[len(own) :]))
-
-
-def sign_inputs(keys: mix.MixKeys, n: int) -> list[NDArray[np.float32]]:
-    """The signs as the graphs of images of n reals take them, in the shapes that ``semseal.export.mixing`` tells."""
-    a, b, c = mix.factors(n)
-    blocks, cube, pairs = (a, b * c), (a, b, c), (a * b * c // 2, 2)
-    shapes = (blocks, cube, blocks, cube, pairs)
-    return [np.ascontiguousarray(layer).reshape(-1, *shape) for layer, shape in zip(keys.signs, shapes, strict=True)]
 
 
 def _scheme(header: Header, sets: SchemeSets | None, h: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
