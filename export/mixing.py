@@ -1,10 +1,11 @@
 """The defence ``mix`` inside the deployed graphs: Hadamard matrices as constants, keys as inputs.
 
-    transmitter-mix   image, pads, signs0..signs5, rows, columns          -> symbols [batch, padded N, 2], any power
-    receiver-mix      symbols [batch, padded N, 2], signs0..signs5, rows, columns -> image
+    transmitter-mix   image, pads, column_signs, signs0..signs4, rows, columns -> symbols [batch, padded N, 2], of any power
+    receiver-mix      symbols [batch, padded N, 2], column_signs, signs0..signs4, rows, columns -> image
 
     pads              float32 [batch, 2 (padded N - N)]
-    signs0..signs5    int8 [batch, a*b, c], -1 or 1
+    column_signs      int8 [batch, c, 1], -1 or 1
+    signs0..signs4    int8 [batch, a*b, c], -1 or 1
     rows              int32 [batch, a*b], absolute: ``MixKeys.index`` for the transmitter, ``inverse_index`` for the receiver
     columns           int32 [batch, c], the same for both
 
@@ -41,7 +42,8 @@ def with_mix(graph: bytes, side: str, h: int, row_width: int, channels: int) -> 
     nodes[place] = helper.make_node("Reshape", [gather.input[0], stay], list(gather.output), "index/none")
     a, b, c = part.shape
     size = a * b * c
-    keys = [helper.make_tensor_value_info(f"signs{k}", TensorProto.INT8, ["batch", a * b, c]) for k in range(LAYERS)]
+    keys = [helper.make_tensor_value_info("column_signs", TensorProto.INT8, ["batch", c, 1])]
+    keys += [helper.make_tensor_value_info(f"signs{k}", TensorProto.INT8, ["batch", a * b, c]) for k in range(LAYERS)]
     keys.append(helper.make_tensor_value_info("rows", TensorProto.INT32, ["batch", a * b]))
     keys.append(helper.make_tensor_value_info("columns", TensorProto.INT32, ["batch", c]))
     pads = helper.make_tensor_value_info("pads", TensorProto.FLOAT, ["batch", size - part.n])
@@ -128,14 +130,15 @@ class _Part:
 
     def mix(self, taken: str, given: str) -> list[onnx.NodeProto]:
         x = self.node("Concat", [self.reshape(taken, "reals"), "pads"], axis=1)
-        x = self.node("MatMul", [self.signed(self.reshape(x, "matrix"), 0), "mix_right"])
-        x = self.columns_mixed(self.signed(x, 1))
+        cast = self.node("Cast", ["column_signs"], to=TensorProto.FLOAT)
+        x = self.node("MatMul", [self.reshape(x, "matrix"), self.node("Mul", ["mix_right", cast])])
+        x = self.columns_mixed(self.signed(x, 0))
         x = self.reshape(self.node("Gather", [self.reshape(x, "every_row"), "rows"], axis=0), "matrix")
         moved = self.node("Gather", ["mix_right", "columns"], axis=0)  # [batch, c, c]
-        x = self.node("MatMul", [self.signed(x, 2), moved])
-        x = self.reshape(self.columns_mixed(self.signed(x, 3)), "matrix")
-        x = self.node("MatMul", [self.signed(x, 4), "mix_right"])
-        x = self.signed(x, 5)
+        x = self.node("MatMul", [self.signed(x, 1), moved])
+        x = self.reshape(self.columns_mixed(self.signed(x, 2)), "matrix")
+        x = self.node("MatMul", [self.signed(x, 3), "mix_right"])
+        x = self.signed(x, 4)
         self.nodes.append(helper.make_node("Reshape", [x, "mix_pairs"], [given], "power/mix_symbols"))
         return self.nodes
 
@@ -145,15 +148,16 @@ class _Part:
         return self.node("MatMul", ["mix_left_b", self.reshape(x, "cube")])
 
     def unmix(self, taken: str, given: str) -> list[onnx.NodeProto]:
-        x = self.node("MatMul", [self.signed(self.reshape(taken, "matrix"), 5), "mix_right_back"])
-        x = self.columns_unmixed(self.signed(x, 4))
+        x = self.node("MatMul", [self.signed(self.reshape(taken, "matrix"), 4), "mix_right_back"])
+        x = self.columns_unmixed(self.signed(x, 3))
         moved = self.node("Gather", ["mix_right", "columns"], axis=0)
         moved = self.node("Transpose", [moved], perm=[0, 2, 1])
         moved = self.node("Mul", [moved, self.constant("softer", inverse_matrices(self.n)[2][0, :1] / matrices(self.n)[2][0, :1])])
-        x = self.signed(self.node("MatMul", [self.signed(x, 3), moved]), 2)
+        x = self.signed(self.node("MatMul", [self.signed(x, 2), moved]), 1)
         x = self.node("Gather", [self.reshape(x, "every_row"), "rows"], axis=0)
         x = self.columns_unmixed(self.reshape(x, "matrix"))
-        x = self.signed(self.node("MatMul", [self.signed(x, 1), "mix_right_back"]), 0)
+        cast = self.node("Transpose", [self.node("Cast", ["column_signs"], to=TensorProto.FLOAT)], perm=[0, 2, 1])
+        x = self.node("MatMul", [self.signed(x, 0), self.node("Mul", ["mix_right_back", cast])])
         x = self.reshape(x, "all")
         ends = [self.constant(name, np.array([value])) for name, value in (("from", 0), ("to", self.n), ("axis", 1))]
         x = self.node("Slice", [x, *ends])

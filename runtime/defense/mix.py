@@ -1,14 +1,14 @@
 """The mix, version 2: a keyed orthogonal map of all symbols of one image and some secret noise, fresh for every packet.
 
     features, unit power ─┐
-                          ├── signs ─ C ─ signs ─ A B ── shuffle ── signs ─ C ─ signs ─ A B ── signs ─ C ─ signs ── unit power ──> on air
-    pads, keyed noise   ──┘     0          1               │          2          3               4           5        exactly
-                                                 rows and columns
-    └──────── round one ───────────┘            └──────────── round two ─────────────┘└─── last ───┘
+                          ├─ signs ─ C ─ signs ─ A B ─ shuffle ─ signs ─ C ─ signs ─ A B ─ signs ─ C ─ signs ─ unit power ─> on air
+    pads, keyed noise    ─┘  of columns    0             │         1         2           3         4           exactly
+                                                  rows and columns
+    └────────────── round one ─────────────┘             └──────── round two ──────────┘└─── last ───┘
 
 The reals of an image and its pads are a matrix of R = a*b rows and c columns. C is a Walsh-Hadamard transform of each row, A and B
-are those of each column, over the two digits of its row number. The transforms are fixed and public; the signs, six for every
-real, the shuffle of rows and columns and the pads are secret, from a ChaCha20 key stream under HKDF(K, session, counter, model
+are those of each column, over the two digits of its row number. The transforms are fixed and public; the signs, five for every
+real and one for every column, the shuffle of rows and columns and the pads are secret, from a ChaCha20 key stream under HKDF(K, session, counter, model
 digest). The map is orthogonal: white noise stays white and Bob's symbols are as noisy as without it, but for the power that the
 pads take. ``padded_size`` tells the channel uses, ``docs/wire.md`` every bit of it.
 
@@ -21,8 +21,9 @@ Why this shape, of all that were tried and attacked:
 - Round one spreads any features over all places. What is left is that a few symbols, or those of one column, give energies that
   follow Walsh functions of the row and column numbers. The shuffle makes Eve's row and column numbers useless, round two mixes
   again, and the last C averages what A and B keep, the energy of each column.
-- Signs before the first C keep Eve from choosing features that a public transform undoes; those behind the last keep her from
-  undoing it; those between keep the transforms from being one that she knows.
+- Signs before the first C keep Eve from choosing features that a public transform undoes: those of the columns do, because a sign
+  for a whole row would go through C and be lost in those behind it. Signs behind the last C keep her from undoing it; those between
+  keep the transforms from being one that she knows.
 - No part of the derivation depends on the values drawn: every key takes the same work, and every word of it can be made alone.
 
 Promised for a counter that is used once: statistics of one packet (energy, powers, moments, spectra, correlations, lattices)
@@ -47,7 +48,7 @@ from numpy.typing import NDArray
 from semseal.runtime.defense.keys import derive
 
 LABEL = b"semseal/v2/mix"
-LAYERS = 6  # of signs
+LAYERS = 5  # of signs for every real
 ROUNDS = 6  # of the Feistel network that shuffles rows
 LEAST_PADS = 64  # reals of keyed noise in every packet
 LEAST_SIZE = 2048  # reals on air
@@ -61,6 +62,8 @@ _SLACK = 100  # one part in so many may be added to the size where that is cheap
 _LANES = 16  # floats in the widest registers of today's processors
 _PAD_UNIT = np.float32(math.sqrt(1.5) * 2.0**-32)  # the sum of four 32-bit words has a deviation of 2^32 / sqrt(3)
 
+_SIGNS = (1 - 2 * (np.arange(256)[:, None] >> np.arange(8) & 1)).astype(np.int8).view(np.uint64)[:, 0]  # eight, of a byte
+
 Matrix = NDArray[np.float32]
 
 
@@ -68,11 +71,13 @@ Matrix = NDArray[np.float32]
 class MixKeys:
     """What ``mix`` takes for a batch, all of it secret.
 
-    ``signs`` int8 [batch, LAYERS, padded n], -1 or 1. ``pads`` float32 [batch, padded n - n], of power 1/2 a real. ``rows``
-    int32 [batch, a*b]: row i after the shuffle is row ``rows[:, i]`` before it. ``columns`` int32 [batch, c], likewise.
+    ``signs`` int8 [batch, LAYERS, padded n] and ``column_signs`` int8 [batch, c, 1], -1 or 1. ``pads`` float32
+    [batch, padded n - n], of power 1/2 a real. ``rows`` int32 [batch, a*b]: row i after the shuffle is row ``rows[:, i]`` before
+    it. ``columns`` int32 [batch, c], likewise.
     """
 
     signs: NDArray[np.int8] = field(repr=False)
+    column_signs: NDArray[np.int8] = field(repr=False)
     pads: NDArray[np.float32] = field(repr=False)
     rows: NDArray[np.int32] = field(repr=False)
     columns: NDArray[np.int32] = field(repr=False)
@@ -153,10 +158,11 @@ def derive_keys(key: bytes, session: bytes, counters: Sequence[int], model_diges
 
     Per packet, from the ChaCha20 stream under HKDF(K, LABEL, salt = session 16 | counter 8 | digest 32), little-endian:
 
-        6 x padded n / 8 bytes     a bit for each sign, lowest first; 1 is minus
+        5 x padded n / 8 bytes     a bit for each sign, lowest first; 1 is minus
         4 x pads words             a pad is the sum of a word from each quarter, centred, times a unit
         3 x (a + b) words          for each of three turns a shift for every value of the first digit of the row, one for the second
-        c words                    their order by size, equal ones as they come, is ``columns``
+        c words                    the lowest bit is the sign of a column, 1 is minus; the order by size of the others, equal
+                                   ones as they come, is ``columns``
 
     Raises ValueError for another length or range and KeyFileError for a key that is not 32 bytes.
     """
@@ -169,7 +175,8 @@ def derive_keys(key: bytes, session: bytes, counters: Sequence[int], model_diges
     pads, packed = size - n, LAYERS * size // 8
     words = 4 * pads + ROUNDS // 2 * (a + b) + c
     batch = len(counters)
-    signs = np.empty((batch, LAYERS, size), np.int8)
+    signs = np.empty((batch, LAYERS * size // 8), np.uint64)
+    column_signs = np.empty((batch, c, 1), np.int8)
     noise = np.empty((batch, pads), np.float32)
     rows = np.empty((batch, a * b), np.int32)
     columns = np.empty((batch, c), np.int32)
@@ -179,23 +186,22 @@ def derive_keys(key: bytes, session: bytes, counters: Sequence[int], model_diges
             raise ValueError(f"counter must be in 0..2^64-1, got {counter}")
         salt = session + counter.to_bytes(8, "little") + model_digest
         stream = Cipher(ChaCha20(derive(key, LABEL, salt), bytes(16)), mode=None).encryptor().update(nothing)
-        bits = np.unpackbits(np.frombuffer(stream, np.uint8, packed), bitorder="little")
-        bits *= 254  # 0 and 1 to 1 and -1, in 8 bits
-        bits += 1
-        signs[i] = bits.view(np.int8).reshape(LAYERS, size)
+        _SIGNS.take(np.frombuffer(stream, np.uint8, packed), out=signs[i], mode="clip")  # the default mode would copy once more
         drawn = np.frombuffer(stream, "<u4", words, packed)
-        four = drawn[: 4 * pads].reshape(4, pads).astype(np.float64)
-        total = four[0] + four[1] + four[2] + four[3] - 2.0 * (2**32 - 1)  # all of it exact
+        total = drawn[: 4 * pads].reshape(4, pads).sum(0, dtype=np.float64)
+        total -= 2 * (2**32 - 1)  # exact, as the sum is
         np.multiply(total.astype(np.float32), _PAD_UNIT, out=noise[i])
         rows[i] = _shuffled_rows(drawn[4 * pads : -c], a, b)
-        columns[i] = drawn[-c:].argsort(kind="stable")
-    return MixKeys(signs, noise, rows, columns)
+        columns[i] = (drawn[-c:] >> 1).argsort(kind="stable")
+        column_signs[i, :, 0] = 1 - 2 * (drawn[-c:] & 1).astype(np.int8)
+    return MixKeys(signs.view(np.int8).reshape(batch, LAYERS, size), column_signs, noise, rows, columns)
 
 
 def stack_keys(each: Sequence[MixKeys]) -> MixKeys:
     """One MixKeys for a batch made of those of its images, in their order; all for images of one size."""
     return MixKeys(
         np.concatenate([keys.signs for keys in each]),
+        np.concatenate([keys.column_signs for keys in each]),
         np.concatenate([keys.pads for keys in each]),
         np.concatenate([keys.rows for keys in each]),
         np.concatenate([keys.columns for keys in each]),
@@ -220,13 +226,13 @@ def mix(symbols: NDArray[np.float32], keys: MixKeys) -> NDArray[np.float32]:
         y = left_a @ y.reshape(batch, a, b * c)
         return (left_b @ y.reshape(batch, a, b, c)).reshape(batch * a * b, c)
 
-    x = signed(0) @ right
-    x = columns_mixed(signed(1))
+    x = x.reshape(batch, a * b, c) @ (right * keys.column_signs)
+    x = columns_mixed(signed(0))
     x = x.take(keys.index, axis=0)
-    x = signed(2) @ right.take(keys.columns, axis=0)  # whose rows are moved instead of the columns of x
-    x = columns_mixed(signed(3))
-    x = signed(4) @ right
-    return normalize(signed(5).reshape(batch, -1))
+    x = signed(1) @ right.take(keys.columns, axis=0)  # whose rows are moved instead of the columns of x
+    x = columns_mixed(signed(2))
+    x = signed(3) @ right
+    return normalize(signed(4).reshape(batch, -1))
 
 
 def normalize(on_air: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -263,13 +269,13 @@ def unmix(received: NDArray[np.float32], keys: MixKeys, n: int) -> NDArray[np.fl
         y = left_b @ y.reshape(batch, a, b, c)
         return left_a @ y.reshape(batch, a, b * c)
 
-    x = signed(5) @ right
-    x = columns_mixed(signed(4))
-    x = signed(3) @ right.T.take(keys.columns, axis=0).swapaxes(1, 2)
-    x = signed(2).reshape(-1, c).take(keys.inverse_index, axis=0)
+    x = signed(4) @ right
+    x = columns_mixed(signed(3))
+    x = signed(2) @ right.T.take(keys.columns, axis=0).swapaxes(1, 2)
+    x = signed(1).reshape(-1, c).take(keys.inverse_index, axis=0)
     x = columns_mixed(x)
-    x = signed(1) @ right
-    return signed(0).reshape(batch, -1)[:, :n]
+    x = signed(0) @ (right * keys.column_signs.swapaxes(1, 2))
+    return np.ascontiguousarray(x.reshape(batch, -1)[:, :n])
 
 
 def sign_inputs(keys: MixKeys, n: int) -> list[NDArray[np.int8]]:
@@ -279,13 +285,13 @@ def sign_inputs(keys: MixKeys, n: int) -> list[NDArray[np.int8]]:
 
 
 def transmitter_inputs(keys: MixKeys, n: int) -> list[NDArray[np.float32] | NDArray[np.int8] | NDArray[np.int32]]:
-    """What the graph ``transmitter-mix`` takes after the image, in its order: pads, signs, rows, columns."""
-    return [keys.pads, *sign_inputs(keys, n), keys.index, keys.columns]
+    """What the graph ``transmitter-mix`` takes after the image, in its order: pads, column signs, signs, rows, columns."""
+    return [keys.pads, keys.column_signs, *sign_inputs(keys, n), keys.index, keys.columns]
 
 
 def receiver_inputs(keys: MixKeys, n: int) -> list[NDArray[np.int8] | NDArray[np.int32]]:
-    """What the graph ``receiver-mix`` takes after the symbols, in its order: signs, inverse rows, columns."""
-    return [*sign_inputs(keys, n), keys.inverse_index, keys.columns]
+    """What the graph ``receiver-mix`` takes after the symbols, in its order: column signs, signs, inverse rows, columns."""
+    return [keys.column_signs, *sign_inputs(keys, n), keys.inverse_index, keys.columns]
 
 
 def structure(symbols: NDArray[np.float32], channels: int) -> NDArray[np.float64]:
@@ -355,28 +361,31 @@ def _shuffled_rows(words: NDArray[np.uint32], a: int, b: int) -> NDArray[np.inte
     Alternately the second digit is moved on by a random function of the first and the first by one of the second, both around
     the clock. No word is thrown away: a shift is 2^-23 nearer to some values than to others, at most.
     """
-    tables = words.reshape(ROUNDS // 2, a + b).astype(np.uint64)
-    tables[:, :a] *= b
-    tables[:, a:] *= a
-    shifts = (tables >> 32).astype(np.int16)  # below 2^9
-    high, low = _digits(a, b)
-    around_a, around_b = _around(a), _around(b)
-    for table in shifts:
-        low = around_b.take(low + table[:a].take(high))
-        high = around_a.take(high + table[a:].take(low))
-    return high.astype(np.int32) * b + low
+    turns = ROUNDS // 2
+    shifts = words.reshape(turns, a + b) * _digits(a, b)
+    shifts >>= 32
+    # digits go on and on and the tables repeat, so that no remainder is taken before the end
+    of_high, of_low = np.tile(shifts[:, :a], turns + 1).view(np.int64), np.tile(shifts[:, a:], turns + 1).view(np.int64)
+    low = np.arange(b) + of_high[0, :a, None]  # [a, b]
+    high = np.arange(a)[:, None] + of_low[0].take(low)
+    for turn in range(1, turns):
+        low += of_high[turn].take(high)
+        high += of_low[turn].take(low)
+    around_a, around_b = _around(a, b)
+    return (around_a.take(high) + around_b.take(low)).ravel()
 
 
 @lru_cache
-def _digits(a: int, b: int) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
-    high, low = np.divmod(np.arange(a * b, dtype=np.int32), b)
-    return high.astype(np.int16), low.astype(np.int16)
+def _digits(a: int, b: int) -> NDArray[np.uint64]:
+    """How many values the shift has that is drawn at each place of a turn: b for a places, a for b."""
+    return np.repeat(np.array([b, a], np.uint64), (a, b))
 
 
 @lru_cache
-def _around(m: int) -> NDArray[np.int16]:
-    """0..m-1, twice: the remainder of the sum of two digits."""
-    return np.tile(np.arange(m, dtype=np.int16), 2)
+def _around(a: int, b: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The row numbers that digits stand for, which have gone round the clock up to ROUNDS/2 times."""
+    around = ROUNDS // 2 + 1
+    return np.tile(np.arange(a, dtype=np.int32) * b, around), np.tile(np.arange(b, dtype=np.int32), around)
 
 
 def _spread(rows: NDArray[np.int32]) -> NDArray[np.int32]:
