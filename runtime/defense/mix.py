@@ -57,7 +57,8 @@ LEAST_STRUCTURE = 10.0  # of symbols that were un-mixed with the right keys, see
 SESSION_SIZE, DIGEST_SIZE = 16, 32
 
 _ORDERS = range(8, 513)  # of a and b
-_WIDTHS = range(4, 65)  # of c
+_WIDEST = 64  # c at most
+_TURNS = ROUNDS // 2 + 1  # round the clock, at most, of a digit of a row
 _SLACK = 100  # one part in so many may be added to the size where that is cheaper to compute
 _LANES = 16  # floats in the widest registers of today's processors
 _PAD_UNIT = np.float32(math.sqrt(1.5) * 2.0**-32)  # the sum of four 32-bit words has a deviation of 2^32 / sqrt(3)
@@ -107,7 +108,7 @@ def factors(n: int) -> tuple[int, int, int]:
     least = max(LEAST_SIZE, n + LEAST_PADS)
     tall = [m for m in _ORDERS if _construction(m)]
     products = []
-    for c in (m for m in _WIDTHS if _construction(m)):
+    for c in (m for m in range(4, _WIDEST + 1) if _construction(m)):
         lanes = -(-c // _LANES) * _LANES
         for i, b in enumerate(tall):
             for a in tall[i:]:
@@ -159,10 +160,10 @@ def derive_keys(key: bytes, session: bytes, counters: Sequence[int], model_diges
     Per packet, from the ChaCha20 stream under HKDF(K, LABEL, salt = session 16 | counter 8 | digest 32), little-endian:
 
         5 x padded n / 8 bytes     a bit for each sign, lowest first; 1 is minus
+        8 bytes                    likewise for the signs of the columns, of which there are c
         4 x pads words             a pad is the sum of a word from each quarter, centred, times a unit
         3 x (a + b) words          for each of three turns a shift for every value of the first digit of the row, one for the second
-        c words                    the lowest bit is the sign of a column, 1 is minus; the order by size of the others, equal
-                                   ones as they come, is ``columns``
+        c words                    their order by size, equal ones as they come, is ``columns``
 
     Raises ValueError for another length or range and KeyFileError for a key that is not 32 bytes.
     """
@@ -172,11 +173,10 @@ def derive_keys(key: bytes, session: bytes, counters: Sequence[int], model_diges
         )
     a, b, c = factors(n)
     size = a * b * c
-    pads, packed = size - n, LAYERS * size // 8
+    pads, packed = size - n, LAYERS * size // 8 + _WIDEST // 8
     words = 4 * pads + ROUNDS // 2 * (a + b) + c
     batch = len(counters)
-    signs = np.empty((batch, LAYERS * size // 8), np.uint64)
-    column_signs = np.empty((batch, c, 1), np.int8)
+    signs = np.empty((batch, packed), np.uint64)
     noise = np.empty((batch, pads), np.float32)
     rows = np.empty((batch, a * b), np.int32)
     columns = np.empty((batch, c), np.int32)
@@ -192,9 +192,10 @@ def derive_keys(key: bytes, session: bytes, counters: Sequence[int], model_diges
         total -= 2 * (2**32 - 1)  # exact, as the sum is
         np.multiply(total.astype(np.float32), _PAD_UNIT, out=noise[i])
         rows[i] = _shuffled_rows(drawn[4 * pads : -c], a, b)
-        columns[i] = (drawn[-c:] >> 1).argsort(kind="stable")
-        column_signs[i, :, 0] = 1 - 2 * (drawn[-c:] & 1).astype(np.int8)
-    return MixKeys(signs.view(np.int8).reshape(batch, LAYERS, size), column_signs, noise, rows, columns)
+        columns[i] = drawn[-c:].argsort(kind="stable")
+    each = signs.view(np.int8)
+    of_columns = each[:, LAYERS * size : LAYERS * size + c, None]
+    return MixKeys(each[:, : LAYERS * size].reshape(batch, LAYERS, size), of_columns, noise, rows, columns)
 
 
 def stack_keys(each: Sequence[MixKeys]) -> MixKeys:
@@ -361,31 +362,29 @@ def _shuffled_rows(words: NDArray[np.uint32], a: int, b: int) -> NDArray[np.inte
     Alternately the second digit is moved on by a random function of the first and the first by one of the second, both around
     the clock. No word is thrown away: a shift is 2^-23 nearer to some values than to others, at most.
     """
-    turns = ROUNDS // 2
-    shifts = words.reshape(turns, a + b) * _digits(a, b)
+    places, values, around = _clocks(a, b)
+    # the tables repeat, so that digits may go on and on and no remainder is taken before the end
+    shifts = words.take(places) * values
     shifts >>= 32
-    # digits go on and on and the tables repeat, so that no remainder is taken before the end
-    of_high, of_low = np.tile(shifts[:, :a], turns + 1).view(np.int64), np.tile(shifts[:, a:], turns + 1).view(np.int64)
-    low = np.arange(b) + of_high[0, :a, None]  # [a, b]
-    high = np.arange(a)[:, None] + of_low[0].take(low)
-    for turn in range(1, turns):
+    of_high, of_low = np.split(shifts.view(np.int64), [_TURNS * a], axis=1)
+    low = of_high[0, :a, None] + around[2]  # [a, b]
+    high = of_low[0].take(low) + around[3]
+    for turn in range(1, ROUNDS // 2):
         low += of_high[turn].take(high)
         high += of_low[turn].take(low)
-    around_a, around_b = _around(a, b)
-    return (around_a.take(high) + around_b.take(low)).ravel()
+    return (around[0].take(high) + around[1].take(low)).ravel()
 
 
 @lru_cache
-def _digits(a: int, b: int) -> NDArray[np.uint64]:
-    """How many values the shift has that is drawn at each place of a turn: b for a places, a for b."""
-    return np.repeat(np.array([b, a], np.uint64), (a, b))
-
-
-@lru_cache
-def _around(a: int, b: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """The row numbers that digits stand for, which have gone round the clock up to ROUNDS/2 times."""
-    around = ROUNDS // 2 + 1
-    return np.tile(np.arange(a, dtype=np.int32) * b, around), np.tile(np.arange(b, dtype=np.int32), around)
+def _clocks(a: int, b: int) -> tuple[NDArray[np.intp], NDArray[np.uint64], tuple[NDArray[np.integer], ...]]:
+    """For the turns of ``_shuffled_rows``: where each shift is drawn, among how many values, and what the digits stand for."""
+    first, second = np.arange(a), np.arange(b)
+    once = np.concatenate([np.tile(first, _TURNS), np.tile(a + second, _TURNS)])
+    places = once + np.arange(0, ROUNDS // 2 * (a + b), a + b)[:, None]
+    values = np.repeat(np.array([b, a], np.uint64), (_TURNS * a, _TURNS * b))
+    return places, values, (
+        np.tile(first.astype(np.int32) * b, _TURNS), np.tile(second.astype(np.int32), _TURNS), second, first[:, None],
+    )
 
 
 def _spread(rows: NDArray[np.int32]) -> NDArray[np.int32]:
