@@ -8,8 +8,8 @@
 
 The reals of an image and its pads are a matrix of R = a*b rows and c columns. C is a Walsh-Hadamard transform of each row, A and B
 are those of each column, over the two digits of its row number. The transforms are fixed and public; the signs, five for every
-real and one for every column, the shuffle of rows and columns and the pads are secret, from a ChaCha20 key stream under HKDF(K, session, counter, model
-digest). The map is orthogonal: white noise stays white and Bob's symbols are as noisy as without it, but for the power that the
+real and one for every column, the shuffle of rows and columns and the pads are secret, from a ChaCha20 key stream under HKDF(K, session, model digest), with
+the counter for a nonce. The map is orthogonal: white noise stays white and Bob's symbols are as noisy as without it, but for the power that the
 pads take. ``padded_size`` tells the channel uses, ``docs/wire.md`` every bit of it.
 
 Why this shape, of all that were tried and attacked:
@@ -42,8 +42,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from numpy.typing import NDArray
 from semseal.runtime.defense.keys import derive
 
@@ -157,7 +156,8 @@ def inverse_matrices(n: int) -> tuple[Matrix, Matrix, Matrix]:
 def derive_keys(key: bytes, session: bytes, counters: Sequence[int], model_digest: bytes, n: int) -> MixKeys:
     """The keys of one packet for each counter. A counter must never be used twice with one session.
 
-    Per packet, from the ChaCha20 stream under HKDF(K, LABEL, salt = session 16 | counter 8 | digest 32), little-endian:
+    Per packet, from block 1 on of the ChaCha20 stream (RFC 8439) under HKDF(K, LABEL, salt = session 16 | digest 32) with the
+    nonce counter 8 | 0000, little-endian:
 
         5 x padded n / 8 bytes     a bit for each sign, lowest first; 1 is minus
         8 bytes                    likewise for the signs of the columns, of which there are c
@@ -180,12 +180,12 @@ def derive_keys(key: bytes, session: bytes, counters: Sequence[int], model_diges
     noise = np.empty((batch, pads), np.float32)
     rows = np.empty((batch, a * b), np.int32)
     columns = np.empty((batch, c), np.int32)
-    nothing = bytes(packed + 4 * words)
+    cipher, nothing = _cipher(key, session + model_digest), bytes(packed + 4 * words)
     for i, counter in enumerate(counters):
         if not 0 <= counter < 2**64:
             raise ValueError(f"counter must be in 0..2^64-1, got {counter}")
-        salt = session + counter.to_bytes(8, "little") + model_digest
-        stream = Cipher(ChaCha20(derive(key, LABEL, salt), bytes(16)), mode=None).encryptor().update(nothing)
+        # the seal of so many zeros is the stream, and a tag that nobody needs: it costs less than a cipher made for each packet
+        stream = cipher.encrypt(counter.to_bytes(12, "little"), nothing, None)
         _SIGNS.take(np.frombuffer(stream, np.uint8, packed), out=signs[i], mode="clip")  # the default mode would copy once more
         drawn = np.frombuffer(stream, "<u4", words, packed)
         total = drawn[: 4 * pads].reshape(4, pads).sum(0, dtype=np.float64)
@@ -373,6 +373,12 @@ def _shuffled_rows(words: NDArray[np.uint32], a: int, b: int) -> NDArray[np.inte
         low += of_high[turn].take(high)
         high += of_low[turn].take(low)
     return (around[0].take(high) + around[1].take(low)).ravel()
+
+
+@lru_cache(maxsize=4)
+def _cipher(key: bytes, salt: bytes) -> ChaCha20Poly1305:
+    """That of a session; kept, because packets of one session follow each other."""
+    return ChaCha20Poly1305(derive(key, LABEL, salt))
 
 
 @lru_cache
