@@ -73,7 +73,7 @@ class MixKeys:
 
     ``signs`` int8 [batch, LAYERS, padded n] and ``column_signs`` int8 [batch, c, 1], -1 or 1. ``pads`` float32
     [batch, padded n - n], of power 1/2 a real. ``rows`` int32 [batch, a*b]: row i after the shuffle is row ``rows[:, i]`` before
-    it. ``columns`` int32 [batch, c], likewise.
+    it. ``columns`` int32 [batch, c]: column k before the shuffle is column ``columns[:, k]`` after it.
     """
 
     signs: NDArray[np.int8] = field(repr=False)
