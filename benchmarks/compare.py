@@ -34,7 +34,6 @@ from semseal.export.rewrite import rewrite
 from semseal.runtime.defense import index, mix
 from semseal.runtime.defense.schemes import scheme_sets
 from semseal.runtime.engine import open_engine
-from semseal.runtime.link import sign_inputs
 from semseal.runtime.pictures import open_pictures
 from semseal.train.config import ModelConfig
 from semseal.train.model import DeepJSCC
@@ -118,7 +117,7 @@ def main(rounds: int, path: Path | None) -> None:
     int8_rx = to_int8(fast_rx, [{"symbols": encode(*feed.values()), "index": identity} for feed in feeds])
     reals = config.h * config.w * config.c
     keys = mix.derive_keys(bytes(32), bytes(mix.SESSION_SIZE), [0], bytes(mix.DIGEST_SIZE), reals)
-    signs = sign_inputs(keys, reals)
+    secret = mix.transmitter_inputs(keys, reals)
 
     model.to(memory_format=torch.channels_last)
     x = torch.from_numpy(image).to(memory_format=torch.channels_last)
@@ -153,7 +152,7 @@ def main(rounds: int, path: Path | None) -> None:
             f"{name} {precision}": engine(name, graph, image, identity),
             f"{name} {precision}, no index": engine(name, without_index(graph), image),
             f"{name} {precision}, index": engine(name, graph, image, scheme),
-            f"{name} {precision}, mix": engine(name, mixing, image, *signs, keys.index),
+            f"{name} {precision}, mix": engine(name, mixing, image, *secret),
         }
     figures: dict[str, Any] = {"rounds": rounds, "threads": 1, "batch": 1}
     for side, candidates in sides.items():
@@ -164,7 +163,8 @@ def main(rounds: int, path: Path | None) -> None:
             if name.endswith(", index"):
                 given = index.gather(given.reshape(config.h, -1), np.argsort(scheme[0])).reshape(given.shape)
             elif name.endswith(", mix"):
-                given = mix.unmix(given.reshape(1, -1), keys, reals).reshape(given.shape)
+                given = mix.unmix(mix.normalize(given).reshape(1, -1), keys, reals).reshape(expected.shape)
+                given *= np.sqrt(np.square(expected).sum() / np.square(given).sum())  # the scale is the packet's
             error = np.abs(given - expected).max()
             assert error < close, f"{side}, {name}: wrong by {error}"
         seconds = interleave(candidates, rounds)

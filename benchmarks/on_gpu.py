@@ -5,7 +5,6 @@ Not yet run on a GPU.
 
     scheme kernel   bits of the reference: odd sizes, batch 1, a replayed CUDA graph, a new picture, a new key;
                     traffic at batch 1024 against a device-to-device copy of as many bytes; time added at batch 1
-    mix kernel      the reference's values within its rounding, likewise; the same traffic and time, and time for each image
     engines         fp32, fp16 and int8 against the CPU in dB; new answers for new pictures and indices; p50 and p99
 
 What cannot be had here is null with the reason. A check that fails is named, and the exit status is 1.
@@ -28,9 +27,6 @@ from semseal.runtime import channel
 from semseal.runtime.bundle import Bundle, BundleError, open_bundle, packaged_bundle
 from semseal.runtime.defense import index as scheme
 from semseal.runtime.defense.kernel import SchemeKernel, layout, places, reference_receive, reference_transmit
-from semseal.runtime.defense.mix import LAYERS, MixKeys, mix, padded_size, run_length, unmix
-from semseal.runtime.defense.mixkernel import ROUNDING, MixKernel, check_room, pack
-from semseal.runtime.defense.mixkernel import layout as mix_layout
 from semseal.runtime.device import Tensor, capture, open_device
 from semseal.runtime.engine import Engine, EngineError, open_engine
 from semseal.runtime.files import write_atomically
@@ -41,7 +37,6 @@ from semseal.runtime.pictures import PictureError, open_pictures
 RESULTS = Path(__file__).parent / "results"
 PAPER = (16, 45, 45)
 SHAPES = [PAPER, (4, 8, 6), (1, 2, 1), (2, 1, 1), (3, 7, 14), (5, 6, 7), (7, 44, 101), (16, 47, 43), (256, 32, 32)]
-MIXED = [32400, 1, 2, 30, 192, 768, 899, 972, 9024, 16200, 24000, 48600]  # reals of an image; several are padded
 BATCH = 1024
 OF_COPY = 0.8  # goal: the kernel's share of the copy's bytes per second
 ADDED_US = 5.0  # goal: what the kernel adds to a captured graph at batch 1
@@ -75,15 +70,13 @@ def main() -> int:
     results["copy_bytes_per_s"] = copied = attempt("copy", copy_rate, device, stream)
     results["kernel_rate"] = attempt("kernel rate", kernel_rate, device, stream, copied)
     results["kernel_added"] = attempt("kernel added", kernel_added, device, stream)
-    results["mix_values"] = attempt("mix values", check_mix, device, stream)
-    results["mix_rate"] = attempt("mix rate", mix_rate, device, stream, copied)
     results["engines"] = attempt("engines", engines, device, copied)
     results["state_after"] = state()
     results["failures"] = failures
     RESULTS.mkdir(exist_ok=True)
     out = RESULTS / f"{re.sub('[^a-z0-9]+', '-', device.name.lower()).strip('-')}.json"
     write_atomically(out, (json.dumps(results, indent=1) + "\n").encode())
-    brief = {key: results[key] for key in ("gpu", "kernel_rate", "kernel_added", "mix_rate", "failures")}
+    brief = {key: results[key] for key in ("gpu", "kernel_rate", "kernel_added", "failures")}
     print(json.dumps({"results": str(out), **brief}))
     return 1 if failures else 0
 
@@ -302,122 +295,6 @@ def kernel_added(device: Any, stream: Any) -> list[dict[str, Any]]:
             added = (chain[1] - chain[0]) / 100 * 1e6
             row = {"kernel": name, "features": np.dtype(dtype).name, "batch": 1, "added_us": added}
             rows.append({**row, "goal_us": ADDED_US, "met": added < ADDED_US})
-    return rows
-
-
-# the mix kernel
-
-
-class MixBench:
-    """A mix kernel and buffers for a batch: symbols -> on air -> heard."""
-
-    def __init__(self, device: Any, stream: Any, kernel: MixKernel, batch: int) -> None:
-        shape = kernel.layout
-        self.kernel, self.batch = kernel, batch
-        self.symbols, self.heard = (Tensor(device, stream, (batch, shape.n)) for _ in range(2))
-        self.on_air = Tensor(device, stream, (batch, shape.size))
-        self.words = Tensor(device, stream, (batch, shape.words), np.uint32)
-        self.order = Tensor(device, stream, (batch, shape.runs), np.int32)
-
-    def mix(self, where: Any) -> None:
-        buffers = (self.symbols.device, self.words.device, self.order.device, self.on_air.device)
-        self.kernel.mix(where, *buffers, self.batch)
-
-    def unmix(self, where: Any) -> None:
-        buffers = (self.on_air.device, self.words.device, self.order.device, self.heard.device)
-        self.kernel.unmix(where, *buffers, self.batch)
-
-    def everything(self, where: Any) -> None:
-        for tensor in (self.symbols, self.words, self.order):
-            tensor.upload(where)
-        self.mix(where)
-        self.unmix(where)
-        self.on_air.download(where)
-        self.heard.download(where)
-
-    def put(self, symbols: Any, keys: MixKeys) -> None:
-        self.symbols.host[...] = symbols
-        self.words.host[...], self.order.host[...] = pack(keys, self.kernel.layout.n)
-
-    def differences(self, keys: MixKeys) -> tuple[float, float]:
-        """Largest differences of what was mixed and un-mixed from the reference, of the amplitude of what came in."""
-        symbols, on_air, n = self.symbols.host, self.on_air.host, self.kernel.layout.n
-        return largest(on_air, mix(symbols, keys), symbols), largest(self.heard.host, unmix(on_air, keys, n), on_air)
-
-
-def largest(values: Any, expected: Any, came_in: Any) -> float:
-    amplitude = np.sqrt(np.square(came_in, dtype=np.float64).mean(axis=1, keepdims=True))
-    return float((np.abs(values.astype(np.float64) - expected) / amplitude).max())
-
-
-def draw_mix(rng: np.random.Generator, batch: int, n: int) -> MixKeys:
-    """Keys for a measurement: of the right form and not secret."""
-    size = padded_size(n)
-    bits = rng.integers(0, 2, (LAYERS, batch, size), np.int8)
-    return MixKeys(
-        1 - 2 * bits.astype(np.float32), np.argsort(rng.random((batch, size // run_length(n))), axis=1).astype(np.int32)
-    )
-
-
-def check_mix(device: Any, stream: Any) -> dict[str, Any]:
-    """Mix and un-mix in one captured graph, replayed with nothing new, new symbols and new keys; every value compared."""
-    rng, worst, refused = np.random.default_rng(0), 0.0, {}
-    for n in MIXED:
-        try:
-            check_room(mix_layout(n), device.properties.max_shared_memory_per_block_optin)
-        except ValueError as error:
-            refused[str(n)] = str(error)
-            continue
-        kernel = MixKernel(device, mix_layout(n))
-        for batch in (1, 2, 5, 300):
-            bench = MixBench(device, stream, kernel, batch)
-            graph = capture(stream, bench.everything)
-            x, keys = rng.standard_normal((batch, n), np.float32), draw_mix(rng, batch, n)
-            before = b""
-            for change in ("first", "nothing", "symbols", "keys"):
-                x = rng.standard_normal((batch, n), np.float32) * np.float32(100) if change == "symbols" else x
-                keys = draw_mix(rng, batch, n) if change == "keys" else keys
-                bench.put(x, keys)
-                graph.launch(stream)
-                stream.sync()
-                what = f"n = {n}, batch {batch}, {change}"
-                differences = bench.differences(keys)
-                assert max(differences) < ROUNDING, f"mix {what}: off by {differences} of the amplitude"
-                assert largest(bench.heard.host, x, x) < 2 * ROUNDING, f"round trip {what}"
-                answer = bench.on_air.host.tobytes() + bench.heard.host.tobytes()
-                assert (answer == before) == (change == "nothing"), f"mix {what}: the same twice, and only then"
-                before, worst = answer, max(worst, *differences)
-    return {"worst": worst, "limit": ROUNDING, "sizes": MIXED, "refused": refused}
-
-
-def mix_rate(device: Any, stream: Any, copied: Any) -> list[dict[str, Any]] | dict[str, Any]:
-    """Time of each image and bytes per second of both kernels, beside the copy's; buffers rotated beyond the L2 cache."""
-    rng, rows = np.random.default_rng(0), []
-    shape = mix_layout(MIXED[0])
-    try:
-        check_room(shape, device.properties.max_shared_memory_per_block_optin)
-    except ValueError as error:
-        return {"value": None, "reason": str(error)}
-    kernel = MixKernel(device, shape)
-    for batch in (1, BATCH):
-        useful = batch * 4 * (shape.n + shape.size)  # every real read once and written once
-        traffic = useful + batch * 4 * (shape.words + shape.runs)
-        benches = [MixBench(device, stream, kernel, batch) for _ in range(rotation(device, traffic))]
-        keys = draw_mix(rng, batch, shape.n)
-        for bench in benches:
-            bench.put(rng.standard_normal((batch, shape.n), np.float32), keys)
-            bench.everything(stream)
-        for name in ("mix", "unmix"):
-            turns = [getattr(bench, name) for bench in benches]
-            taken = seconds(device, stream, lambda where, i, turns=turns: turns[i % len(turns)](where), max(8, len(turns)))
-            rate = useful / taken
-            share = rate / copied if isinstance(copied, float) else None
-            row = {"kernel": name, "n": shape.n, "batch": batch, "us_per_image": taken / batch * 1e6, "bytes_per_s": rate}
-            rows.append({**row, "key_bytes_per_image": 4 * (shape.words + shape.runs), "of_copy": share})
-        benches[0].on_air.download(stream)
-        benches[0].heard.download(stream)
-        stream.sync()
-        assert max(benches[0].differences(keys)) < ROUNDING, "a timed mix gave a wrong answer"
     return rows
 
 

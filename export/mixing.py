@@ -1,18 +1,20 @@
 """The defence ``mix`` inside the deployed graphs: Hadamard matrices as constants, keys as inputs.
 
-    transmitter-mix   image, pads, column_signs, signs0..signs4, rows, columns -> symbols [batch, padded N, 2], of any power
-    receiver-mix      symbols [batch, padded N, 2], column_signs, signs0..signs4, rows, columns -> image
+    transmitter-mix   image, mix_pads, mix_column_signs, mix_signs0..4, mix_rows, mix_columns -> symbols, of any power
+    receiver-mix      symbols, mix_column_signs, mix_signs0..4, mix_rows, mix_columns         -> image
 
-    pads              float32 [batch, 2 (padded N - N)]
-    column_signs      int8 [batch, c, 1], -1 or 1
-    signs0..signs4    int8 [batch, a*b, c], -1 or 1
-    rows              int32 [batch, a*b], absolute: ``MixKeys.index`` for the transmitter, ``inverse_index`` for the receiver
-    columns           int32 [batch, c], the same for both
+    symbols           float32 [batch, padded N, 2]
+    mix_pads          float32 [batch, 2 (padded N - N)]
+    mix_column_signs  int8 [batch, c, 1], -1 or 1
+    mix_signs0..4     int8 [batch, a*b, c], -1 or 1
+    mix_rows          int32 [batch, a*b], absolute: ``MixKeys.index`` for the transmitter, ``inverse_index`` for the receiver
+    mix_columns       int32 [batch, c], the same for both
 
-The reference is ``semseal.runtime.defense.mix``, whose arithmetic this repeats operator by operator, in float32 in every precision.
-What leaves the transmitter's graph is the mix but for its power: ``mix.normalize`` sets that to 1 on the host, in double precision,
-which TensorRT does not have. Signs are int8, because a cast costs less than reading four times the bytes. One Gather moves whole
-rows, among those of all images; columns are moved by reordering the rows of the matrix that multiplies them next.
+The reference is ``semseal.runtime.defense.mix``, whose arithmetic this repeats operator by operator, in float32 in every
+precision. What leaves the transmitter's graph is the mix but for its power: ``mix.normalize`` sets that to 1 on the host, in
+double precision, which TensorRT does not have. Signs are int8, because a cast costs less than reading four times the bytes.
+One Gather moves whole rows, among those of all images; columns are moved by reordering the rows of the matrix that multiplies
+them next.
 
 Symbols that do not look like the model's after un-mixing (``structure``) were mixed under another key, counter or model: the
 receiver then gives a picture of NaN, never one that was decoded from noise. Models with fewer channels or symbols than that
@@ -42,11 +44,11 @@ def with_mix(graph: bytes, side: str, h: int, row_width: int, channels: int) -> 
     nodes[place] = helper.make_node("Reshape", [gather.input[0], stay], list(gather.output), "index/none")
     a, b, c = part.shape
     size = a * b * c
-    keys = [helper.make_tensor_value_info("column_signs", TensorProto.INT8, ["batch", c, 1])]
-    keys += [helper.make_tensor_value_info(f"signs{k}", TensorProto.INT8, ["batch", a * b, c]) for k in range(LAYERS)]
-    keys.append(helper.make_tensor_value_info("rows", TensorProto.INT32, ["batch", a * b]))
-    keys.append(helper.make_tensor_value_info("columns", TensorProto.INT32, ["batch", c]))
-    pads = helper.make_tensor_value_info("pads", TensorProto.FLOAT, ["batch", size - part.n])
+    keys = [helper.make_tensor_value_info("mix_column_signs", TensorProto.INT8, ["batch", c, 1])]
+    keys += [helper.make_tensor_value_info(f"mix_signs{k}", TensorProto.INT8, ["batch", a * b, c]) for k in range(LAYERS)]
+    keys.append(helper.make_tensor_value_info("mix_rows", TensorProto.INT32, ["batch", a * b]))
+    keys.append(helper.make_tensor_value_info("mix_columns", TensorProto.INT32, ["batch", c]))
+    pads = helper.make_tensor_value_info("mix_pads", TensorProto.FLOAT, ["batch", size - part.n])
     symbols = helper.make_tensor_value_info("symbols", TensorProto.FLOAT, ["batch", size // 2, 2])
     for node in nodes:
         for names in (node.input, node.output):
@@ -126,15 +128,15 @@ class _Part:
 
     def signed(self, x: str, k: int) -> str:
         """[batch, a*b, c] times the signs of layer k."""
-        return self.node("Mul", [x, self.node("Cast", [f"signs{k}"], to=TensorProto.FLOAT)])
+        return self.node("Mul", [x, self.node("Cast", [f"mix_signs{k}"], to=TensorProto.FLOAT)])
 
     def mix(self, taken: str, given: str) -> list[onnx.NodeProto]:
-        x = self.node("Concat", [self.reshape(taken, "reals"), "pads"], axis=1)
-        cast = self.node("Cast", ["column_signs"], to=TensorProto.FLOAT)
+        x = self.node("Concat", [self.reshape(taken, "reals"), "mix_pads"], axis=1)
+        cast = self.node("Cast", ["mix_column_signs"], to=TensorProto.FLOAT)
         x = self.node("MatMul", [self.reshape(x, "matrix"), self.node("Mul", ["mix_right", cast])])
         x = self.columns_mixed(self.signed(x, 0))
-        x = self.reshape(self.node("Gather", [self.reshape(x, "every_row"), "rows"], axis=0), "matrix")
-        moved = self.node("Gather", ["mix_right", "columns"], axis=0)  # [batch, c, c]
+        x = self.reshape(self.node("Gather", [self.reshape(x, "every_row"), "mix_rows"], axis=0), "matrix")
+        moved = self.node("Gather", ["mix_right", "mix_columns"], axis=0)  # [batch, c, c]
         x = self.node("MatMul", [self.signed(x, 1), moved])
         x = self.reshape(self.columns_mixed(self.signed(x, 2)), "matrix")
         x = self.node("MatMul", [self.signed(x, 3), "mix_right"])
@@ -150,13 +152,15 @@ class _Part:
     def unmix(self, taken: str, given: str) -> list[onnx.NodeProto]:
         x = self.node("MatMul", [self.signed(self.reshape(taken, "matrix"), 4), "mix_right_back"])
         x = self.columns_unmixed(self.signed(x, 3))
-        moved = self.node("Gather", ["mix_right", "columns"], axis=0)
+        moved = self.node("Gather", ["mix_right", "mix_columns"], axis=0)
         moved = self.node("Transpose", [moved], perm=[0, 2, 1])
-        moved = self.node("Mul", [moved, self.constant("softer", inverse_matrices(self.n)[2][0, :1] / matrices(self.n)[2][0, :1])])
+        moved = self.node(
+            "Mul", [moved, self.constant("softer", inverse_matrices(self.n)[2][0, :1] / matrices(self.n)[2][0, :1])]
+        )
         x = self.signed(self.node("MatMul", [self.signed(x, 2), moved]), 1)
-        x = self.node("Gather", [self.reshape(x, "every_row"), "rows"], axis=0)
+        x = self.node("Gather", [self.reshape(x, "every_row"), "mix_rows"], axis=0)
         x = self.columns_unmixed(self.reshape(x, "matrix"))
-        cast = self.node("Transpose", [self.node("Cast", ["column_signs"], to=TensorProto.FLOAT)], perm=[0, 2, 1])
+        cast = self.node("Transpose", [self.node("Cast", ["mix_column_signs"], to=TensorProto.FLOAT)], perm=[0, 2, 1])
         x = self.node("MatMul", [self.signed(x, 0), self.node("Mul", ["mix_right_back", cast])])
         x = self.reshape(x, "all")
         ends = [self.constant(name, np.array([value])) for name, value in (("from", 0), ("to", self.n), ("axis", 1))]

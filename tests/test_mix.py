@@ -1,4 +1,4 @@
-"""The mix alone: sizes, keys, the map and back, and what single packets give away. The second implementation: test_wire_mix.py."""
+"""The mix alone: sizes, keys, the map and back, and what single packets give away. A second one is in test_wire_mix.py."""
 
 import math
 
@@ -275,7 +275,9 @@ def test_bad_lengths_and_keys_of_another_size_are_refused():
         keys_for(8, [2**64])
     with pytest.raises(KeyFileError, match="exactly 32 bytes, got 31"):
         keys_for(8, key=bytes(31))
-    with pytest.raises(ValueError, match="keys for 1 images of 8 reals do not fit 2 of 8; derive them for these images and n = 8"):
+    with pytest.raises(
+        ValueError, match="keys for 1 images of 8 reals do not fit 2 of 8; derive them for these images and n = 8"
+    ):
         mix(gaussian(2, 8), keys_for(8))
     with pytest.raises(ValueError, match="of 8 reals do not fit 1 of 100"):
         unmix(gaussian(1, 2048), keys_for(8), 100)
@@ -288,8 +290,8 @@ def test_keys_are_not_shown():
 # what single packets give away, without noise, at the smallest size, where it shows most
 
 
-STEPS = ("column signs", "C one", "signs 0", "AB one", "rows", "signs 1", "columns", "C two", "signs 2", "AB two", "signs 3", "C three",
-         "signs 4")  # fmt: skip
+STEPS = ("column signs", "C one", "signs 0", "AB one", "rows", "signs 1", "columns", "C two", "signs 2", "AB two", "signs 3",
+         "C three", "signs 4")  # fmt: skip
 
 
 def without(y, keys, step=None, n=SMALLEST):

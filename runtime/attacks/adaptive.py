@@ -198,7 +198,7 @@ def _under_one_key(scene: Scene, defense: str, clean: Rows, snr: float) -> NDArr
     n, h, r = clean.shape
     if defense == "mix":
         keys = mix.derive_keys(scene.key, bytes(mix.SESSION_SIZE), [0], scene.bundle.digest, h * r)
-        same = mix.MixKeys(np.repeat(keys.signs, n, axis=1), np.repeat(keys.order, n, axis=0))
+        same = mix.stack_keys([keys] * n)
         on_air = mix.mix(clean.reshape(n, -1), same)
     else:
         on_air = index.gather(clean.reshape(n * h, r), _one_scheme(scene, defense, n)).reshape(n, -1)

@@ -1,39 +1,43 @@
 """The mix, version 2: a keyed orthogonal map of all symbols of one image and some secret noise, fresh for every packet.
 
     features, unit power ─┐
-                          ├─ signs ─ C ─ signs ─ A B ─ shuffle ─ signs ─ C ─ signs ─ A B ─ signs ─ C ─ signs ─ unit power ─> on air
-    pads, keyed noise    ─┘  of columns    0             │         1         2           3         4           exactly
-                                                  rows and columns
-    └────────────── round one ─────────────┘             └──────── round two ──────────┘└─── last ───┘
+                          ├─ signs ─ C ─ signs ─ A B ─ shuffle ─ signs ─ C ─ signs ─ A B ─ signs ─ C ─ signs ─ power 1 ─> on air
+    pads, keyed noise    ─┘  of columns    0          of rows      1     │     2             3           4     exactly
+                                                                 columns move
+    └──────────────── round one ────────────────┘       └───────── round two ─────────┘ └── last ──┘
 
-The reals of an image and its pads are a matrix of R = a*b rows and c columns. C is a Walsh-Hadamard transform of each row, A and B
-are those of each column, over the two digits of its row number. The transforms are fixed and public; the signs, five for every
-real and one for every column, the shuffle of rows and columns and the pads are secret, from a ChaCha20 key stream under HKDF(K, session, model digest), with
-the counter for a nonce. The map is orthogonal: white noise stays white and Bob's symbols are as noisy as without it, but for the power that the
-pads take. ``padded_size`` tells the channel uses, ``docs/wire.md`` every bit of it.
+The reals of an image and its pads are a matrix of a*b rows and c columns. C is a Hadamard transform of each row, A and B are
+those of each column, over the two digits of its row number. The transforms are fixed and public; the signs, five for every
+real and one for every column, the shuffle of rows and columns and the pads are secret, from a ChaCha20 key stream under
+HKDF(K, session, model digest) with the counter for a nonce. The map is orthogonal: white noise stays white and Bob's symbols
+are as noisy as without it, but for the power that the pads take (0.05 dB at 32,400 reals). ``padded_size`` tells the channel
+uses, ``docs/wire.md`` every bit.
 
 Why this shape, of all that were tried and attacked:
 
 - Every entry of a Hadamard matrix has one magnitude, so that every place on air has one distribution, whatever was sent.
-- The pads are as loud as the features and part of what is mixed. They fill silence (features that are all zero), drown what the
-  rounding of a float32 normalisation says of the picture (4e-7 of the power), and smear the lattices that few or equal values
-  come out on. The power is set to 1 after mixing, in double precision, so that it says nothing either.
-- Round one spreads any features over all places. What is left is that a few symbols, or those of one column, give energies that
-  follow Walsh functions of the row and column numbers. The shuffle makes Eve's row and column numbers useless, round two mixes
-  again, and the last C averages what A and B keep, the energy of each column.
-- Signs before the first C keep Eve from choosing features that a public transform undoes: those of the columns do, because a sign
-  for a whole row would go through C and be lost in those behind it. Signs behind the last C keep her from undoing it; those between
-  keep the transforms from being one that she knows.
-- No part of the derivation depends on the values drawn: every key takes the same work, and every word of it can be made alone.
+- The pads are as loud as the features and part of what is mixed. They fill silence (features that are all zero), drown what
+  the rounding of a float32 normalisation says of the picture (4e-7 of the power), and smear the lattices that few or equal
+  values come out on. The power is set to 1 after mixing, in double precision, so that it says nothing either.
+- Round one spreads any features over all places. What is left is that a few symbols, or those of one column, give energies
+  that follow Walsh functions of the row and column numbers. The shuffle makes Eve's row and column numbers useless, round two
+  mixes again, and the last C averages what A and B keep, the energy of each column.
+- Signs before the first C keep Eve from choosing features that a public transform undoes. Those of the columns are enough: a
+  sign for a whole row would go through C and be lost in those behind it. Signs behind the last C keep her from undoing it;
+  those between keep the transforms from being one that she knows.
+- A shuffle of runs shorter than a row would have to move the places inside of each run too, or they stay what they were;
+  moving single symbols costs several times as much in one engine or the other.
+- No part of the derivation depends on the values drawn: every key takes the same work, and every word of it can be made
+  alone.
 
 Promised for a counter that is used once: statistics of one packet (energy, powers, moments, spectra, correlations, lattices)
 told no two inputs apart, chosen ones and noiseless packets included, and named no known picture. That was measured
-(``docs/security.md``), not proved. Not promised: anything once a counter was used twice (inner products of such packets are those
-of their symbols: two known pictures name the next one nearly always, and enough known ones give the whole map); that nobody
-changed the symbols on the way; that it stays hidden that an image was sent, or of which size.
+(``docs/security.md``), not proved. Not promised: anything once a counter was used twice (inner products of such packets are
+those of their symbols: two known pictures name the next one nearly always, and enough known ones give the whole map); that
+nobody changed the symbols on the way; that it stays hidden that an image was sent, or of which size.
 
-Sources: Bianchi, Bioglio and Magli (ICASSP 2014): a random orthogonal map of a vector of known energy tells nothing more. Paley
-(1933): the Hadamard matrices. Luby and Rackoff (1988): the shuffle of rows is a Feistel network of random functions.
+Sources: Bianchi, Bioglio and Magli (ICASSP 2014): a random orthogonal map of a vector of known energy tells nothing more.
+Paley (1933): the Hadamard matrices. Luby and Rackoff (1988): the shuffle of rows is a Feistel network of random functions.
 """
 
 import math
@@ -73,8 +77,8 @@ class MixKeys:
     """What ``mix`` takes for a batch, all of it secret.
 
     ``signs`` int8 [batch, LAYERS, padded n] and ``column_signs`` int8 [batch, c, 1], -1 or 1. ``pads`` float32
-    [batch, padded n - n], of power 1/2 a real. ``rows`` int32 [batch, a*b]: row i after the shuffle is row ``rows[:, i]`` before
-    it. ``columns`` int32 [batch, c]: column k before the shuffle is column ``columns[:, k]`` after it.
+    [batch, padded n - n], of power 1/2 a real. ``rows`` int32 [batch, a*b]: row i after the shuffle is row ``rows[:, i]``
+    before it. ``columns`` int32 [batch, c]: column k before the shuffle is column ``columns[:, k]`` after it.
     """
 
     signs: NDArray[np.int8] = field(repr=False)
@@ -163,7 +167,7 @@ def derive_keys(key: bytes, session: bytes, counters: Sequence[int], model_diges
         5 x padded n / 8 bytes     a bit for each sign, lowest first; 1 is minus
         8 bytes                    likewise for the signs of the columns, of which there are c
         4 x pads words             a pad is the sum of a word from each quarter, centred, times a unit
-        3 x (a + b) words          for each of three turns a shift for every value of the first digit of the row, one for the second
+        3 x (a + b) words          for each of three turns a shift for every value of a row's first digit, then of its second
         c words                    their order by size, equal ones as they come, is ``columns``
 
     Raises ValueError for another length or range and KeyFileError for a key that is not 32 bytes.
@@ -222,7 +226,8 @@ def mix(symbols: NDArray[np.float32], keys: MixKeys) -> NDArray[np.float32]:
     x = np.concatenate([symbols, keys.pads], axis=1)
 
     def signed(k: int) -> NDArray[np.float32]:
-        return (x.reshape(batch, -1) * keys.signs[:, k]).reshape(batch, a * b, c)
+        out: NDArray[np.float32] = np.multiply(x.reshape(batch, -1), keys.signs[:, k]).reshape(batch, a * b, c)
+        return out
 
     def columns_mixed(y: NDArray[np.float32]) -> NDArray[np.float32]:
         y = left_a @ y.reshape(batch, a, b * c)
@@ -241,8 +246,8 @@ def normalize(on_air: NDArray[np.float32]) -> NDArray[np.float32]:
     """Float32 [batch, ...] times what makes the mean power of each image 1 per complex symbol, to 1e-8, in a new array.
 
     The energy is added up in double precision and every real is rounded once. In images of few reals the rounding errors do not
-    average out far enough; there the largest real takes what they left. Raises ValueError where an image is silent or not finite:
-    an encoder overflowed.
+    average out far enough; there the largest real takes what they left. Raises ValueError where an image is silent or not
+    finite: an encoder overflowed.
     """
     x = on_air.reshape(len(on_air), -1).astype(np.float64)
     for i, image in enumerate(x):
@@ -252,10 +257,10 @@ def normalize(on_air: NDArray[np.float32]) -> NDArray[np.float32]:
         image *= math.sqrt(image.size / 2 / energy)
     out = x.astype(np.float32)
     if x.shape[1] < _FEW:
-        for image in out:
-            largest = np.abs(image).argmax()
-            exact = image.astype(np.float64)
-            image[largest] += (image.size / 2 - exact @ exact) / (2 * exact[largest])
+        for rounded in out:
+            largest = np.abs(rounded).argmax()
+            exact = rounded.astype(np.float64)
+            rounded[largest] += (rounded.size / 2 - exact @ exact) / (2 * exact[largest])
     return out.reshape(on_air.shape)
 
 
@@ -272,7 +277,8 @@ def unmix(received: NDArray[np.float32], keys: MixKeys, n: int) -> NDArray[np.fl
     x = received
 
     def signed(k: int) -> NDArray[np.float32]:
-        return (x.reshape(batch, -1) * keys.signs[:, k]).reshape(batch, a * b, c)
+        out: NDArray[np.float32] = np.multiply(x.reshape(batch, -1), keys.signs[:, k]).reshape(batch, a * b, c)
+        return out
 
     def columns_mixed(y: NDArray[np.float32]) -> NDArray[np.float32]:
         y = left_b @ y.reshape(batch, a, b, c)
@@ -396,8 +402,10 @@ def _clocks(a: int, b: int) -> tuple[NDArray[np.intp], NDArray[np.uint64], tuple
     once = np.concatenate([np.tile(first, _TURNS), np.tile(a + second, _TURNS)])
     places = once + np.arange(0, ROUNDS // 2 * (a + b), a + b)[:, None]
     values = np.repeat(np.array([b, a], np.uint64), (_TURNS * a, _TURNS * b))
-    return places, values, (
-        np.tile(first.astype(np.int32) * b, _TURNS), np.tile(second.astype(np.int32), _TURNS), second, first[:, None],
+    return (
+        places,
+        values,
+        (np.tile(first.astype(np.int32) * b, _TURNS), np.tile(second.astype(np.int32), _TURNS), second, first[:, None]),
     )
 
 
