@@ -164,7 +164,8 @@ class Transmitter:
         assert self._secret is not None  # __init__ refuses a defence without a key
         reals = 2 * self.bundle.n_symbols
         keys = mix.derive_keys(self._secret, session, counters, self.bundle.digest, reals)
-        on_air = self._engine(images, *mix.sign_inputs(keys, reals), keys.index).reshape(len(images), -1).view(np.complex64)
+        mixed = self._engine(images, *mix.transmitter_inputs(keys, reals))
+        on_air = mix.normalize(mixed).reshape(len(images), -1).view(np.complex64)
         headers = (Header("mix", session, counter) for counter in counters)
         return [Frame(row, self._sealer.seal(header)) for row, header in zip(on_air, headers, strict=True)]
 
@@ -294,10 +295,9 @@ class Receiver:
             each = [
                 mix.derive_keys(self._secret, header.session, [header.counter], self.bundle.digest, reals) for header, _ in part
             ]
-            signs = np.concatenate([keys.signs for keys in each], axis=1)
-            keys = mix.MixKeys(signs, np.concatenate([keys.order for keys in each]))
+            keys = mix.stack_keys(each)
             symbols = np.stack([symbols for _, symbols in part]).view(np.float32).reshape(len(part), -1, 2)
-            images[start : start + BATCH] = self._mix_engine(symbols, *mix.sign_inputs(keys, reals), keys.inverse_index)
+            images[start : start + BATCH] = self._mix_engine(symbols, *mix.receiver_inputs(keys, reals))
         strange = [opened[i][0].counter for i in np.flatnonzero(np.isnan(images).any(axis=(1, 2, 3)))]
         if strange:
             raise HeaderError(

@@ -148,8 +148,8 @@ def test_train_export_audit_from_the_shell(tmp_path):
 
 
 def test_a_budget_that_is_exceeded_is_a_finding(tmp_path):
-    args = ("audit", "photos-10db", "--data", "photos", "--out", "results", "--quick", "--pictures", "6", "--attack", "identification",
-            "--defense", "permute", "--budget")  # fmt: skip
+    args = ("audit", "photos-10db", "--data", "photos", "--out", "results", "--quick", "--pictures", "6",
+            "--attack", "identification", "--defense", "permute", "--budget")  # fmt: skip
     over = semseal(*args, "0.01", cwd=tmp_path)
     assert over.returncode == 1, over.stderr
     error, hint = over.stderr.splitlines()[-2:]
