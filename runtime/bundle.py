@@ -35,7 +35,7 @@ from semseal.runtime.errors import BundleError, GraphError
 from semseal.runtime.files import named, write_atomically
 from semseal.runtime.onnxfile import check_onnx
 
-FORMAT = 3
+FORMAT = 4  # 4: mix, version 2
 MANIFEST = "manifest.json"
 SIGNATURE = "signature"
 ENGINES = "engines"
@@ -285,8 +285,10 @@ def _parse(path: Path, text: bytes) -> Bundle:
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path / MANIFEST} is damaged: {error}", _COPY) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        old = isinstance(manifest, dict) and manifest.get("format") == 3
         raise BundleError(
-            f"{path / MANIFEST} is not of bundle format {FORMAT}, which this version of semseal reads",
+            f"{path / MANIFEST} is not of bundle format {FORMAT}, which this version of semseal reads"
+            + ("; it holds version 1 of mix, whose frames give pictures away where there is little noise" if old else ""),
             f"make the bundle again: {_command(manifest)} --out {path} --force",
         )
     bundle = Bundle(path, manifest)

@@ -74,7 +74,7 @@ def test_what_was_written_is_read(made):
         [*FILES, "manifest.json", "signature"]
     )
     bundle = open_bundle(made)
-    assert bundle.manifest["format"] == 3
+    assert bundle.manifest["format"] == 4
     digests = [hashlib.sha256(FILES[f"{side}.fp32.onnx"]).digest() for side in ("transmitter", "receiver")]
     assert bundle.digest == hashlib.sha256(b"".join(digests)).digest()
 
