@@ -48,7 +48,7 @@ class LazyChoice(click.ParamType):
     def __init__(self, names: Callable[[], Sequence[str]]) -> None:
         self._names = names
 
-    def get_metavar(self, param: click.Parameter, *_: Any) -> str:  # later versions of click pass a context
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # click 8.1 passes no context
         return f"[{'|'.join(self._names())}]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:

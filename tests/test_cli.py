@@ -90,7 +90,7 @@ def test_keygen(tmp_path):
         (["audit", "photos-10db", "--data", "photos", "--out", "results", "--precision", "fp8"], 2, "not one of 'fp32'"),
         (["audit", "photos-10db", "--data", "photos", "--out", "results", "--jobs", "0"], 2, "0 is not in the range"),
         (
-            ["audit", "photos-10db", "--data", "photos", "--out", "results", "--attack", "link", "--budget", "1"],
+            ["audit", "photos-10db", "--data", "photos", "--out", "results", "--attack", "linkability", "--budget", "1"],
             2,
             "measure both",
         ),

@@ -64,7 +64,7 @@ def simulated(scene, defense, snr, chosen):
 
 def transmitted(scene, defense, snr, chosen):
     """The same by the real transmitter."""
-    return scene.received_rows(scene.attacker_images[together(scene, BY_NAME[defense], chosen).ravel()], defense, snr, 1)
+    return scene.received_rows(scene.attacker_images[together(scene, defense, chosen).ravel()], BY_NAME[defense], snr, 1)
 
 
 both = pytest.mark.parametrize("on_air", [simulated, transmitted])
