@@ -26,7 +26,7 @@ semseal.audit([Path(sys.argv[1])], "photos", Path(sys.argv[2]), settings)
 
 def blocks(page):
     """The code of the page by the file that it names."""
-    found = re.findall(r"^`([\w/.]+)`[^\n]*:\n\n```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^`([\w/.]+)`[^\n]*:\n\n```(?:python)?\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     assert len(found) == 4
     return dict(found)
 
