@@ -66,8 +66,7 @@ def test_the_page_is_one_file_and_one_row_each(small_bundle, tmp_path):
     page = (tmp_path / "out" / "report.html").read_text()
     assert "answers with the image of hers whose rows are as strong" in page
     assert "secret signs" in page
-    help_text = subprocess.run(
-        [sys.executable, "-m", "semseal.runtime.cli", "audit", "--help"], capture_output=True, text=True, env=environment
-    ).stdout
+    program = [sys.executable, "-c", "from semseal.runtime.cli import main; main()", "audit", "--help"]
+    help_text = subprocess.run(program, capture_output=True, text=True, env=environment).stdout
     assert "nearest" in help_text
     assert "signs" in help_text
