@@ -10,8 +10,8 @@ The reals of an image and its pads are a matrix of a*b rows and c columns. C is 
 those of each column, over the two digits of its row number. The transforms are fixed and public; the signs, five for every
 real and one for every column, the shuffle of rows and columns and the pads are secret, from a ChaCha20 key stream under
 HKDF(K, session, model digest) with the counter for a nonce. The map is orthogonal: white noise stays white and Bob's symbols
-are as noisy as without it, but for the power that the pads take (0.05 dB at 32,400 reals). ``padded_size`` tells the channel
-uses, ``docs/wire.md`` every bit.
+are as loud and as noisy as without it. What the pads cost is channel uses, which ``padded_size`` tells (1.1 % at 32,400 reals).
+``docs/wire.md`` says every bit of it.
 
 Why this shape, of all that were tried and attacked:
 
