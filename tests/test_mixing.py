@@ -16,7 +16,7 @@ from semseal.runtime.signing import owner_key
 
 KEY = bytes(range(32))
 SESSION, DIGEST = bytes(16), bytes(32)
-ROUNDING = 5e-6  # of symbols of mean power 1; an engine may add up in another order than the reference
+ROUNDING = 2e-5  # of symbols of power 1; engines add up in their own order, and the largest one takes what that leaves
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_bob_gets_the_same_pictures_in_the_order_sent(small_bundle, small_images
     assert np.abs(Receiver(small_bundle, KEY).receive(shuffled) - plain).mean() < 1e-2  # pads in place of most of a scale
 
 
-def test_bob_loses_the_power_of_the_pads_and_no_more_for_the_same_noise(photos):
+def test_bob_loses_nothing_for_the_same_noise(photos):
     from semseal.runtime.pictures import open_pictures
 
     images = open_pictures("photos", "valid").take(4, 180, 180)
@@ -200,7 +200,7 @@ def test_bob_loses_the_power_of_the_pads_and_no_more_for_the_same_noise(photos):
         on_the_way = channel.awgn(np.stack([frame.symbols for frame in frames]), added, 10)
         received = [Frame(row, frame.header) for row, frame in zip(on_the_way, frames, strict=True)]
         got[defense] = psnr(images, Receiver(photos, KEY).receive(received))
-    assert (got["none"] - got["mix"]).mean() < 0.06
+    assert np.abs(got["none"] - got["mix"]).max() < 0.06  # the scale, which is a little off
 
 
 def test_every_packet_is_mixed_anew_and_no_two_look_alike(small_bundle, small_images):

@@ -10,15 +10,16 @@ The reals of an image and its pads are a matrix of a*b rows and c columns. C is 
 those of each column, over the two digits of its row number. The transforms are fixed and public; the signs, five for every
 real and one for every column, the shuffle of rows and columns and the pads are secret, from a ChaCha20 key stream under
 HKDF(K, session, model digest) with the counter for a nonce. The map is orthogonal: white noise stays white and Bob's symbols
-are as noisy as without it, but for the power that the pads take (0.05 dB at 32,400 reals). ``padded_size`` tells the channel
-uses, ``docs/wire.md`` every bit.
+are as loud and as noisy as without it. What the pads cost is channel uses, which ``padded_size`` tells (1.1 % at 32,400 reals).
+``docs/wire.md`` says every bit of it.
 
 Why this shape, of all that were tried and attacked:
 
 - Every entry of a Hadamard matrix has one magnitude, so that every place on air has one distribution, whatever was sent.
 - The pads are as loud as the features and part of what is mixed. They fill silence (features that are all zero), drown what
   the rounding of a float32 normalisation says of the picture (4e-7 of the power), and smear the lattices that few or equal
-  values come out on. The power is set to 1 after mixing, in double precision, so that it says nothing either.
+  values come out on. The power is set to 1 before mixing, so that the grain of float32 is the same for every input, and again
+  after it, in double precision, so that it says nothing either.
 - Round one spreads any features over all places. What is left is that a few symbols, or those of one column, give energies
   that follow Walsh functions of the row and column numbers. The shuffle makes Eve's row and column numbers useless, round two
   mixes again, and the last C averages what A and B keep, the energy of each column.
@@ -233,7 +234,10 @@ def mix(symbols: NDArray[np.float32], keys: MixKeys) -> NDArray[np.float32]:
         y = left_a @ y.reshape(batch, a, b * c)
         return (left_b @ y.reshape(batch, a, b, c)).reshape(batch * a * b, c)
 
-    x = x.reshape(batch, a * b, c) @ (right * keys.column_signs)
+    energy = np.einsum("bn,bn->b", x, x)[:, None, None]
+    # how loud the features are must not show in the grain of float32 either, so that all is mixed at one power
+    scaled = right * keys.column_signs * np.sqrt(np.float32(x.shape[1] / 2) / energy)
+    x = x.reshape(batch, a * b, c) @ scaled
     x = columns_mixed(signed(0))
     x = x.take(keys.index, axis=0)
     x = signed(1) @ right.take(keys.columns, axis=0)  # whose rows are moved instead of the columns of x
