@@ -24,6 +24,7 @@ ORDER = (
         "runtime.libraries",
         "runtime.files",
         "runtime.onnxfile",
+        "runtime.pixels",
         "runtime.metrics",
         "runtime.channel",
         "runtime.pictures",
