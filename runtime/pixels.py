@@ -32,7 +32,7 @@ _INTS = 7  # type of an attribute
 
 
 def with_pixels(graph: bytes) -> bytes:
-    """The bytes of a transmitter or receiver that takes or gives pictures as bytes, for those of one that ``check_onnx`` passed.
+    """A transmitter or receiver, whose bytes ``check_onnx`` passed, as one that takes or gives pictures as bytes.
 
     Raises GraphError for a graph without ``image`` [batch, 3, height, width] at either end.
     """
