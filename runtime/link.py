@@ -178,8 +178,8 @@ class Transmitter:
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         """What copy.copy, copy.deepcopy and pickle ask for."""
         raise TypeError(
-            "a Transmitter cannot be copied or pickled: the copy would use its counters a second time, which gives pictures away; "
-            "open another: Transmitter(...) has a session of its own"
+            "a Transmitter cannot be copied or pickled: the copy would use its counters again, which gives pictures away; "
+            "open another Transmitter(...), which has a session of its own"
         )
 
     def send(self, images: Images) -> list[Frame]:
@@ -381,7 +381,7 @@ class Receiver:
         images, is_picture = self._joined(parts, pixels)
         if not is_picture.all():
             raise ValueError(
-                f"images {np.flatnonzero(~is_picture).tolist()} are not finite: their symbols are too large; were they equalised?"
+                f"images {np.flatnonzero(~is_picture).tolist()} are not finite: their symbols are too large; equalise them"
             )
         return images, incomplete
 

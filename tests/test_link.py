@@ -206,7 +206,7 @@ def test_wrong_shapes_and_values_are_refused(small_bundle, small_images):
         (small_images(1)[:0], "images must be"),
         (small_images(1).astype(np.float64), r"float32 in 0\.\.1 or uint8 .*, got float64; divide bytes by 255"),
         ((small_images(1) * 255).astype(np.uint8), r"uint8 images must be \[batch, 32, 24, 3\], got \[1, 3, 32, 24\]"),
-        (small_images(1) - np.float32(1e-7), r"in 0\.\.1, got -1e-07\.\."),
+        (small_images(1) * 0 - np.float32(1e-7), r"in 0\.\.1, got -1e-07\.\."),
         (small_images(1) * 0 + np.nextafter(np.float32(1), np.float32(2)), r"in 0\.\.1, got 1\.\.1"),
         (small_images(1).tolist(), "must be a NumPy array, got list"),
         (small_images(1) * 255, r"in 0\.\.1, got .*; divide bytes by 255"),
