@@ -139,7 +139,9 @@ class Bundle:
             there = ", ".join(file for file in self.manifest["files"] if file.endswith(".engine"))
             raise BundleError(
                 f"{self.path} holds no {engine} engine for {side} {precision}, it has {there or 'none'}",
-                self._remake(f" --engine {engine}"),
+                f"semseal build {self.name} --out OTHER --engine {engine}"
+                if precision in self.manifest["precisions"]
+                else self._remake(),
             )
         return self.read(name)
 
@@ -157,11 +159,11 @@ class Bundle:
             raise BundleError(f"{self.path / name} does not match its digest in {MANIFEST}: changed or damaged, refused", _COPY)
         return data
 
-    def _remake(self, option: str = "") -> str:
-        """How to have this bundle with an option more."""
+    def _remake(self) -> str:
+        """How to have this bundle with what it lacks."""
         if is_packaged(self.path):
             return "take what the packaged bundle has, or train and export a link of your own"
-        return f"make the bundle again: {_command(self.manifest)} --out {self.path}{option} --force"
+        return f"make the bundle again: {_command(self.manifest)} --out {self.path} --force"
 
 
 def open_bundle(path: Path | str, owner: str | Path | None = None) -> Bundle:
