@@ -65,7 +65,7 @@ def with_pixels(graph: bytes) -> bytes:
 
 def separated(given: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """What a receiver with pixels gives, as pictures [batch, height, width, 3], a view, and whether each is one, [batch]."""
-    return given[:, :-1], given[:, -1, 0].all(axis=1)
+    return given[:, :-1], given[:, -1, 0].min(axis=1) > 0
 
 
 def _transmitter(name: str, batch: bytes, height: int, width: int) -> bytes:

@@ -73,7 +73,7 @@ def _white_box(scene: Scene, cell: Cell, advance: Advance) -> Images:
     few, settings = scene.images[: scene.settings.optimised_pictures], scene.settings.whitebox
     received = scene.received_symbols(few, DEFENSES[cell.defense], _snr(cell), 1)
     # half way to grey: from the plain mean, as from black, a few pictures do not get away
-    start: Images = (scene.mean_picture + np.float32(0.5)) / 2
+    start = (scene.mean_picture + np.float32(0.5)) / np.float32(2)
     told = _in_seconds(advance, WHITE_BOX_S)
     return whitebox.invert(scene.surrogate, received, start, scene.bundle.h, settings, advance=told)
 
