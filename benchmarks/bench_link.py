@@ -118,9 +118,21 @@ def test_gather_reference(benchmark, plain):
     assert np.array_equal(out[np.argsort(order)], rows)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+@pytest.mark.parametrize(("name", "precision"), FORMS)
 @pytest.mark.parametrize("defense", ["none", "permute", "mix"])
-def test_send_one_frame(benchmark, image, defense):
+def test_send_one_frame(benchmark, image, defense, name, precision, dtype):
     """Everything Alice does for one image: checks, scheme, engine, sealed header."""
-    tx = Transmitter(BUNDLE, KEY, defense, threads=1)
-    frames = benchmark(tx.send, image)
+    tx = Transmitter(BUNDLE, KEY, defense, name, precision, threads=1)
+    given = image if dtype == "float32" else np.round(255 * image).astype(np.uint8).transpose(0, 2, 3, 1).copy()
+    frames = benchmark(tx.send, given)
     assert psnr(image, Receiver(BUNDLE, KEY).receive(frames))[0] > 25
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_receive_one_frame(benchmark, image, dtype):
+    """Everything Bob does for one image: the header opened, checks, engine. Without a key, so that the frame may come again."""
+    frames = Transmitter(BUNDLE).send(image)
+    picture = benchmark(Receiver(BUNDLE, threads=1).receive, frames, dtype)
+    picture = picture if dtype == "float32" else picture.transpose(0, 3, 1, 2) / np.float32(255)
+    assert psnr(image, picture)[0] > 25
