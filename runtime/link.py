@@ -8,7 +8,8 @@ Images are float32 [batch, 3, height, width] in 0..1, or uint8 [batch, height, w
 engine is opened when it is first needed, the likeliest one at construction, so that one that cannot be had is told at once.
 
 A counter is a nonce and must never be used twice with one session. So threads share a Transmitter's counters under a lock, a
-forked process has a session of its own from its first frame on, and a Transmitter is not copied.
+forked process has a session of its own from its first frame on, and a Transmitter is not copied. A forked child waits for no
+lock of this module that its parent held; OpenVINO has locks too: with that engine fork while no thread sends or receives.
 """
 
 import os

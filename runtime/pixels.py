@@ -6,8 +6,8 @@
                                          └─ mean of each colour ─ 1 where it is a number, else 0 ─────┘
 
 The link then moves a quarter of the bytes, and NumPy converts nothing. The division is that of
-``pixels.astype(float32) / float32(255)``, to the last bit but in OpenVINO; the rounding is that of ``round(255 * image)``,
-half to even.
+``pixels.astype(float32) / float32(255)``, but for the last bit in OpenVINO, which multiplies; the rounding is that of
+``round(255 * image)``, half to even.
 
 No byte stands for NaN, which is what a receiver that mixes answers to symbols of another key. So a receiver gives
 [batch, height + 1, width, 3]: the last row says in each colour whether the picture above it is one. ``separated`` takes it off.

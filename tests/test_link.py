@@ -203,8 +203,8 @@ assert len(rx.receive(tx.send(pixels), "uint8")) == 1
     )
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime-cpu", "openvino"])
-def test_forks_while_threads_send_and_receive(small_bundle, engine):
+def test_forks_while_threads_send_and_receive(small_bundle):
+    # not with OpenVINO, which holds locks of its own while a thread of the parent is in it
     run_forked(
         small_bundle,
         """
@@ -228,7 +228,6 @@ for thread in threads:
 assert len({answer[:16] for answer in answers} | {session for session, _ in sent}) == 21
 assert len(set(sent)) == len(sent)
 """,
-        engine=engine,
     )
 
 
