@@ -63,8 +63,8 @@ ORDERS = [m for m in range(4, 513) if rule(m)]
 def sizes(n):
     least = max(2048, n + 64)
     found = []
-    for c in (m for m in ORDERS if m <= 64):
-        for b in (m for m in ORDERS if m >= 8):
+    for c in (m for m in ORDERS if 8 <= m <= 64):
+        for b in ORDERS:
             for a in (m for m in ORDERS if m >= b):
                 if a * b * c >= least:
                     found.append((a * b * c, a, b, c))
@@ -111,7 +111,9 @@ def keys(key, session, counter, digest, n):
     a, b, c = sizes(n)
     size, p = a * b * c, a * b * c - n
     layer = size // 8
-    words = 4 * p + 3 * (a + b) + c
+    second = max(q for q in range(1, a * b) if a * b % q == 0 and q * q <= a * b)
+    first = a * b // second
+    words = 4 * p + 3 * (first + second) + c
     nonce = counter.to_bytes(8, "little") + bytes(4)
     stream = chacha20(session_key(key, session, digest), nonce, 1, 5 * layer + 8 + 4 * words)
 
@@ -126,12 +128,13 @@ def keys(key, session, counter, digest, n):
     turns = w[4 * p : -c]
     rows = []
     for i in range(a * b):
-        x, y = i // b, i % b
+        x, y = divmod(i, second)
         for t in range(3):
-            f, g = turns[t * (a + b) : t * (a + b) + a], turns[t * (a + b) + a : (t + 1) * (a + b)]
-            y = (y + (f[x] * b >> 32)) % b
-            x = (x + (g[y] * a >> 32)) % a
-        rows.append(x * b + y)
+            here = t * (first + second)
+            f, g = turns[here : here + first], turns[here + first : here + first + second]
+            y = (y + (f[x] * second >> 32)) % second
+            x = (x + (g[y] * first >> 32)) % first
+        rows.append(x * second + y)
     v = w[-c:]
     return signs, column_signs, pads, rows, sorted(range(c), key=lambda i: v[i])
 

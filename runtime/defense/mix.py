@@ -60,8 +60,8 @@ LARGEST = 2**22  # reals in an image
 LEAST_STRUCTURE = 10.0  # of symbols that were un-mixed with the right keys, see ``structure``
 SESSION_SIZE, DIGEST_SIZE = 16, 32
 
-_ORDERS = range(8, 513)  # of a and b
-_WIDEST = 64  # c at most
+_ORDERS = range(4, 513)  # of a and b
+_NARROWEST, _WIDEST = 8, 64  # c; in rows of 4, features that fill one row can be told, if barely
 _TURNS = ROUNDS // 2 + 1  # round the clock, at most, of a digit of a row
 _SLACK = 100  # one part in so many may be added to the size where that is cheaper to compute
 _FEW = 2**14  # reals, below which rounding to float32 moves the power by up to 1e-8
@@ -113,7 +113,7 @@ def factors(n: int) -> tuple[int, int, int]:
     least = max(LEAST_SIZE, n + LEAST_PADS)
     tall = [m for m in _ORDERS if _construction(m)]
     products = []
-    for c in (m for m in range(4, _WIDEST + 1) if _construction(m)):
+    for c in (m for m in range(_NARROWEST, _WIDEST + 1) if _construction(m)):
         lanes = -(-c // _LANES) * _LANES
         for i, b in enumerate(tall):
             for a in tall[i:]:
@@ -168,7 +168,8 @@ def derive_keys(key: bytes, session: bytes, counters: Sequence[int], model_diges
         5 x padded n / 8 bytes     a bit for each sign, lowest first; 1 is minus
         8 bytes                    likewise for the signs of the columns, of which there are c
         4 x pads words             a pad is the sum of a word from each quarter, centred, times a unit
-        3 x (a + b) words          for each of three turns a shift for every value of a row's first digit, then of its second
+        3 x (p + q) words          for each of three turns a shift for every value of a row's first digit, then of its second; p*q
+                                   is the number of rows, q its largest factor that is no larger than p
         c words                    their order by size, equal ones as they come, is ``columns``
 
     Raises ValueError for another length or range and KeyFileError for a key that is not 32 bytes.
@@ -180,7 +181,8 @@ def derive_keys(key: bytes, session: bytes, counters: Sequence[int], model_diges
     a, b, c = factors(n)
     size = a * b * c
     pads, packed = size - n, LAYERS * size // 8 + _WIDEST // 8
-    words = 4 * pads + ROUNDS // 2 * (a + b) + c
+    digits = _digits(a * b)
+    words = 4 * pads + ROUNDS // 2 * sum(digits) + c
     batch = len(counters)
     signs = np.empty((batch, packed), np.uint64)
     noise = np.empty((batch, pads), np.float32)
@@ -197,7 +199,7 @@ def derive_keys(key: bytes, session: bytes, counters: Sequence[int], model_diges
         total = drawn[: 4 * pads].reshape(4, pads).sum(0, dtype=np.float64)
         total -= 2 * (2**32 - 1)  # exact, as the sum is
         np.multiply(total.astype(np.float32), _PAD_UNIT, out=noise[i])
-        rows[i] = _shuffled_rows(drawn[4 * pads : -c], a, b)
+        rows[i] = _shuffled_rows(drawn[4 * pads : -c], *digits)
         columns[i] = drawn[-c:].argsort(kind="stable")
     each = signs.view(np.int8)
     of_columns = each[:, LAYERS * size : LAYERS * size + c, None]
@@ -374,18 +376,25 @@ def _is_prime(q: int) -> bool:
     return q > 2 and all(q % d for d in range(2, math.isqrt(q) + 1))
 
 
-def _shuffled_rows(words: NDArray[np.uint32], a: int, b: int) -> NDArray[np.integer]:
-    """A keyed order of the rows 0..a*b-1 from ROUNDS/2 * (a + b) words: a Feistel network on the digits (row // b, row % b).
+@lru_cache
+def _digits(rows: int) -> tuple[int, int]:
+    """(p, q) with p*q = rows, p >= q, as near to each other as can be."""
+    q = max(m for m in range(1, math.isqrt(rows) + 1) if rows % m == 0)
+    return rows // q, q
+
+
+def _shuffled_rows(words: NDArray[np.uint32], p: int, q: int) -> NDArray[np.integer]:
+    """A keyed order of the rows 0..p*q-1 from ROUNDS/2 * (p + q) words: a Feistel network on the digits (row // q, row % q).
 
     Alternately the second digit is moved on by a random function of the first and the first by one of the second, both around
-    the clock. No word is thrown away: a shift is 2^-23 nearer to some values than to others, at most.
+    the clock. No word is thrown away: a shift is 2^-18 nearer to some values than to others, at most.
     """
-    places, values, around = _clocks(a, b)
+    places, values, around = _clocks(p, q)
     # the tables repeat, so that digits may go on and on and no remainder is taken before the end
     shifts = words.take(places) * values
     shifts >>= 32
-    of_high, of_low = np.split(shifts.view(np.int64), [_TURNS * a], axis=1)
-    low = of_high[0, :a, None] + around[2]  # [a, b]
+    of_high, of_low = np.split(shifts.view(np.int64), [_TURNS * p], axis=1)
+    low = of_high[0, :p, None] + around[2]  # [p, q]
     high = of_low[0].take(low) + around[3]
     for turn in range(1, ROUNDS // 2):
         low += of_high[turn].take(high)
@@ -400,16 +409,16 @@ def _cipher(key: bytes, salt: bytes) -> ChaCha20Poly1305:
 
 
 @lru_cache
-def _clocks(a: int, b: int) -> tuple[NDArray[np.intp], NDArray[np.uint64], tuple[NDArray[np.integer], ...]]:
+def _clocks(p: int, q: int) -> tuple[NDArray[np.intp], NDArray[np.uint64], tuple[NDArray[np.integer], ...]]:
     """For the turns of ``_shuffled_rows``: where each shift is drawn, among how many values, and what the digits stand for."""
-    first, second = np.arange(a), np.arange(b)
-    once = np.concatenate([np.tile(first, _TURNS), np.tile(a + second, _TURNS)])
-    places = once + np.arange(0, ROUNDS // 2 * (a + b), a + b)[:, None]
-    values = np.repeat(np.array([b, a], np.uint64), (_TURNS * a, _TURNS * b))
+    first, second = np.arange(p), np.arange(q)
+    once = np.concatenate([np.tile(first, _TURNS), np.tile(p + second, _TURNS)])
+    places = once + np.arange(0, ROUNDS // 2 * (p + q), p + q)[:, None]
+    values = np.repeat(np.array([q, p], np.uint64), (_TURNS * p, _TURNS * q))
     return (
         places,
         values,
-        (np.tile(first.astype(np.int32) * b, _TURNS), np.tile(second.astype(np.int32), _TURNS), second, first[:, None]),
+        (np.tile(first.astype(np.int32) * q, _TURNS), np.tile(second.astype(np.int32), _TURNS), second, first[:, None]),
     )
 
 
