@@ -196,7 +196,7 @@ class Transmitter:
         send = self._send_mixed if defense.mixes else self._send_moved if moves else self._send_plain
         frames: list[Frame] = []
         for start in range(0, len(images), BATCH):
-            frames += send(engine, images[start : start + BATCH], *self._take_counters())
+            frames += send(engine, images[start : start + BATCH], *self._take_counters(len(images[start : start + BATCH])))
         return frames
 
     def _send_plain(self, engine: Engine, images: Images, session: bytes, counter: int) -> list[Frame]:
@@ -245,15 +245,15 @@ class Transmitter:
         symbols = on_air.reshape(len(on_air), -1).view(np.complex64)
         return [Frame(row, self._sealer.seal(header)) for row, header in zip(symbols, headers, strict=True)]
 
-    def _take_counters(self) -> tuple[bytes, int]:
-        """The session and the first of BATCH counters that nobody has used; the first is even, so pairs are 2k, 2k+1.
+    def _take_counters(self, count: int) -> tuple[bytes, int]:
+        """The session and the first of ``count`` counters that nobody has used; it is even, so pairs are 2k, 2k+1.
 
         A counter is a nonce: threads must not share one, and every forked process gets a session of its own.
         """
         here = self._counters.get(_process()) or self._counters.setdefault(_process(), _Counters())
         with here.lock:
             first = here.first
-            here.first += BATCH
+            here.first += count + count % 2
         return here.session, first
 
     def _check(self, images: Images) -> bool:

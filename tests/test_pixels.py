@@ -103,10 +103,7 @@ def test_symbols_and_pictures_are_those_of_the_float_graphs(name, precision, eng
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_symbols_of_another_key_are_told_in_the_last_row(request, precision, engine):
-    if (engine, precision) == ("openvino", "int8"):
-        reason = "OpenVINO 2026.4 cannot compile the int8 graph that is packaged: its constant is gathered, then scaled"
-        request.applymarker(pytest.mark.xfail(raises=RuntimeError, strict=True, reason=reason))
+def test_symbols_of_another_key_are_told_in_the_last_row(precision, engine):
     bundle, pixels = open_bundle("photos-10db"), pixels_of(2, 180, 180)
     keys = mix.derive_keys(KEY, bytes(16), range(2), bytes(32), 32400)
     sent = open_engine(engine, bundle.graph("transmitter-mix", precision))(

@@ -168,8 +168,8 @@ def derive_keys(key: bytes, session: bytes, counters: Sequence[int], model_diges
         5 x padded n / 8 bytes     a bit for each sign, lowest first; 1 is minus
         8 bytes                    likewise for the signs of the columns, of which there are c
         4 x pads words             a pad is the sum of a word from each quarter, centred, times a unit
-        3 x (p + q) words          for each of three turns a shift for every value of a row's first digit, then of its second; p*q
-                                   is the number of rows, q its largest factor that is no larger than p
+        3 x (p + q) words          for each of three turns a shift for every value of a row's first digit, then of its second;
+                                   p*q is the number of rows, q its largest factor that is no larger than p
         c words                    their order by size, equal ones as they come, is ``columns``
 
     Raises ValueError for another length or range and KeyFileError for a key that is not 32 bytes.
@@ -257,7 +257,7 @@ def normalize(on_air: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     x = on_air.reshape(len(on_air), -1).astype(np.float64)
     for i, image in enumerate(x):
-        energy = float(image @ image)
+        energy = float(np.einsum("i,i->", image, image))  # a dot product would take all cores, whatever the engine was given
         if not 0 < energy < math.inf:
             raise ValueError(f"image {i} came out of the encoder with energy {energy:g}; try another picture or precision")
         image *= math.sqrt(image.size / 2 / energy)
@@ -266,7 +266,7 @@ def normalize(on_air: NDArray[np.float32]) -> NDArray[np.float32]:
         for rounded in out:
             largest = np.abs(rounded).argmax()
             exact = rounded.astype(np.float64)
-            rounded[largest] += (rounded.size / 2 - exact @ exact) / (2 * exact[largest])
+            rounded[largest] += (rounded.size / 2 - np.einsum("i,i->", exact, exact)) / (2 * exact[largest])
     return out.reshape(on_air.shape)
 
 
