@@ -168,7 +168,7 @@ def derive_keys(key: bytes, session: bytes, counters: Sequence[int], model_diges
         5 x padded n / 8 bytes     a bit for each sign, lowest first; 1 is minus
         8 bytes                    likewise for the signs of the columns, of which there are c
         4 x pads words             a pad is the sum of a word from each quarter, centred, times a unit
-        3 x (p + q) words          for each of three turns a shift for every value of a row's first digit, then of its second; p*q
+        3 x (p + q) words          for each of three turns a shift for every value of a row's first digit, then its second; p*q
                                    is the number of rows, q its largest factor that is no larger than p
         c words                    their order by size, equal ones as they come, is ``columns``
 
