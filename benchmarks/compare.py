@@ -146,7 +146,7 @@ def candidates(link: Link) -> dict[str, dict[str, Candidate]]:
     }
     for name, precision in ((cpu, "fp32"), ("openvino", "fp32"), ("openvino", "int8")):
         sides["receiver"][f"{name} {precision}"] = engine(name, link.receivers[precision], *symbols)
-    signs = mix.sign_inputs(link.keys, link.reals)
+    secret = mix.transmitter_inputs(link.keys, link.reals)
     for name, precision in FORMS:
         graph = link.transmitters[precision]
         mixing = with_mix(graph, "transmitter", config.h, config.w * config.c, config.c)
@@ -154,7 +154,7 @@ def candidates(link: Link) -> dict[str, dict[str, Candidate]]:
             f"{name} {precision}": engine(name, graph, image, link.identity),
             f"{name} {precision}, no index": engine(name, without_gather(graph), image),
             f"{name} {precision}, index": engine(name, graph, image, link.scheme),
-            f"{name} {precision}, mix": engine(name, mixing, image, *signs, link.keys.index),
+            f"{name} {precision}, mix": engine(name, mixing, image, *secret),
         }
     return sides
 
@@ -168,7 +168,8 @@ def check(link: Link, side: str, runs: dict[str, Candidate]) -> None:
         if name.endswith(", index"):
             given = index.gather(given.reshape(link.config.h, -1), np.argsort(link.scheme[0])).reshape(given.shape)
         elif name.endswith(", mix"):
-            given = mix.unmix(given.reshape(1, -1), link.keys, link.reals).reshape(given.shape)
+            given = mix.unmix(mix.normalize(given).reshape(1, -1), link.keys, link.reals).reshape(expected.shape)
+            given *= np.sqrt(np.square(expected).sum() / np.square(given).sum())  # the scale is the packet's
         error = np.abs(given - expected).max()
         assert error < close, f"{side}, {name}: wrong by {error}"
 

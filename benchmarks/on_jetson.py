@@ -7,7 +7,7 @@ Not yet run on a Jetson. On any other machine it says so, writes nothing and exi
     upload, download  one image to the GPU's own copy, its symbols back; one memory, but the copies are made (docs/jetson.md)
     transmitter       image in, symbols out, both NumPy arrays: copies, network, index, power, one CUDA graph
     receiver          symbols in, image out
-    send, receive     everything that Alice or Bob does for one image, header included
+    send, receive     everything that Alice or Bob does for one image, header included; send mix the same with the defence mix
 
 Timed with one image. Each round runs every stage once, in a new random order, so that a clock that falls meets all of them.
 """
@@ -65,6 +65,7 @@ def stages(bundle: Bundle, engine: str, owner: str | None) -> dict[str, Stage]:
     for precision in bundle.manifest["precisions"]:
         options: dict[str, Any] = {"engine": engine, "precision": precision, "owner": owner}
         alice, bob = Transmitter(bundle.path, KEY, "permute", **options), Receiver(bundle.path, **options)
+        mixing = Transmitter(bundle.path, KEY, "mix", **options)
         in_clear = Transmitter(bundle.path, **options).send(image)
         symbols = in_clear[0].symbols.view(np.float32).reshape(1, -1, 2)
         quality = psnr(image, bob.receive(in_clear))[0]
@@ -74,6 +75,7 @@ def stages(bundle: Bundle, engine: str, owner: str | None) -> dict[str, Stage]:
         made[f"transmitter {precision}"] = lambda encode=encode: encode(image, moved)
         made[f"receiver {precision}"] = lambda decode=decode, symbols=symbols: decode(symbols, plain)
         made[f"send {precision}"] = lambda alice=alice: alice.send(image)
+        made[f"send mix {precision}"] = lambda mixing=mixing: mixing.send(image)
         made[f"receive {precision}"] = lambda bob=bob, frames=in_clear: bob.receive(frames)
     return made
 

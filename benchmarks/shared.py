@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from semseal.runtime.errors import SemsealError
-from semseal.runtime.roundtrip import round_trip
+from semseal.runtime.roundtrip import complaint, measure
 
 SAMPLES_FOR_P99 = 662  # that MLPerf asks for before a 99th percentile is one
 DEFENSES = ("none", "permute", "substitute", "permute+substitute", "mix")
@@ -30,11 +30,22 @@ def attempt(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def links(bundle: Path, name: str, precision: str, expected_db: float, owner: str | None) -> dict[str, Any]:
-    """PSNR in dB of a round trip from send to receive, by defence; null with the reason where it fails."""
-    return {
-        defense: attempt(f"{name} {precision} {defense}", round_trip, bundle, name, precision, defense, expected_db, owner)
-        for defense in DEFENSES
-    }
+    """PSNR in dB of a round trip from send to receive, by defence.
+
+    Null with the reason where the engine cannot be had. An engine that gives other pictures, or that runs without a defence
+    and not with each of them, is a failure.
+    """
+    found: dict[str, Any] = {}
+    for defense in DEFENSES:
+        what = f"{name} {precision} {defense}"
+        found[defense] = attempt(what, measure, bundle, name, precision, defense, owner)
+        if isinstance(found[defense], float):
+            wrong = complaint(found[defense], expected_db, precision, defense)
+        else:
+            wrong = found[defense]["reason"] if isinstance(found["none"], float) else ""
+        if wrong and wrong not in failures:
+            failures.append(f"{what}: {wrong}")
+    return found
 
 
 def interleave(candidates: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int) -> dict[str, NDArray[np.float64]]:

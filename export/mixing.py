@@ -1,16 +1,20 @@
-"""The defence ``mix`` inside the deployed graphs: matrices as constants, signs and row order as inputs.
+"""The defence ``mix`` inside the deployed graphs: Hadamard matrices as constants, keys as inputs.
 
-    transmitter-mix   image, signs0..signs4, order [batch, runs] -> symbols [batch, padded N, 2]
-    receiver-mix      symbols [batch, padded N, 2], signs0..signs4, order (the inverse) [batch, runs] -> image
+    transmitter-mix   image, mix_pads, mix_column_signs, mix_signs0..4, mix_rows, mix_columns -> symbols, of any power
+    receiver-mix      symbols, mix_column_signs, mix_signs0..4, mix_rows, mix_columns         -> image
 
-    signs0, signs2    [batch, a, b*c], in front of the matrix over a, whose shape they save a Reshape
-    signs1, signs3    [batch, a, b, c], between those over b and c
-    signs4            [batch, padded N, 2], on air
+    symbols           float32 [batch, padded N, 2]
+    mix_pads          float32 [batch, 2 (padded N - N)]
+    mix_column_signs  int8 [batch, c, 1], -1 or 1
+    mix_signs0..4     int8 [batch, a*b, c], -1 or 1
+    mix_rows          int32 [batch, a*b], absolute: ``MixKeys.index`` for the transmitter, ``inverse_index`` for the receiver
+    mix_columns       int32 [batch, c], the same for both
 
-``order`` is absolute, as ``MixKeys.index`` and ``inverse_index`` give it: one Gather on axis 0 over the runs of all images. The
-reference is ``semseal.runtime.defense.mix``, whose arithmetic this repeats operator by operator, in float32 in every precision.
-The scale of the power normalisation is not drawn into the first matrix: a matrix that is no constant costs OpenVINO more than
-the multiplication that it saves.
+The reference is ``semseal.runtime.defense.mix``, whose arithmetic this repeats operator by operator, in float32 in every
+precision. What leaves the transmitter's graph is the mix but for its power: ``mix.normalize`` sets that to 1 on the host, in
+double precision, which TensorRT does not have. Signs are int8, because a cast costs less than reading four times the bytes.
+One Gather moves whole rows, among those of all images; columns are moved by reordering the rows of the matrix that multiplies
+them next.
 
 Symbols that do not look like the model's after un-mixing (``structure``) were mixed under another key, counter or model: the
 receiver then gives a picture of NaN, never one that was decoded from noise. Models with fewer channels or symbols than that
@@ -24,7 +28,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from semseal.runtime.defense.mix import LEAST_STRUCTURE, factors, matrices, run_length
+from semseal.runtime.defense.mix import LAYERS, LEAST_STRUCTURE, factors, inverse_matrices, matrices
 
 LEAST_CHANNELS, LEAST_REALS = 4, 2048  # for the test of structure
 
@@ -39,22 +43,19 @@ def with_mix(graph: bytes, side: str, h: int, row_width: int, channels: int) -> 
     stay = part.constant("stay", np.array([-1, h, row_width]))
     nodes[place] = helper.make_node("Reshape", [gather.input[0], stay], list(gather.output), "index/none")
     a, b, c = part.shape
-    blocks: list[str | int | None] = ["batch", a, b * c]
-    cube: list[str | int | None] = ["batch", a, b, c]
-    pairs: list[str | int | None] = ["batch", a * b * c // 2, 2]
-    keys = [
-        helper.make_tensor_value_info(f"signs{k}", TensorProto.FLOAT, shape)
-        for k, shape in enumerate((blocks, cube, blocks, cube, pairs))
-    ]
-    runs = a * b * c // run_length(part.n)
-    symbols = helper.make_tensor_value_info("symbols", TensorProto.FLOAT, pairs)
-    keys.append(helper.make_tensor_value_info("order", TensorProto.INT32, ["batch", runs]))
+    size = a * b * c
+    keys = [helper.make_tensor_value_info("mix_column_signs", TensorProto.INT8, ["batch", c, 1])]
+    keys += [helper.make_tensor_value_info(f"mix_signs{k}", TensorProto.INT8, ["batch", a * b, c]) for k in range(LAYERS)]
+    keys.append(helper.make_tensor_value_info("mix_rows", TensorProto.INT32, ["batch", a * b]))
+    keys.append(helper.make_tensor_value_info("mix_columns", TensorProto.INT32, ["batch", c]))
+    pads = helper.make_tensor_value_info("mix_pads", TensorProto.FLOAT, ["batch", size - part.n])
+    symbols = helper.make_tensor_value_info("symbols", TensorProto.FLOAT, ["batch", size // 2, 2])
     for node in nodes:
         for names in (node.input, node.output):
             names[:] = ["plain_symbols" if name == "symbols" else name for name in names]
     if side == "transmitter":
         nodes += part.mix("plain_symbols", "symbols")
-        inputs, outputs = [model.graph.input[0], *keys], [symbols]
+        inputs, outputs = [model.graph.input[0], pads, *keys], [symbols]
     else:
         checked = channels >= LEAST_CHANNELS and part.n >= LEAST_REALS
         for node in nodes:
@@ -101,14 +102,17 @@ class _Part:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         a, b, c = self.shape
-        left_a, left_b, right = matrices(n)
-        for name, matrix in (("left_a", left_a), ("left_b", left_b), ("right", right)):
+        for name, matrix in zip(("left_a", "left_b", "right"), matrices(n), strict=True):
             self.constant(name, matrix)
-            self.constant(f"{name}_back", matrix.T)
+        for name, matrix in zip(("left_a_back", "left_b_back", "right_back"), inverse_matrices(n), strict=True):
+            self.constant(name, matrix)
         self.constant("blocks", np.array([-1, a, b * c]))
         self.constant("cube", np.array([-1, a, b, c]))
+        self.constant("matrix", np.array([-1, a * b, c]))
+        self.constant("every_row", np.array([-1, c]))
         self.constant("pairs", np.array([-1, a * b * c // 2, 2]))
-        self.constant("runs", np.array([-1, run_length(n)]))
+        self.constant("reals", np.array([-1, n]))
+        self.constant("all", np.array([-1, a * b * c]))
 
     def constant(self, name: str, values: Any) -> str:
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(values), f"mix_{name}"))
@@ -122,41 +126,60 @@ class _Part:
     def reshape(self, x: str, shape: str) -> str:
         return self.node("Reshape", [x, f"mix_{shape}"])
 
+    def signed(self, x: str, k: int) -> str:
+        """[batch, a*b, c] times the signs of layer k."""
+        return self.node("Mul", [x, self.node("Cast", [f"mix_signs{k}"], to=TensorProto.FLOAT)])
+
     def mix(self, taken: str, given: str) -> list[onnx.NodeProto]:
-        size = math.prod(self.shape)
-        x = self.node("Reshape", [taken, self.constant("reals", np.array([-1, self.n]))])
-        if size > self.n:
-            pads = self.constant("pads", np.array([0, 0, 0, size - self.n]))
-            louder = self.constant("louder", np.float32(math.sqrt(size / self.n)))
-            x = self.node("Mul", [self.node("Pad", [x, pads]), louder])
-        for turn in (0, 2):
-            x = self.node("Mul", [self.reshape(x, "blocks"), f"signs{turn}"])
-            x = self.node("MatMul", ["mix_left_a", x])
-            x = self.node("MatMul", ["mix_left_b", self.reshape(x, "cube")])
-            x = self.node("MatMul", [self.node("Mul", [x, f"signs{turn + 1}"]), "mix_right"])
-            if turn == 0:
-                x = self.node("Gather", [self.reshape(x, "runs"), "order"], axis=0)
-        self.nodes.append(helper.make_node("Mul", [self.reshape(x, "pairs"), "signs4"], [given], "power/mix_symbols"))
+        x = self.node("Concat", [self.reshape(taken, "reals"), "mix_pads"], axis=1)
+        cast = self.node("Cast", ["mix_column_signs"], to=TensorProto.FLOAT)
+        # [batch, 1, 1]; in two steps, because ONNX Runtime takes twice the time for ReduceSumSquare
+        x = self.reshape(x, "matrix")
+        energy = self.node("ReduceSum", [self.node("Mul", [x, x]), self.constant("all_reals", np.array([1, 2]))])
+        one = self.constant("energy", np.float32(math.prod(self.shape) / 2))
+        louder = self.node("Sqrt", [self.node("Div", [one, energy])])
+        scaled = self.node("Mul", [self.node("Mul", ["mix_right", cast]), louder])
+        x = self.node("MatMul", [x, scaled])
+        x = self.columns_mixed(self.signed(x, 0))
+        x = self.reshape(self.node("Gather", [self.reshape(x, "every_row"), "mix_rows"], axis=0), "matrix")
+        moved = self.node("Gather", ["mix_right", "mix_columns"], axis=0)  # [batch, c, c]
+        x = self.node("MatMul", [self.signed(x, 1), moved])
+        x = self.reshape(self.columns_mixed(self.signed(x, 2)), "matrix")
+        x = self.node("MatMul", [self.signed(x, 3), "mix_right"])
+        x = self.signed(x, 4)
+        self.nodes.append(helper.make_node("Reshape", [x, "mix_pairs"], [given], "power/mix_symbols"))
         return self.nodes
 
+    def columns_mixed(self, x: str) -> str:
+        """[batch, a*b, c] to [batch, a, b, c]."""
+        x = self.node("MatMul", ["mix_left_a", self.reshape(x, "blocks")])
+        return self.node("MatMul", ["mix_left_b", self.reshape(x, "cube")])
+
     def unmix(self, taken: str, given: str) -> list[onnx.NodeProto]:
-        size = math.prod(self.shape)
-        x = self.node("Mul", [taken, "signs4"])
-        for turn in (2, 0):
-            x = self.node("MatMul", [self.reshape(x, "cube"), "mix_right_back"])
-            x = self.node("MatMul", ["mix_left_b_back", self.node("Mul", [x, f"signs{turn + 1}"])])
-            x = self.node("MatMul", ["mix_left_a_back", self.reshape(x, "blocks")])
-            x = self.node("Mul", [x, f"signs{turn}"])
-            if turn == 2:
-                x = self.node("Gather", [self.reshape(x, "runs"), "order"], axis=0)
-        if size > self.n:
-            x = self.node("Reshape", [x, self.constant("flat", np.array([-1, size]))])
-            ends = [self.constant(name, np.array([value])) for name, value in (("from", 0), ("to", self.n), ("axis", 1))]
-            softer = self.constant("softer", np.float32(math.sqrt(self.n / size)))
-            x = self.node("Mul", [self.node("Slice", [x, *ends]), softer])
+        x = self.node("MatMul", [self.signed(self.reshape(taken, "matrix"), 4), "mix_right_back"])
+        x = self.columns_unmixed(self.signed(x, 3))
+        # scaled here and not by a Mul behind the Gather, with which OpenVINO cannot compile an int8 graph
+        right, right_back = matrices(self.n)[2], inverse_matrices(self.n)[2]
+        moved = self.node(
+            "Gather", [self.constant("right_moved", right * (right_back[0, :1] / right[0, :1])), "mix_columns"], axis=0
+        )
+        moved = self.node("Transpose", [moved], perm=[0, 2, 1])
+        x = self.signed(self.node("MatMul", [self.signed(x, 2), moved]), 1)
+        x = self.node("Gather", [self.reshape(x, "every_row"), "mix_rows"], axis=0)
+        x = self.columns_unmixed(self.reshape(x, "matrix"))
+        cast = self.node("Transpose", [self.node("Cast", ["mix_column_signs"], to=TensorProto.FLOAT)], perm=[0, 2, 1])
+        x = self.node("MatMul", [self.signed(x, 0), self.node("Mul", ["mix_right_back", cast])])
+        x = self.reshape(x, "all")
+        ends = [self.constant(name, np.array([value])) for name, value in (("from", 0), ("to", self.n), ("axis", 1))]
+        x = self.node("Slice", [x, *ends])
         plain = self.constant("plain", np.array([-1, self.n // 2, 2]))
         self.nodes.append(helper.make_node("Reshape", [x, plain], [given], "power/mix_plain"))
         return self.nodes
+
+    def columns_unmixed(self, x: str) -> str:
+        """[batch, a*b, c] to the same, as in the reference."""
+        x = self.node("MatMul", ["mix_left_b_back", self.reshape(x, "cube")])
+        return self.reshape(self.node("MatMul", ["mix_left_a_back", self.reshape(x, "blocks")]), "matrix")
 
     def believe(self, symbols: str, channels: int, decoded: str, image: str) -> list[onnx.NodeProto]:
         """The decoded picture, or NaN where ``structure`` of the symbols is below its least value."""

@@ -13,16 +13,18 @@ A plan is executable code: load only one whose digest is in a manifest that you 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from semseal.runtime.bundle import Bundle, write_bundle
+from semseal.runtime.bundle import Bundle, check_free, write_bundle
 from semseal.runtime.errors import EngineError
 from semseal.runtime.files import write_atomically
-from semseal.runtime.gpu.engines import TENSORRT, deserialize, tensorrt_library
+from semseal.runtime.gpu.engines import TENSORRT, deserialize, refuse_unserved_gpu, rtx_capabilities, tensorrt_library
+from semseal.runtime.pixels import with_pixels
 
+SIDES = ("transmitter", "receiver", "transmitter-mix", "receiver-mix")
 WORKSPACE_BYTES = 2**30  # scratch memory that a plan may ask for; a Jetson's GPU shares it with the CPU
 
 
@@ -44,7 +46,8 @@ def build_plan(
     86 for 8.6; None: the GPU of this machine. ``workspace`` is in bytes. For ``tensorrt`` only: ``version_compatible`` lets
     later versions load the plan, where Runtime.engine_host_code_allowed is set, because it then carries CPU code;
     ``hardware_compatible`` lets every GPU from Ampere on load it, except a Jetson's; ``timing_cache`` is a file that makes the
-    next build faster. Raises EngineError: package missing, graph refused (with the node), build failed.
+    next build faster. Raises EngineError: package missing, a GPU that the engine does not run on, graph refused (with the
+    node), build failed.
     """
     _check_options(engine, batch, capabilities, version_compatible or hardware_compatible or timing_cache is not None)
     trt, logger, builder, network, _parser = _parse(engine, graph)
@@ -67,14 +70,21 @@ def build_plan(
     config.add_optimization_profile(profile(builder, network, batch))
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        untargeted = engine == "tensorrt-rtx" and capabilities is None
-        raise EngineError(
-            f"{engine} {trt.__version__} cannot build the graph here: {_logged_errors(logger) or 'it gave no reason'}",
-            "pass capabilities, such as (86, 89, 120)" if untargeted else "semseal doctor tells what works on this machine",
-        )
+        raise _failed_build(engine, trt, _logged_errors(logger), capabilities)
     if timing_cache is not None:
         write_atomically(timing_cache, bytes(config.get_timing_cache().serialize()))
     return bytes(plan)
+
+
+def _failed_build(engine: str, trt: Any, errors: str, capabilities: Sequence[int] | None) -> EngineError:
+    hint = "semseal doctor tells what works on this machine"
+    if "FP32 GEMM is not supported" in errors:  # on compute capability 7.5
+        hint = (
+            "leave 75 out: TensorRT-RTX multiplies no float32 matrices there, as mix does; use onnxruntime-cuda on such a GPU"
+        )
+    elif engine == "tensorrt-rtx" and capabilities is None:
+        hint = "pass capabilities, such as (86, 89, 120); the program: --capability 86 --capability 89"
+    return EngineError(f"{engine} {trt.__version__} cannot build the graph here: {errors or 'it gave no reason'}", hint)
 
 
 def _check_options(engine: str, batch: tuple[int, int, int], capabilities: Sequence[int] | None, tensorrt_only: bool) -> None:
@@ -91,6 +101,19 @@ def _check_options(engine: str, batch: tuple[int, int, int], capabilities: Seque
         raise EngineError(
             f"tensorrt builds for the GPU of this machine, not for capabilities {list(capabilities)}",
             "leave capabilities out, or use tensorrt-rtx",
+        )
+    if engine != "tensorrt-rtx":
+        return
+    trt, _ = tensorrt_library(engine)
+    if capabilities is None:
+        refuse_unserved_gpu(trt)
+        return
+    served = rtx_capabilities(trt)
+    missing = [capability for capability in capabilities if capability not in served]
+    if missing or not capabilities:
+        raise EngineError(
+            f"tensorrt-rtx {trt.__version__} builds nothing for compute capability {missing[0] if missing else 'none'}",
+            f"choose among {', '.join(map(str, served))}; on other NVIDIA GPUs use the engine onnxruntime-cuda",
         )
 
 
@@ -118,17 +141,18 @@ def add_plans(
     batch: tuple[int, int, int] = (1, 1, 64),
     capabilities: Sequence[int] | None = None,
     force: bool = False,
+    tell: Callable[[str, int], None] | None = None,
 ) -> Bundle:
-    """A copy of a bundle with a plan, and its report, for each of its graphs, signed by ``signing_key``.
+    """A copy of a bundle with the plans of all its graphs, as ``plan_files`` makes them, signed by ``signing_key``.
 
     For a device whose plans cannot be built elsewhere. Neither torch nor ONNX is needed. ``force`` replaces a bundle at
     ``out``, whole. Raises EngineError as ``build_plan`` and BundleError as ``write_bundle``; nothing is written then.
     """
+    check_free(out, force)  # before the minutes that the rest may take
     files = {name: bundle.read(name) for name in bundle.manifest["files"]}
-    sides = ("transmitter", "receiver")
-    graphs = {(side, name): bundle.graph(side, name) for side in sides for name in bundle.manifest["precisions"]}
+    graphs = {(side, name): bundle.graph(side, name) for name in bundle.manifest["precisions"] for side in SIDES}
     engines = [*dict.fromkeys([*bundle.manifest.get("engines", []), engine])]
-    files |= plan_files(engine, graphs, batch, capabilities)
+    files |= plan_files(engine, graphs, batch, capabilities, tell)
     return write_bundle(out, files, {**bundle.manifest, "engines": engines}, signing_key, force=force)
 
 
@@ -137,13 +161,21 @@ def plan_files(
     graphs: Mapping[tuple[str, str], bytes],
     batch: tuple[int, int, int] = (1, 1, 64),
     capabilities: Sequence[int] | None = None,
+    tell: Callable[[str, int], None] | None = None,
 ) -> dict[str, bytes]:
-    """Plans and reports for graphs by (side, precision): a bundle's files by name. Raises EngineError."""
+    """Plans and their reports for graphs by (side, precision): a bundle's files by name.
+
+    Two plans of each graph: as it is, and with pictures as bytes (``SIDE-pixels``). ``tell`` is called with the name and the
+    size of each plan once it is built. Raises EngineError.
+    """
     files = {}
     for (side, precision), graph in graphs.items():
-        plan = build_plan(engine, graph, batch, capabilities)
-        name = f"engines/{side}.{precision}.{engine}.engine"
-        files[name], files[f"{name}.json"] = plan, json.dumps(layer_report(engine, plan, graph), indent=1).encode()
+        for kind, program in ((side, graph), (f"{side}-pixels", with_pixels(graph))):
+            plan = build_plan(engine, program, batch, capabilities)
+            name = f"engines/{kind}.{precision}.{engine}.engine"
+            files[name], files[f"{name}.json"] = plan, json.dumps(layer_report(engine, plan, program), indent=1).encode()
+            if tell is not None:
+                tell(name, len(plan))
     return files
 
 
@@ -219,18 +251,10 @@ def _reason(error: Any) -> str:
 
 
 def _target(trt: Any, config: Any, capabilities: Sequence[int] | None) -> None:
-    names = ["CURRENT"] if capabilities is None else [f"SM{capability}" for capability in capabilities]
-    known = trt.ComputeCapability.__members__
-    missing = [name for name in names if name not in known]
-    if missing or not names:
-        choices = ", ".join(name[2:] for name in known if name.startswith("SM"))
-        what = missing[0][2:] if missing else "none"
-        raise EngineError(
-            f"tensorrt-rtx {trt.__version__} does not build for compute capability {what}", f"choose among {choices}"
-        )
+    names = ["CURRENT"] if capabilities is None else [f"SM{capability}" for capability in dict.fromkeys(capabilities)]
     config.num_compute_capabilities = len(names)
     for i, name in enumerate(names):
-        config.set_compute_capability(known[name], i)
+        config.set_compute_capability(trt.ComputeCapability.__members__[name], i)
 
 
 def _tensor(tensor: Any) -> dict[str, Any]:

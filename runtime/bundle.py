@@ -7,6 +7,7 @@
     transmitter-mix.fp32.onnx                 the same for the defence mix: signs and a row order instead of the index
     receiver-mix.fp32.onnx
     engines/receiver.fp16.NAME.engine         a TensorRT plan: executable code for one kind of device
+    engines/receiver-pixels.fp16.NAME.engine  the same with pictures as bytes
     engines/receiver.fp16.NAME.engine.json    its layers
 
 The manifest is verified with the pinned public key before it is parsed. A file is read once into memory, checked against its
@@ -34,8 +35,9 @@ from semseal.runtime import signing
 from semseal.runtime.errors import BundleError, GraphError
 from semseal.runtime.files import named, write_atomically
 from semseal.runtime.onnxfile import check_onnx
+from semseal.runtime.pixels import with_pixels
 
-FORMAT = 3
+FORMAT = 4  # 4: mix, version 2
 MANIFEST = "manifest.json"
 SIGNATURE = "signature"
 ENGINES = "engines"
@@ -48,7 +50,7 @@ MAX_FILE_BYTES = 2**30
 _COPY = "copy the bundle again from where it was made"
 _EXPORT = "semseal export RUN"
 _GRAPH = re.compile(r"(transmitter|receiver)(-mix)?\.[a-z0-9]+\.onnx")
-_PLAN = re.compile(r"engines/(transmitter|receiver)(-mix)?\.[a-z0-9]+\.[a-z0-9][a-z0-9_-]*\.engine(\.json)?")
+_PLAN = re.compile(r"engines/(transmitter|receiver)(-mix)?(-pixels)?\.[a-z0-9]+\.[a-z0-9][a-z0-9_-]*\.engine(\.json)?")
 
 
 @dataclass(frozen=True)
@@ -118,16 +120,28 @@ class Bundle:
         _check_graph(self.path / name, data)
         return data
 
-    def program(self, side: str, precision: str, engine: str) -> bytes:
-        """What ``engine`` loads, checked: its plan if its name begins with ``tensorrt``, else the graph. Raises BundleError."""
+    def program(self, side: str, precision: str, engine: str, pixels: bool = False) -> bytes:
+        """What ``engine`` loads, checked: its plan if its name begins with ``tensorrt``, else the graph.
+
+        ``pixels``: the program whose pictures are bytes (``semseal.runtime.pixels``). Raises BundleError.
+        """
         if not engine.startswith("tensorrt"):
-            return self.graph(side, precision)
+            graph = self.graph(side, precision)
+            if not pixels:
+                return graph
+            try:
+                return with_pixels(graph)
+            except GraphError as error:
+                raise BundleError(f"{self.path}: {side} {precision}: {error.message}", error.hint) from None
+        side += "-pixels" if pixels else ""
         name = f"{ENGINES}/{side}.{precision}.{engine}.engine"
         if name not in self.manifest["files"]:
             there = ", ".join(file for file in self.manifest["files"] if file.endswith(".engine"))
             raise BundleError(
                 f"{self.path} holds no {engine} engine for {side} {precision}, it has {there or 'none'}",
-                self._remake(f" --engine {engine}"),
+                f"semseal build {self.name} --out OTHER --engine {engine}"
+                if precision in self.manifest["precisions"]
+                else self._remake(),
             )
         return self.read(name)
 
@@ -145,11 +159,11 @@ class Bundle:
             raise BundleError(f"{self.path / name} does not match its digest in {MANIFEST}: changed or damaged, refused", _COPY)
         return data
 
-    def _remake(self, option: str = "") -> str:
-        """How to have this bundle with an option more."""
+    def _remake(self) -> str:
+        """How to have this bundle with what it lacks."""
         if is_packaged(self.path):
             return "take what the packaged bundle has, or train and export a link of your own"
-        return f"make the bundle again: {_command(self.manifest)} --out {self.path}{option} --force"
+        return f"make the bundle again: {_command(self.manifest)} --out {self.path} --force"
 
 
 def open_bundle(path: Path | str, owner: str | Path | None = None) -> Bundle:
@@ -285,8 +299,10 @@ def _parse(path: Path, text: bytes) -> Bundle:
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path / MANIFEST} is damaged: {error}", _COPY) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        old = isinstance(manifest, dict) and manifest.get("format") == 3
         raise BundleError(
-            f"{path / MANIFEST} is not of bundle format {FORMAT}, which this version of semseal reads",
+            f"{path / MANIFEST} is not of bundle format {FORMAT}, which this version of semseal reads"
+            + ("; it holds version 1 of mix, whose frames give pictures away where there is little noise" if old else ""),
             f"make the bundle again: {_command(manifest)} --out {path} --force",
         )
     bundle = Bundle(path, manifest)

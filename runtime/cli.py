@@ -48,7 +48,7 @@ class LazyChoice(click.ParamType):
     def __init__(self, names: Callable[[], Sequence[str]]) -> None:
         self._names = names
 
-    def get_metavar(self, param: click.Parameter, *_: Any) -> str:  # later versions of click pass a context
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # click 8.2 and later pass ctx
         return f"[{'|'.join(self._names())}]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -113,10 +113,27 @@ def train(
         raise
 
 
-def _deployed(command: Any) -> Any:
-    """The options of what is written into a bundle."""
-    options = (
+def _written(command: Any) -> Any:
+    """The options of every verb that writes a bundle."""
+    return _with_options(
+        command,
         click.option("--out", "bundle", required=True, type=FOLDER, metavar="BUNDLE", help="bundle folder to write"),
+        click.option(
+            "--capability",
+            "capabilities",
+            multiple=True,
+            type=int,
+            help="a GPU that tensorrt-rtx builds for, such as 89 for 8.9; may be repeated  [default: the one here]",
+        ),
+        click.option("--sign", type=FILE, metavar="KEY", help="owner's signing key  [default: yours, made at first use]"),
+        click.option("--force", is_flag=True, help="replace the bundle that is there, whole"),
+    )
+
+
+def _deployed(command: Any) -> Any:
+    """The options of what is made from graphs."""
+    return _with_options(
+        _written(command),
         click.option(
             "--precision",
             "precisions",
@@ -131,16 +148,10 @@ def _deployed(command: Any) -> Any:
             type=PLAN_ENGINES,
             help="also build the plans of this engine; may be repeated; the other engines run the ONNX graphs",
         ),
-        click.option(
-            "--capability",
-            "capabilities",
-            multiple=True,
-            type=int,
-            help="a GPU that tensorrt-rtx builds for, such as 89 for 8.9; may be repeated  [default: the one here]",
-        ),
-        click.option("--sign", type=FILE, metavar="KEY", help="owner's signing key  [default: yours, made at first use]"),
-        click.option("--force", is_flag=True, help="replace the bundle that is there, whole"),
     )
+
+
+def _with_options(command: Any, *options: Any) -> Any:
     for option in reversed(options):  # as stacked decorators apply
         command = option(command)
     return command
@@ -181,21 +192,53 @@ def pack(transmitter: Path, receiver: Path, snr: float, bundle: Path, sign: Path
     _print_made(made, key)
 
 
+@cli.command(epilog=_example("semseal build photos-10db --out link --engine tensorrt-rtx --capability 86 --capability 120"))
+@click.argument("source", metavar="BUNDLE")
+@_written
+@click.option("--engine", required=True, type=PLAN_ENGINES, help="the engine that runs the plans")
+def build(source: str, bundle: Path, engine: str, capabilities: tuple[int, ...], sign: Path | None, force: bool) -> None:
+    """Copy a bundle and add the TensorRT plans of all its graphs.
+
+    BUNDLE is a folder, or photos-0db, photos-10db, photos-20db for those that are packaged; it is verified first, and the copy
+    is signed with your key. tensorrt builds for the GPU of this machine and no other; tensorrt-rtx needs none to build.
+    """
+    from semseal.export.tensorrt import add_plans
+    from semseal.runtime.bundle import open_bundle
+    from semseal.runtime.signing import owner_key
+
+    _check_capabilities(capabilities, (engine,))
+    original, key = open_bundle(source), owner_key(sign)
+    add_plans(original, bundle, engine, key, capabilities=capabilities or None, force=force, tell=_print_plan)
+    _print_pin(key)
+
+
 def _chosen(deployed: dict[str, Any]) -> dict[str, Any]:
     from semseal.export.bundle import PRECISIONS
 
-    if deployed["capabilities"] and "tensorrt-rtx" not in deployed["engines"]:
-        raise click.UsageError("--capability is for --engine tensorrt-rtx")
+    _check_capabilities(deployed["capabilities"], deployed["engines"])
     return {**deployed, "precisions": deployed["precisions"] or PRECISIONS}
 
 
+def _check_capabilities(capabilities: tuple[int, ...], engines: Sequence[str]) -> None:
+    if capabilities and "tensorrt-rtx" not in engines:
+        raise click.UsageError("--capability is for --engine tensorrt-rtx")
+
+
 def _print_made(bundle: "Bundle", key: "Ed25519PrivateKey") -> None:
+    _print_parity(bundle)
+    for name, entry in bundle.manifest["files"].items():
+        if name.endswith(".engine"):
+            _print_plan(name, entry["size"])
+    _print_pin(key)
+
+
+def _print_plan(name: str, size: int) -> None:
+    out.print(f"{name}: {size / 1e6:.2f} MB", highlight=False, soft_wrap=True)
+
+
+def _print_pin(key: "Ed25519PrivateKey") -> None:
     from semseal.runtime.signing import VARIABLE, public_text
 
-    _print_parity(bundle)
-    plans = [name for name in bundle.manifest["files"] if name.endswith(".engine")]
-    for name in plans:
-        out.print(f"{name}: {bundle.manifest['files'][name]['size'] / 1e6:.2f} MB")
     out.print(f"signed; on another machine first: export {VARIABLE}={public_text(key)}", markup=False, soft_wrap=True)
 
 

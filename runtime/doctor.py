@@ -24,9 +24,9 @@ from rich.table import Table
 from rich.text import Text
 from semseal.runtime.bundle import Bundle, open_bundle, packaged_bundle, write_bundle
 from semseal.runtime.engine import ENGINES
-from semseal.runtime.environment import processor, read_text, version
+from semseal.runtime.environment import compute_capability, processor, read_text, version
 from semseal.runtime.errors import EngineError, SemsealError
-from semseal.runtime.gpu.engines import tensorrt_library
+from semseal.runtime.gpu.engines import refuse_unserved_gpu, tensorrt_library
 from semseal.runtime.libraries import INSTALL, MODULES
 from semseal.runtime.roundtrip import round_trip
 from semseal.runtime.signing import generate_owner, public_text
@@ -37,7 +37,7 @@ BUNDLE = "photos-10db"
 EXPECTED_DB = 25.23  # what the reference engine gives for BUNDLE; known here, because it need not be installed
 DEFENSES = ("none", "permute+substitute", "mix")
 SIDES = ("transmitter", "receiver", "transmitter-mix", "receiver-mix")
-NOTES = {"onnxruntime-cuda": "; int8 graphs are slower there than fp32 ones"}
+NOTES = {"onnxruntime-cuda": "; int8 graphs are slower there than fp32 ones, and ONNX Runtime cannot run them in NHWC"}
 ON_JETSON = "sudo apt install python3-libnvinfer; python3 -m venv --system-site-packages .venv"
 OLDEST_DRIVER = {12: "525.60.13", 13: "580.65.06"}  # the first that runs programs of this CUDA major
 PACKAGES = (  # whose versions are shown
@@ -160,15 +160,12 @@ def _devices() -> tuple[list[Finding], tuple[int, int] | None]:
 
 
 def _gpu(cuda: Any, i: int) -> Finding:
-    device, value, size, name = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t(), ctypes.create_string_buffer(128)
+    device, size, name = ctypes.c_int(), ctypes.c_size_t(), ctypes.create_string_buffer(128)
     cuda.cuDeviceGet(ctypes.byref(device), i)
     cuda.cuDeviceGetName(name, len(name), device)
     cuda.cuDeviceTotalMem_v2(ctypes.byref(size), device)
-    capability = []
-    for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
-        cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
-        capability.append(str(value.value))
-    about = f"{name.value.decode()}, compute capability {'.'.join(capability)}, {size.value / 2**30:.1f} GiB"
+    capability = (compute_capability(i) or 0) / 10
+    about = f"{name.value.decode()}, compute capability {capability:.1f}, {size.value / 2**30:.1f} GiB"
     return Finding("device", f"gpu {i}", "ok", about)
 
 
@@ -273,6 +270,8 @@ def prove(engine: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             bundle, owner = packaged_bundle(BUNDLE), None
+            if engine == "tensorrt-rtx":
+                refuse_unserved_gpu(tensorrt_library(engine)[0])
             if engine.startswith("tensorrt"):
                 bundle, owner = _with_plans(engine, Path(folder) / "bundle")
         except Exception as error:  # whatever a library raises is the finding

@@ -105,7 +105,10 @@ def _openvino(graph: bytes, threads: int | None) -> Engine:
         with here.lock:
             if shapes not in here.requests:
                 here.model.reshape({name: list(shape) for name, shape in zip(names, shapes, strict=True)})
-                here.requests[shapes] = core.compile_model(here.model, "CPU", settings).create_infer_request()
+                try:
+                    here.requests[shapes] = core.compile_model(here.model, "CPU", settings).create_infer_request()
+                except RuntimeError as error:
+                    raise EngineError(f"engine openvino cannot compile the graph for inputs {list(shapes)}: {error}") from None
             output: NDArray[Any] = here.requests[shapes].infer(list(inputs), share_inputs=True)[0]
         return output
 

@@ -1,5 +1,6 @@
 """Where a figure was measured: versions, processor and GPU, for every results file and for ``semseal doctor``."""
 
+import ctypes
 import os
 import platform
 import re
@@ -39,6 +40,20 @@ def processor() -> str:
     """The name of the processor, its architecture where the system tells no name."""
     name = re.search(r"model name\s*: (.+)", read_text("/proc/cpuinfo"))
     return name[1] if name else platform.processor() or platform.machine()
+
+
+def compute_capability(gpu: int = 0) -> int | None:
+    """That of an NVIDIA GPU as its driver tells it, 86 for 8.6; None where there is no such GPU."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), gpu):
+        return None
+    cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+    cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)  # .._MINOR
+    return 10 * major.value + minor.value
 
 
 def read_text(path: str | Path) -> str:

@@ -3,6 +3,13 @@
 images ── engine ── unit-power rows ── scheme index ── Frame(symbols, header) ~~ radio ~~> received symbols, header
                           one graph                                                                 │
 images in the order sent ── engine ── inverse scheme index ── headers opened, pairs found ──────────┘
+
+Images are float32 [batch, 3, height, width] in 0..1, or uint8 [batch, height, width, 3]: those are converted in the graph. An
+engine is opened when it is first needed, the likeliest one at construction, so that one that cannot be had is told at once.
+
+A counter is a nonce and must never be used twice with one session. So threads share a Transmitter's counters under a lock, a
+forked process has a session of its own from its first frame on, and a Transmitter is not copied. A forked child waits for no
+lock of this module that its parent held; OpenVINO has locks too: with that engine fork while no thread sends or receives.
 """
 
 import os
@@ -10,12 +17,15 @@ import struct
 import threading
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
-from semseal.runtime.bundle import open_bundle
+from numpy.typing import DTypeLike, NDArray
+from semseal.runtime.bundle import Bundle, open_bundle
 from semseal.runtime.defense import index, mix
 from semseal.runtime.defense.defenses import BY_NAME, MODES
 from semseal.runtime.defense.header import Header, HeaderSealer, ReplayWindow, new_session
@@ -23,12 +33,19 @@ from semseal.runtime.defense.keys import load_key
 from semseal.runtime.defense.schemes import SchemeSets, draw_choice, noise_rows, scheme_sets
 from semseal.runtime.engine import open_engine
 from semseal.runtime.errors import HeaderError
+from semseal.runtime.gpu.device import Engine
+from semseal.runtime.libraries import forks
+from semseal.runtime.pixels import separated
 
 MAX_AMPLITUDE = 1e6  # of a received symbol; symbols have mean power 1; far above that, float32 layers overflow into NaN
 BATCH = 64  # images in one run of the engine; even, so that no pair is split
 
+Images = NDArray[np.float32] | NDArray[np.uint8]
+Opened = tuple[Header, NDArray[np.complex64]]  # a frame whose header was opened
+
 _FRAME = struct.Struct("<4sHI")
 _MAGIC = b"SSF1"
+_ONE_BITS = 0x3F800000  # of 1.0; of all floats only those in 0..1 have bits up to these, if -0.0 is left aside
 
 
 class BrokenDefenseWarning(UserWarning):
@@ -63,6 +80,52 @@ class Frame:
         if not np.isfinite(symbols).all():
             raise ValueError("frame holds symbols that are not finite")
         return Frame(symbols, data[_FRAME.size : _FRAME.size + header_size])
+
+
+class _Own:
+    """Locks, one for each process: a forked child finds its parent's held, perhaps for ever."""
+
+    def __init__(self) -> None:
+        self._locks: dict[tuple[int, int], threading.Lock] = {}
+
+    def lock(self) -> threading.Lock:
+        """That of this process. Threads that ask at once get the same one."""
+        return self._locks.get(_process()) or self._locks.setdefault(_process(), threading.Lock())
+
+
+class _Counters:
+    """The counters of one process: a session that nobody else has, and the first counter that nobody has taken."""
+
+    def __init__(self) -> None:
+        self.lock, self.session, self.first = threading.Lock(), new_session(), 0
+
+
+class _Engines:
+    """The engines of one end of a link, each opened when it is first needed."""
+
+    def __init__(self, bundle: Bundle, engine: str, precision: str, threads: int | None) -> None:
+        self._bundle = replace(bundle, path=bundle.path.absolute())  # the program may change its folder meanwhile
+        self._engine, self._precision, self._threads = engine, precision, threads
+        self._opened: dict[tuple[str, bool], Engine] = {}
+        self._own = _Own()
+
+    def __repr__(self) -> str:
+        return f"engine={self._engine!r}, precision={self._precision!r}"
+
+    def check(self, side: str) -> None:
+        """Raises BundleError unless the bundle has what ``open`` needs for float32 images."""
+        self._bundle.program(side, self._precision, self._engine)
+
+    def open(self, side: str, pixels: bool) -> Engine:
+        """The engine of a side, for images as uint8 if ``pixels``. Raises BundleError or EngineError."""
+        found = self._opened.get((side, pixels))
+        if found is None:
+            with self._own.lock():
+                found = self._opened.get((side, pixels))
+                if found is None:
+                    program = self._bundle.program(side, self._precision, self._engine, pixels)
+                    found = self._opened[side, pixels] = open_engine(self._engine, program, self._threads)
+        return found
 
 
 class Transmitter:
@@ -105,35 +168,45 @@ class Transmitter:
         self._secret = secret
         self._sealer = HeaderSealer(secret, self.bundle.digest)
         self._sets = None if secret is None else scheme_sets(secret, self.bundle.h)
-        self._runs = engine, precision
-        side = "transmitter-mix" if BY_NAME[defense].mixes else "transmitter"
-        self._engine = open_engine(engine, self.bundle.program(side, precision, engine), threads)
-        self._lock = threading.Lock()
-        self._process, self._session, self._counter = os.getpid(), new_session(), 0
+        self._engines = _Engines(self.bundle, engine, precision, threads)
+        self._side = "transmitter-mix" if BY_NAME[defense].mixes else "transmitter"
+        self._engines.open(self._side, pixels=False)
+        self._counters: dict[tuple[int, int], _Counters] = {}
 
     def __repr__(self) -> str:
-        engine, precision = self._runs
-        return f"Transmitter({self.bundle.name!r}, defense={self.defense!r}, engine={engine!r}, precision={precision!r})"
+        return f"Transmitter({self.bundle.name!r}, defense={self.defense!r}, {self._engines!r})"
 
-    def send(self, images: NDArray[np.float32]) -> list[Frame]:
-        """Images float32 [batch, 3, height, width] in 0..1 to one frame each, in order.
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """What copy.copy, copy.deepcopy and pickle ask for."""
+        raise TypeError(
+            "a Transmitter cannot be copied or pickled: the copy would use its counters again, which gives pictures away; "
+            "open another Transmitter(...), which has a session of its own"
+        )
+
+    def send(self, images: Images) -> list[Frame]:
+        """Images float32 [batch, 3, height, width] in 0..1, or uint8 [batch, height, width, 3], to one frame each, in order.
 
         With substitution images 2k and 2k+1 are a pair; a last odd one is paired with a noise tensor, whose frame follows
-        it and must be sent too. Raises ValueError for another shape, dtype or range.
+        it and must be sent too. Raises ValueError for another shape, dtype or range, BundleError where a bundle holds no plan
+        for images as uint8.
         """
-        self._check(images)
+        engine = self._engines.open(self._side, pixels=self._check(images))
+        defense = BY_NAME[self.defense]
+        moves = defense.permutes or defense.substitutes
+        send = self._send_mixed if defense.mixes else self._send_moved if moves else self._send_plain
         frames: list[Frame] = []
         for start in range(0, len(images), BATCH):
-            frames += self._send(images[start : start + BATCH])
+            frames += send(engine, images[start : start + BATCH], *self._take_counters(len(images[start : start + BATCH])))
         return frames
 
-    def _send(self, images: NDArray[np.float32]) -> list[Frame]:
+    def _send_plain(self, engine: Engine, images: Images, session: bytes, counter: int) -> list[Frame]:
+        on_air = engine(images, _unmoved(len(images), self.bundle.h))
+        headers = [Header(self.defense, session, counter + i) for i in range(len(images))]
+        return self._sealed(on_air, headers)
+
+    def _send_moved(self, engine: Engine, images: Images, session: bytes, counter: int) -> list[Frame]:
         batch, h = len(images), self.bundle.h
-        defense = BY_NAME[self.defense]
-        swap, permute = defense.substitutes, defense.permutes
-        session, counter = self._take_counters()
-        if defense.mixes:
-            return self._send_mixed(images, session, range(counter, counter + batch))
+        swap, permute = BY_NAME[self.defense].substitutes, BY_NAME[self.defense].permutes
         headers: list[Header] = []
         tables = np.tile(index.identity(h), (batch + batch % 2, 1))
         permutations = tables.copy()
@@ -151,46 +224,59 @@ class Transmitter:
         if odd:
             in_graph[-1] = index.identity(h)
         frames = np.arange(len(tables))
-        rows = self._engine(images, index.absolute(in_graph, frames[:batch], frames[:batch] ^ 1)).reshape(batch, h, -1)
+        rows = engine(images, index.absolute(in_graph, frames[:batch], frames[:batch] ^ 1)).reshape(batch, h, -1)
         if odd:
             # the last image meets its noise tensor here, because the graph knows only rows of images
             pair = np.concatenate([rows[-1], noise_rows(h, rows.shape[2])])
             mixed = index.gather(pair, index.absolute(tables[-2:], frames[:2], frames[:2] ^ 1))
             rows = np.concatenate([rows[:-1], mixed])
-        on_air = rows.reshape(len(rows), -1).view(np.complex64)
-        return [Frame(row, self._sealer.seal(header)) for row, header in zip(on_air, headers, strict=True)]
+        return self._sealed(rows, headers)
 
-    def _send_mixed(self, images: NDArray[np.float32], session: bytes, counters: range) -> list[Frame]:
+    def _send_mixed(self, engine: Engine, images: Images, session: bytes, counter: int) -> list[Frame]:
         assert self._secret is not None  # __init__ refuses a defence without a key
         reals = 2 * self.bundle.n_symbols
+        counters = range(counter, counter + len(images))
         keys = mix.derive_keys(self._secret, session, counters, self.bundle.digest, reals)
-        on_air = self._engine(images, *mix.sign_inputs(keys, reals), keys.index).reshape(len(images), -1).view(np.complex64)
-        headers = (Header("mix", session, counter) for counter in counters)
-        return [Frame(row, self._sealer.seal(header)) for row, header in zip(on_air, headers, strict=True)]
+        on_air = mix.normalize(engine(images, *mix.transmitter_inputs(keys, reals)))
+        return self._sealed(on_air, [Header(self.defense, session, counter) for counter in counters])
 
-    def _take_counters(self) -> tuple[bytes, int]:
-        """The session and the first of BATCH counters that nobody has used; the first is even, so pairs are 2k, 2k+1.
+    def _sealed(self, on_air: NDArray[np.float32], headers: list[Header]) -> list[Frame]:
+        """The frames of what an engine gave, one for each header."""
+        symbols = on_air.reshape(len(on_air), -1).view(np.complex64)
+        return [Frame(row, self._sealer.seal(header)) for row, header in zip(symbols, headers, strict=True)]
 
-        A counter is a nonce: threads must not share one, and a forked process gets a session of its own.
+    def _take_counters(self, count: int) -> tuple[bytes, int]:
+        """The session and the first of ``count`` counters that nobody has used; it is even, so pairs are 2k, 2k+1.
+
+        A counter is a nonce: threads must not share one, and every forked process gets a session of its own.
         """
-        with self._lock:
-            if self._process != os.getpid():
-                self._process, self._session, self._counter = os.getpid(), new_session(), 0
-            first = self._counter
-            self._counter += BATCH
-            return self._session, first
+        here = self._counters.get(_process()) or self._counters.setdefault(_process(), _Counters())
+        with here.lock:
+            first = here.first
+            here.first += count + count % 2
+        return here.session, first
 
-    def _check(self, images: NDArray[np.float32]) -> None:
-        wanted = (3, self.bundle.height, self.bundle.width)
+    def _check(self, images: Images) -> bool:
+        """Whether the images are uint8. Raises ValueError for what ``send`` does not take."""
         if not isinstance(images, np.ndarray):
             raise ValueError(f"images must be a NumPy array, got {type(images).__name__}")
+        pixels = images.dtype == np.uint8
+        height, width = self.bundle.height, self.bundle.width
+        wanted = (height, width, 3) if pixels else (3, height, width)
         if images.ndim != 4 or images.shape[1:] != wanted or len(images) == 0:
-            raise ValueError(f"images must be [batch, {', '.join(map(str, wanted))}], got {list(images.shape)}")
+            kind = "uint8 images" if pixels else "images"
+            raise ValueError(f"{kind} must be [batch, {', '.join(map(str, wanted))}], got {list(images.shape)}")
+        if pixels:
+            return True
         if images.dtype != np.float32:
-            raise ValueError(f"images must be float32 in 0..1, got {images.dtype}; divide bytes by 255")
-        if not (images.min() >= 0 and images.max() <= 1):  # also false for NaN
+            raise ValueError(
+                f"images must be float32 in 0..1 or uint8 [batch, height, width, 3], got {images.dtype}; divide bytes by 255"
+            )
+        # one pass; the exact test, which -0.0 passes and NaN does not, is for what fails it
+        if images.view(np.uint32).max() > _ONE_BITS and not (images.min() >= 0 and images.max() <= 1):
             found = f"{images.min():g}..{images.max():g}"
             raise ValueError(f"images must be finite and in 0..1, got {found}; divide bytes by 255")
+        return False
 
 
 class Receiver:
@@ -207,25 +293,29 @@ class Receiver:
     ) -> None:
         """Arguments as those of Transmitter. Raises BundleError, EngineError or KeyFileError."""
         self.bundle = open_bundle(bundle, owner)
-        self._runs = engine, precision
         secret = None if key is None else load_key(key)
         self._secret = secret
         self._sealer = HeaderSealer(secret, self.bundle.digest)
         self._sets = None if secret is None else scheme_sets(secret, self.bundle.h)
-        self._engine = open_engine(engine, self.bundle.program("receiver", precision, engine), threads)
-        mixing = None if secret is None else self.bundle.program("receiver-mix", precision, engine)
-        self._mix_engine = None if mixing is None else open_engine(engine, mixing, threads)
+        self._engines = _Engines(self.bundle, engine, precision, threads)
+        if secret is None:
+            self._engines.open("receiver", pixels=False)
+        else:
+            self._engines.check("receiver")  # opened when such a frame comes
+            self._engines.open("receiver-mix", pixels=False)
         self._window = None if secret is None else ReplayWindow()  # without a key anyone could fill it
-        self._lock = threading.Lock()
+        self._own = _Own()
         self.incomplete: list[int] = []
 
     def __repr__(self) -> str:
-        engine, precision = self._runs
         key = "none" if self._secret is None else "given"
-        return f"Receiver({self.bundle.name!r}, key {key}, engine={engine!r}, precision={precision!r})"
+        return f"Receiver({self.bundle.name!r}, key {key}, {self._engines!r})"
 
-    def receive(self, frames: Sequence[Frame]) -> NDArray[np.float32]:
-        """Received and equalised frames, in any order, to images float32 [batch, 3, height, width], in the order sent.
+    def receive(self, frames: Sequence[Frame], dtype: DTypeLike = "float32") -> NDArray[Any]:
+        """Received and equalised frames, in any order, to images in the order sent.
+
+        ``dtype`` "float32": images [batch, 3, height, width] in 0..1; "uint8": [batch, height, width, 3], which are those
+        times 255, rounded.
 
         Both frames of a pair must be in the same call. A noise tensor yields no image. Where the other frame of a pair
         is missing, the rows that it carried are zero in this image, a warning says so, and ``incomplete`` lists the
@@ -233,16 +323,23 @@ class Receiver:
         before, and ValueError for symbols of another shape or absurd size; nothing is decoded then, and no counter is
         used up.
         """
-        with self._lock:
-            return self._receive(frames)
+        if dtype not in ("float32", "uint8", np.float32, np.uint8):
+            raise ValueError(f"dtype must be float32 or uint8, got {dtype!r}")
+        with self._own.lock():
+            return self._receive(frames, np.dtype(dtype) == np.uint8)
 
-    def _receive(self, frames: Sequence[Frame]) -> NDArray[np.float32]:
+    def _receive(self, frames: Sequence[Frame], pixels: bool) -> NDArray[Any]:
         opened = self._open(frames)
-        shown = [header for header, _ in opened if not header.noise]
-        mixed = np.array([BY_NAME[header.mode].mixes for header in shown], bool)
-        images = np.empty((len(shown), 3, self.bundle.height, self.bundle.width), np.float32)
-        images[mixed] = self._receive_mixed([item for item in opened if BY_NAME[item[0].mode].mixes])
-        images[~mixed], lost = self._receive_rows([item for item in opened if not BY_NAME[item[0].mode].mixes])
+        mixed = np.array([BY_NAME[header.mode].mixes for header, _ in opened if not header.noise], bool)
+        lost: list[int] = []
+        if mixed.all() and len(mixed):
+            images = self._receive_mixed(opened, pixels)
+        elif not mixed.any():
+            images, lost = self._receive_rows(opened, pixels)
+        else:
+            images = np.empty((len(mixed), *self._shape(pixels)), np.uint8 if pixels else np.float32)
+            images[mixed] = self._receive_mixed([item for item in opened if BY_NAME[item[0].mode].mixes], pixels)
+            images[~mixed], lost = self._receive_rows([item for item in opened if not BY_NAME[item[0].mode].mixes], pixels)
         incomplete = np.flatnonzero(~mixed)[lost].tolist()
         if incomplete:
             warnings.warn(
@@ -256,57 +353,78 @@ class Receiver:
         self.incomplete = incomplete
         return images
 
-    def _receive_rows(self, opened: list[tuple[Header, NDArray[np.complex64]]]) -> tuple[NDArray[np.float32], list[int]]:
+    def _receive_rows(self, opened: list[Opened], pixels: bool) -> tuple[NDArray[Any], list[int]]:
         """Images of frames whose rows were moved, if at all, and which of them lack their partner's frame."""
-        h, n = self.bundle.h, self.bundle.n_symbols
-        # all that was received, and zeros for what was not
-        received = np.concatenate(
-            [np.reshape([symbols for _, symbols in opened], (-1, n)).astype(np.complex64), np.zeros((1, n), np.complex64)]
-        )
-        frame_of = {(header.session, header.counter): i for i, (header, _) in enumerate(opened)}
-        tables: list[index.Table] = []
-        own: list[int] = []
-        other: list[int] = []
+        h = self.bundle.h
+        nothing = np.zeros(self.bundle.n_symbols, np.complex64)  # for what was not received
+        symbols_of = {(header.session, header.counter): symbols for header, symbols in opened}
+        wanted: list[tuple[index.Table, list[NDArray[np.complex64]]]] = []  # of each image its table and its frames
         incomplete: list[int] = []
-        for i, (header, _) in enumerate(opened):
+        for header, symbols in opened:
             if header.noise:
                 continue
             permutation, swapped = _scheme(header, self._sets, h)
-            partner = frame_of.get((header.session, header.counter ^ 1), len(opened))
-            if swapped.any() and partner == len(opened):
-                incomplete.append(len(tables))
-            tables.append(index.invert(permutation, swapped))
-            own.append(i)
-            other.append(partner)
-        images = np.empty((len(tables), 3, self.bundle.height, self.bundle.width), np.float32)
-        for part in (slice(i, i + BATCH) for i in range(0, len(tables), BATCH)):
-            images[part] = self._decode(received, np.stack(tables[part]), np.array(own[part]), np.array(other[part]))
+            frames = [symbols]
+            if swapped.any():
+                partner = symbols_of.get((header.session, header.counter ^ 1))
+                if partner is None:
+                    incomplete.append(len(wanted))
+                frames.append(nothing if partner is None else partner)
+            wanted.append((index.invert(permutation, swapped), frames))
+        parts = []
+        for start in range(0, len(wanted), BATCH):
+            part = wanted[start : start + BATCH]
+            taken = {id(symbols): symbols for _, frames in part for symbols in frames}  # once, though a pair needs them twice
+            place = {key: i for i, key in enumerate(taken)}
+            own, other = (np.array([place[id(frames[end])] for _, frames in part]) for end in (0, -1))
+            tables = index.absolute(np.stack([table for table, _ in part]), own, other)
+            parts.append(self._engines.open("receiver", pixels)(_reals(list(taken.values())), tables))
+        images, is_picture = self._joined(parts, pixels)
+        if not is_picture.all():
+            raise ValueError(
+                f"images {np.flatnonzero(~is_picture).tolist()} are not finite: their symbols are too large; equalise them"
+            )
         return images, incomplete
 
-    def _receive_mixed(self, opened: list[tuple[Header, NDArray[np.complex64]]]) -> NDArray[np.float32]:
-        images = np.empty((len(opened), 3, self.bundle.height, self.bundle.width), np.float32)
+    def _receive_mixed(self, opened: list[Opened], pixels: bool) -> NDArray[Any]:
+        assert self._secret is not None  # without a key the sealer lets no such header pass
+        reals = 2 * self.bundle.n_symbols
+        engine = self._engines.open("receiver-mix", pixels)
+        parts = []
         for start in range(0, len(opened), BATCH):
             part = opened[start : start + BATCH]
-            assert self._secret is not None  # without a key the sealer lets no such header pass
-            assert self._mix_engine is not None
-            reals = 2 * self.bundle.n_symbols
-            # one session at a time would be quicker to derive; frames of several are rare
             each = [
-                mix.derive_keys(self._secret, header.session, [header.counter], self.bundle.digest, reals) for header, _ in part
+                mix.derive_keys(self._secret, session, [header.counter for header, _ in group], self.bundle.digest, reals)
+                for session, group in groupby(part, lambda item: item[0].session)
             ]
-            signs = np.concatenate([keys.signs for keys in each], axis=1)
-            keys = mix.MixKeys(signs, np.concatenate([keys.order for keys in each]))
-            symbols = np.stack([symbols for _, symbols in part]).view(np.float32).reshape(len(part), -1, 2)
-            images[start : start + BATCH] = self._mix_engine(symbols, *mix.sign_inputs(keys, reals), keys.inverse_index)
-        strange = [opened[i][0].counter for i in np.flatnonzero(np.isnan(images).any(axis=(1, 2, 3)))]
-        if strange:
+            keys = each[0] if len(each) == 1 else mix.stack_keys(each)
+            parts.append(engine(_reals([symbols for _, symbols in part]), *mix.receiver_inputs(keys, reals)))
+        images, is_picture = self._joined(parts, pixels)
+        if not pixels:
+            is_picture = ~np.isnan(images.min(axis=(1, 2, 3)))  # NaN where one pixel is
+        if not is_picture.all():
+            strange = [opened[i][0].counter for i in np.flatnonzero(~is_picture)]
             raise HeaderError(
                 f"the symbols that came with the headers of counters {strange} were mixed under another key or counter: "
                 "headers and symbols do not belong together"
             )
         return images
 
-    def _open(self, frames: Sequence[Frame]) -> list[tuple[Header, NDArray[np.complex64]]]:
+    def _joined(self, parts: list[NDArray[Any]], pixels: bool) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """What the engine gave, as one array of images, and which of them are pictures: of those in float32 all."""
+        if not parts:
+            return np.empty((0, *self._shape(pixels)), np.uint8 if pixels else np.float32), np.ones(0, bool)
+        told = [separated(part) if pixels else (part, np.ones(len(part), bool)) for part in parts]
+        pictures = [picture for picture, _ in told]
+        images = np.ascontiguousarray(pictures[0]) if len(parts) == 1 else np.concatenate(pictures)
+        return images, np.concatenate([ok for _, ok in told])
+
+    def _shape(self, pixels: bool) -> tuple[int, int, int]:
+        """That of one image."""
+        height, width = self.bundle.height, self.bundle.width
+        return (height, width, 3) if pixels else (3, height, width)
+
+    def _open(self, frames: Sequence[Frame]) -> list[Opened]:
         """Headers and symbols in the order sent, all of them authentic, new and of the right shape."""
         opened = []
         seen = set()
@@ -322,7 +440,7 @@ class Receiver:
                 raise ValueError(
                     f"frame {i}: symbols must be complex64 [{wanted}], got {frame.symbols.dtype} {list(frame.symbols.shape)}"
                 )
-            if not (np.abs(frame.symbols) < MAX_AMPLITUDE).all():  # also false for NaN
+            if not _all_below(frame.symbols, MAX_AMPLITUDE):
                 raise ValueError(f"frame {i}: symbols must be finite and below {MAX_AMPLITUDE:g}; was it equalised?")
             again = (header.session, header.counter) in seen
             if again or (self._window is not None and not self._window.fresh(header)):
@@ -335,13 +453,32 @@ class Receiver:
         first = {header.session: i for i, (header, _) in reversed(list(enumerate(opened)))}
         return sorted(opened, key=lambda item: (first[item[0].session], item[0].counter))
 
-    def _decode(
-        self, received: NDArray[np.complex64], tables: index.Table, own: NDArray[np.integer], other: NDArray[np.integer]
-    ) -> NDArray[np.float32]:
-        """Images of a part of the frames; only these and their partners go to the engine."""
-        needed, where = np.unique(np.concatenate([own, other]), return_inverse=True)
-        symbols = received[needed].view(np.float32).reshape(len(needed), -1, 2)
-        return self._engine(symbols, index.absolute(tables, where[: len(own)], where[len(own) :]))
+
+def _process() -> tuple[int, int]:
+    """Names this process among those that it was forked from, some of which may have had its id."""
+    return forks(), os.getpid()
+
+
+@lru_cache(maxsize=2 * BATCH)
+def _unmoved(batch: int, h: int) -> NDArray[np.int32]:
+    """The index that leaves every row where it is; [batch, h]."""
+    return np.arange(batch * h, dtype=np.int32).reshape(batch, h)
+
+
+def _reals(symbols: Sequence[NDArray[np.complex64]]) -> NDArray[np.float32]:
+    """Symbols [N] of some frames as the engines take them, [frames, N, 2]; those of a single frame are not copied."""
+    stacked = np.ascontiguousarray(symbols[0])[None] if len(symbols) == 1 else np.stack(symbols)
+    return stacked.view(np.float32).reshape(*stacked.shape, 2)
+
+
+def _all_below(symbols: NDArray[np.complex64], limit: float) -> bool:
+    """Whether all magnitudes are below ``limit``; false for NaN."""
+    if symbols.flags.c_contiguous:
+        # both parts below limit / sqrt(2) is enough, and quicker to find out
+        reals = symbols.view(np.float32)
+        if max(reals.max(), -reals.min()) < 0.7 * limit:
+            return True
+    return bool((np.abs(symbols) < limit).all())
 
 
 def _scheme(header: Header, sets: SchemeSets | None, h: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:

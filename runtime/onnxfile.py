@@ -10,6 +10,8 @@ is passed over.
            └─ training ── graph                └─ sparse tensor
 """
 
+from collections.abc import Iterator
+
 from semseal.runtime.errors import GraphError
 
 MAX_DEPTH = 60  # messages within messages; protobuf itself stops at 100
@@ -39,10 +41,12 @@ def check_onnx(data: bytes) -> None:
     _walk(data, 0, len(data), "model", 0)
 
 
-def _walk(data: bytes, at: int, end: int, message: str, depth: int) -> None:
-    if depth > MAX_DEPTH:
-        raise GraphError(f"the graph nests deeper than {MAX_DEPTH} messages at byte {at}")
-    fields = _FIELDS[message]
+def fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """The fields of the message in data[at:end], as (number, wire type, value, start, end).
+
+    ``value`` is the number that a varint holds, or the length of what is length-delimited, which ends where the field does.
+    Raises GraphError where the bytes are no message.
+    """
     while at < end:
         start = at
         tag, at = _varint(data, at, end)
@@ -62,15 +66,22 @@ def _walk(data: bytes, at: int, end: int, message: str, depth: int) -> None:
         # a longer tag is cut to 32 bits by some parsers and then names another field
         if at > end or not 8 <= tag < 2**32:
             raise GraphError(f"the graph is damaged: the field at byte {start} runs past its end or has no valid number")
-        inner = fields.get(tag >> 3)
+        yield tag >> 3, wire, value, start, at
+
+
+def _walk(data: bytes, at: int, end: int, message: str, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise GraphError(f"the graph nests deeper than {MAX_DEPTH} messages at byte {at}")
+    for number, wire, value, start, stop in fields(data, at, end):
+        inner = _FIELDS[message].get(number)
         if inner is None:
             continue
         if wire != (0 if inner == _LOCATION else 2):
             raise GraphError(f"the graph is damaged: {inner} of wire type {wire} at byte {start}")
         if inner in _FIELDS:
-            _walk(data, at - value, at, inner, depth + 1)
+            _walk(data, stop - value, stop, inner, depth + 1)
         elif inner == _OPERATOR:
-            if data[at - value : at] == b"EPContext":
+            if data[stop - value : stop] == b"EPContext":
                 raise GraphError(f"the graph holds a compiled engine (EPContext) at byte {start}", "export plain operators")
         elif inner == _SPARSE:
             raise GraphError(f"the graph holds a sparse tensor at byte {start}", "store it as a dense one")

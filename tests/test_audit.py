@@ -71,7 +71,7 @@ def assert_same_undefended(one, two):
     """Keys are fresh, so only undefended rows repeat."""
     plain = [[row for row in part.rows if row.defense == "none"] for part in (one, two)]
     for first, second in zip(*plain, strict=True):
-        assert first["psnr"] == pytest.approx(second["psnr"], abs=0.02)
+        assert first.psnr == pytest.approx(second.psnr, abs=0.02)
 
 
 def test_two_processes_measure_the_same(done, small_bundle, tmp_path):

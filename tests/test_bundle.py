@@ -74,7 +74,7 @@ def test_what_was_written_is_read(made):
         [*FILES, "manifest.json", "signature"]
     )
     bundle = open_bundle(made)
-    assert bundle.manifest["format"] == 3
+    assert bundle.manifest["format"] == 4
     digests = [hashlib.sha256(FILES[f"{side}.fp32.onnx"]).digest() for side in ("transmitter", "receiver")]
     assert bundle.digest == hashlib.sha256(b"".join(digests)).digest()
 
@@ -176,7 +176,7 @@ def test_damaged_manifests_are_refused_whoever_signed_them(made):
     good = json.loads((made / "manifest.json").read_text())
     sizes = [{"h": 0}, {"h": 10**12}, {"height": float("inf")}, {"width": "wide"}, {"digest": "00" * 32}, {"digest": "xyz"}]
     bad = [{"model": {**MODEL, **size}} for size in sizes]
-    bad += [{"format": 1}, {"format": 2}, {"format": 4}, {"model": {}}, {"files": []}, {"files": {}}, {"precisions": [1]}]
+    bad += [{"format": 1}, {"format": 3}, {"format": 5}, {"model": {}}, {"files": []}, {"files": {}}, {"precisions": [1]}]
     bad += [{"snr_db": float("inf")}]
     bad += [{"files": {name: {"size": 1} for name in good["files"]}}]
     first = good["files"]["transmitter.int8.onnx"]
@@ -292,9 +292,7 @@ def test_the_program_of_an_engine(made):
     assert bundle.program("transmitter", "fp32", "tensorrt-rtx") == b"a plan"
     for engine in ("onnxruntime-cpu", "onnxruntime-tensorrt", "openvino-cpu"):
         assert bundle.program("receiver", "int8", engine) == FILES["receiver.int8.onnx"] == bundle.graph("receiver", "int8")
-    with pytest.raises(
-        BundleError, match=rf"(?s)it has {PLAN}\nhint: .*semseal export RUN --out .*made --engine tensorrt --force$"
-    ):
+    with pytest.raises(BundleError, match=rf"(?s)it has {PLAN}\nhint: semseal build .*made --out OTHER --engine tensorrt$"):
         bundle.program("transmitter", "fp32", "tensorrt")
     for side, precision in (("receiver", "fp32"), ("transmitter", "int8"), ("../made/engines/transmitter", "fp32")):
         with pytest.raises(BundleError, match="holds no tensorrt-rtx engine"):
@@ -437,8 +435,8 @@ def test_who_packed_is_told_to_pack_again(made):
     for about, command in ((ABOUT, exported), ({**ABOUT, "packed": {"notes": []}}, packed)):
         bundle = write_bundle(made, FILES, about, OWNER, force=True)
         with pytest.raises(BundleError) as caught:
-            bundle.program("receiver", "fp32", "tensorrt")
-        assert caught.value.hint == f"{command} {made} --engine tensorrt --force"
+            bundle.program("receiver", "fp16", "tensorrt")
+        assert caught.value.hint == f"{command} {made} --force"
         with pytest.raises(BundleError) as caught:
             bundle.graph("receiver", "fp16")
         assert caught.value.hint == f"{command} {made} --force"
@@ -448,6 +446,9 @@ def test_who_packed_is_told_to_pack_again(made):
         assert caught.value.hint == f"{command} {made} --force"
     with pytest.raises(BundleError) as caught:
         open_bundle("photos-0db").program("receiver", "fp32", "tensorrt")
+    assert caught.value.hint == "semseal build photos-0db --out OTHER --engine tensorrt"
+    with pytest.raises(BundleError) as caught:
+        open_bundle("photos-0db").graph("receiver", "fp8")
     assert "export a link of your own" in caught.value.hint
 
 

@@ -4,8 +4,10 @@ import signal
 import stat
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
+from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense.defenses import BY_NAME
 
 PROGRAM = "from semseal.runtime.cli import main; main()"
@@ -17,7 +19,7 @@ def semseal(*args, cwd=None, before=""):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, stdin=subprocess.DEVNULL)
 
 
-VERBS = ("audit", "demo", "doctor", "export", "keygen", "pack", "train")
+VERBS = ("audit", "build", "demo", "doctor", "export", "keygen", "pack", "train")
 
 
 def test_help_lists_the_verbs():
@@ -58,7 +60,7 @@ def test_help_and_keygen_need_no_library_of_an_extra(tmp_path):
         "lightning_fabric",
     )
     without = f"import sys; sys.modules.update(dict.fromkeys({heavy})); "
-    for args in (["--help"], ["train", "--help"], ["export", "--help"], ["keygen", tmp_path / "key"]):
+    for args in (["--help"], ["train", "--help"], ["export", "--help"], ["build", "--help"], ["keygen", tmp_path / "key"]):
         assert semseal(*args, before=without).returncode == 0
 
 
@@ -84,13 +86,16 @@ def test_keygen(tmp_path):
         (["train", "--preset", "photos-10db", "--data", "photos", "--out", "run", "--resume"], 3, "no run to resume"),
         (["export", "nowhere", "--out", "bundle"], 3, "nowhere is not a run"),
         (["audit", "nowhere", "--data", "photos", "--out", "results"], 3, "nowhere is not a bundle"),
+        (["build", "nowhere", "--out", "plans", "--engine", "tensorrt"], 3, "nowhere is not a bundle"),
+        (["build", "photos-10db", "--out", "plans", "--engine", "openvino"], 2, "not one of 'tensorrt', 'tensorrt-rtx'"),
+        (["build", "photos-10db", "--out", "plans", "--engine", "tensorrt", "--capability", "86"], 2, "--capability is for"),
         (["audit", "photos-10db", "--data", "photos", "--out", "results", "--pictures", "4"], 2, "at least 6"),
         (["audit", "photos-10db", "--data", "photos", "--out", "results", "--defense", "mixx"], 2, "not one of 'none'"),
         (["audit", "photos-10db", "--data", "photos", "--out", "results", "--attack", "guess"], 2, "not one of 'white-box'"),
         (["audit", "photos-10db", "--data", "photos", "--out", "results", "--precision", "fp8"], 2, "not one of 'fp32'"),
         (["audit", "photos-10db", "--data", "photos", "--out", "results", "--jobs", "0"], 2, "0 is not in the range"),
         (
-            ["audit", "photos-10db", "--data", "photos", "--out", "results", "--attack", "link", "--budget", "1"],
+            ["audit", "photos-10db", "--data", "photos", "--out", "results", "--attack", "linkability", "--budget", "1"],
             2,
             "measure both",
         ),
@@ -122,7 +127,7 @@ def test_train_export_audit_from_the_shell(tmp_path):
     names = ("transmitter", "receiver", "transmitter-mix", "receiver-mix")
     sides = {f"{side}.{precision}.onnx" for side in names for precision in ("fp32", "int8")}
     assert written == {"manifest.json", "signature", "engines", *sides}
-    assert len(list((tmp_path / "bundle" / "engines").glob("*.engine"))) == 8
+    assert len(list((tmp_path / "bundle" / "engines").glob("*.engine"))) == 16
     assert "largest difference" in done.stdout
     done = semseal("export", "run", "--out", "other", "--precision", "fp8", cwd=tmp_path)
     assert done.returncode == 2
@@ -145,6 +150,29 @@ def test_train_export_audit_from_the_shell(tmp_path):
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     assert manifest["training"]["data"] == "photos"
     assert semseal("audit", "bundle", "--data", "elsewhere", "--out", "results", cwd=tmp_path).returncode == 3
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
+def test_build_adds_the_plans_of_every_graph_and_needs_neither_torch_nor_onnx(small_bundle, tmp_path):
+    args = ("build", small_bundle, "--out", "plans", "--engine", "tensorrt-rtx", "--capability")
+    without = "import sys; sys.modules.update(dict.fromkeys(('torch', 'onnx', 'onnxruntime', 'openvino', 'scipy'))); "
+    refused = semseal(*args, "90", cwd=tmp_path, before=without)
+    assert refused.returncode == 3
+    assert "hint: choose among 75, " in refused.stderr
+    assert list(tmp_path.iterdir()) == []
+    done = semseal(*args, "86", "--capability", "120", cwd=tmp_path, before=without)
+    assert done.returncode == 0, done.stderr
+    made = open_bundle(tmp_path / "plans")
+    *plans, last = done.stdout.splitlines()
+    assert sorted(plans) == sorted(
+        f"{name}: {entry['size'] / 1e6:.2f} MB" for name, entry in made.manifest["files"].items() if name.endswith(".engine")
+    )
+    assert len(plans) == 2 * 2 * 2 * 3  # sides, with and without mix, pictures as floats and as bytes, precisions
+    assert last.startswith("signed; on another machine first: export SEMSEAL_OWNER=semseal-owner-v1:")
+    again = semseal(*args, "86", cwd=tmp_path, before=without + "sys.modules['tensorrt_rtx'] = None; ")
+    assert again.returncode == 3
+    assert "error: plans holds a bundle already" in again.stderr  # before anything is built
+    assert open_bundle(tmp_path / "plans").manifest == made.manifest
 
 
 def test_a_budget_that_is_exceeded_is_a_finding(tmp_path):

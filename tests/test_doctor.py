@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from semseal.runtime import doctor
-from semseal.runtime.bundle import open_bundle
+from semseal.runtime.bundle import open_bundle, write_bundle
 from semseal.runtime.doctor import Finding, jetson, show, works
 from semseal.runtime.engine import ENGINES
 from semseal.runtime.libraries import MODULES
 from semseal.runtime.roundtrip import measure
+from semseal.runtime.signing import owner_key
 
 EXAMINE = """
 import dataclasses, json, sys
@@ -174,7 +175,7 @@ LIBCUDA = """
 #include <string.h>
 int cuInit(unsigned flags) { return FAILS; }
 int cuGetErrorString(int code, const char **text) { *text = "forward compatibility was attempted"; return 0; }
-int cuDriverGetVersion(int *version) { *version = 12040; return 0; }
+int cuDriverGetVersion(int *version) { *version = CUDA; return 0; }
 int cuDeviceGetCount(int *count) { *count = 1; return 0; }
 int cuDeviceGet(int *device, int i) { *device = i + 7; return 0; }
 int cuDeviceGetName(char *name, int size, int device) { strncpy(name, device == 7 ? "Test GPU" : "?", size); return 0; }
@@ -185,15 +186,27 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attri
 
 @pytest.fixture
 def libcuda(tmp_path):
-    """Builds a libcuda.so.1 that knows one GPU of compute capability 8.7 and CUDA 12.4; ``fails`` is what cuInit returns."""
+    """Builds a libcuda.so.1 that knows one GPU of compute capability 8.7.
+
+    ``fails`` is what cuInit returns, ``cuda`` the CUDA version.
+    """
     if shutil.which("cc") is None:
         pytest.skip("no C compiler here")
 
-    def make(fails):
+    def make(fails, cuda=12040):
         folder = tmp_path / f"driver{fails}"
         folder.mkdir()
         (folder / "cuda.c").write_text(LIBCUDA)
-        command = ["cc", "-shared", "-fPIC", f"-DFAILS={fails}", "-o", folder / "libcuda.so.1", folder / "cuda.c"]
+        command = [
+            "cc",
+            "-shared",
+            "-fPIC",
+            f"-DFAILS={fails}",
+            f"-DCUDA={cuda}",
+            "-o",
+            folder / "libcuda.so.1",
+            folder / "cuda.c",
+        ]
         subprocess.run(command, check=True, timeout=60)
         return folder
 
@@ -215,6 +228,31 @@ def test_a_driver_too_old_for_the_cuda_of_a_package(libcuda, tmp_path):
     assert "pip install tensorrt" in engine.fix
     assert found["engine", "onnxruntime-cuda"].state == "broken"
     assert "onnxruntime-gpu[cuda,cudnn]" in found["engine", "onnxruntime-cuda"].fix
+
+
+BUILD_FOR_THIS_GPU = """
+from semseal.export.tensorrt import build_plan
+from semseal.runtime.bundle import open_bundle, write_bundle
+build_plan("tensorrt-rtx", open_bundle("photos-10db").graph("receiver"))
+"""
+
+
+@no_gpu
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
+def test_a_gpu_that_tensorrt_rtx_would_build_for_and_not_run_on(libcuda):
+    driver = libcuda(0, cuda=99000)
+    engine = examine(libraries=driver)["engine", "tensorrt-rtx"]
+    assert engine.state == "broken"
+    assert "does not run on this machine's GPU, of compute capability 8.7, but on 7.5, 8.0, 8.6, 8.9, 12.0" in engine.found
+    assert engine.fix == "use the engine onnxruntime-cuda here"
+    command = [sys.executable, "-c", BUILD_FOR_THIS_GPU]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env={**os.environ, "LD_LIBRARY_PATH": str(driver)}
+    )
+    assert done.returncode == 1
+    *_, error, hint = done.stderr.splitlines()
+    assert "does not run on this machine's GPU, of compute capability 8.7" in error
+    assert hint == "hint: use the engine onnxruntime-cuda here"
 
 
 @no_gpu
@@ -248,6 +286,29 @@ def test_the_jetson_script_says_that_this_is_none_and_writes_nothing(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "this is no Jetson: nothing was measured, nothing was written\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_benchmark_tells_an_engine_that_cannot_be_had_from_one_that_fails(monkeypatch, small_bundle, tmp_path):
+    monkeypatch.syspath_prepend(ON_JETSON.parent)
+    import shared
+
+    monkeypatch.setattr(shared, "failures", [])
+    bundle = open_bundle(small_bundle)
+    expected_db = measure(small_bundle, "onnxruntime-cpu")
+    found = shared.links(small_bundle, "onnxruntime-cpu", "fp32", expected_db, None)
+    assert all(isinstance(db, float) for db in found.values())
+    absent = shared.links(small_bundle, "tensorrt", "fp32", expected_db, None)
+    assert all("holds no tensorrt engine" in link["reason"] for link in absent.values())
+    assert shared.failures == []
+    shared.links(small_bundle, "onnxruntime-cpu", "fp32", expected_db + 1, None)
+    assert [failure.partition(":")[0] for failure in shared.failures] == [f"onnxruntime-cpu fp32 {name}" for name in found]
+    shared.failures.clear()
+    files = {name: bundle.read(name) for name in bundle.manifest["files"] if "-mix" not in name}
+    write_bundle(tmp_path / "half", files, bundle.manifest, owner_key())
+    half = shared.links(tmp_path / "half", "onnxruntime-cpu", "fp32", expected_db, None)
+    assert half["mix"]["value"] is None
+    assert isinstance(half["none"], float)
+    assert shared.failures[-1].startswith("onnxruntime-cpu fp32 mix: BundleError: ")
 
 
 def test_the_jetson_script_measures_stages_that_work(monkeypatch):

@@ -26,7 +26,7 @@ semseal.audit([Path(sys.argv[1])], "photos", Path(sys.argv[2]), settings)
 
 def blocks(page):
     """The code of the page by the file that it names."""
-    found = re.findall(r"^`([\w/.]+)`[^\n]*:\n\n```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^`([\w/.]+)`[^\n]*:\n\n```(?:python)?\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     assert len(found) == 4
     return dict(found)
 
@@ -40,7 +40,7 @@ def test_the_page_is_one_file_and_one_row_each(small_bundle, tmp_path):
     for name in ("runtime/attacks/nearest.py", "runtime/defense/signs.py"):
         (package / name).write_text(code[name])
     for name, old, new in (
-        ("runtime/audit/attacks.py", "import accumulate,", "import nearest, accumulate,"),
+        ("runtime/audit/attacks.py", "    learned,\n", "    learned,\n    nearest,\n"),
         (
             "runtime/defense/defenses.py",
             "import numpy as np\n",
@@ -66,8 +66,7 @@ def test_the_page_is_one_file_and_one_row_each(small_bundle, tmp_path):
     page = (tmp_path / "out" / "report.html").read_text()
     assert "answers with the image of hers whose rows are as strong" in page
     assert "secret signs" in page
-    help_text = subprocess.run(
-        [sys.executable, "-m", "semseal.runtime.cli", "audit", "--help"], capture_output=True, text=True, env=environment
-    ).stdout
+    program = [sys.executable, "-c", "from semseal.runtime.cli import main; main()", "audit", "--help"]
+    help_text = subprocess.run(program, capture_output=True, text=True, env=environment).stdout
     assert "nearest" in help_text
     assert "signs" in help_text

@@ -176,9 +176,9 @@ def keyed(side, batch):
     """The inputs of a packaged mix graph for a batch."""
     reals = 32400
     keys = mix.derive_keys(bytes(32), bytes(mix.SESSION_SIZE), range(batch), bytes(mix.DIGEST_SIZE), reals)
-    shape = (batch, 3, 180, 180) if side == "transmitter" else (batch, reals // 2, 2)
-    order = keys.index if side == "transmitter" else keys.inverse_index
-    return np.zeros(shape, np.float32), *mix.sign_inputs(keys, reals), order
+    shape = (batch, 3, 180, 180) if side == "transmitter" else (batch, mix.padded_size(reals) // 2, 2)
+    secret = mix.transmitter_inputs(keys, reals) if side == "transmitter" else mix.receiver_inputs(keys, reals)
+    return np.zeros(shape, np.float32), *secret
 
 
 @pytest.fixture(params=["transmitter", "receiver"])
@@ -199,7 +199,7 @@ def test_the_graphs_with_mix_are_taken_by_what_onnxruntime_says_of_them(side, pr
     expected = session.run(None, {port.name: array for port, array in zip(ports, inputs, strict=True)})[0]
     shape = output_shape(output, axis_sizes(ports, [array.shape for array in inputs]))
     assert (shape, output.dtype) == (expected.shape, expected.dtype)
-    with pytest.raises(ValueError, match=r"the engine takes .*, order, got 2 arrays"):
+    with pytest.raises(ValueError, match=r"the engine takes .*, mix_columns, got 2 arrays"):
         gathered(ports, inputs[:2])
     with pytest.raises(ValueError, match=r"must be \[2, "):
         gathered(ports, (inputs[0], *keyed(side, 1)[1:]))
@@ -213,22 +213,25 @@ def test_graphs_with_an_index_are_taken_as_before(side):
 
 
 @pytest.mark.parametrize("value", [-1, 2**31 - 1, "end"])
-def test_an_order_out_of_range_is_never_launched(side, value):
+@pytest.mark.parametrize("name", ["mix_rows", "mix_columns"])
+def test_what_is_gathered_by_is_never_launched_out_of_range(side, name, value):
     ports, _ = session_ports("onnxruntime-cuda", session_of(open_bundle("photos-10db").graph(f"{side}-mix")))
-    *others, order = keyed(side, 2)
-    bad, end = order.copy(), order.size
+    inputs = list(keyed(side, 2))
+    place = [port.name for port in ports].index(name)
+    bad = inputs[place] = inputs[place].copy()
+    end = bad.size if name == "mix_rows" else bad.shape[1]
     bad[1, 5] = end if value == "end" else value
-    with pytest.raises(ValueError, match=rf"order out of range: order\[1, 5\] is {bad[1, 5]}, there are runs 0\.\.{end - 1}"):
-        gathered(ports, (*others, bad))
+    with pytest.raises(ValueError, match=rf"{name} out of range: {name}\[1, 5\] is {bad[1, 5]}, it must be in 0\.\.{end - 1}"):
+        gathered(ports, tuple(inputs))
 
 
-def test_an_order_of_more_images_than_there_are_reads_nothing_beyond_them():
+def test_rows_of_more_images_than_there_are_read_nothing_beyond_them():
     """A plan tells no names of axes, so the batches of its inputs are not compared by their names."""
-    data, order = Port("symbols", np.dtype(np.float32), (-1, 8, 2)), Port("order", np.dtype(np.int32), (-1, 4))
+    data, rows = Port("symbols", np.dtype(np.float32), (-1, 8, 2)), Port("mix_rows", np.dtype(np.int32), (-1, 4))
     two = np.arange(8, dtype=np.int32).reshape(2, 4)
-    gathered((data, order), (np.zeros((2, 8, 2), np.float32), two))
-    with pytest.raises(ValueError, match=r"order\[1, 0\] is 4, there are runs 0\.\.3"):
-        gathered((data, order), (np.zeros((1, 8, 2), np.float32), two))
+    gathered((data, rows), (np.zeros((2, 8, 2), np.float32), two))
+    with pytest.raises(ValueError, match=r"mix_rows\[1, 0\] is 4, it must be in 0\.\.3"):
+        gathered((data, rows), (np.zeros((1, 8, 2), np.float32), two))
 
 
 def graph_of(dtype, *outputs):
@@ -271,8 +274,8 @@ def test_the_graphs_with_mix_are_taken_by_what_tensorrt_says_of_them(side):
     )
     inputs = keyed(side, 3)
     assert gathered(ports, inputs) is inputs
-    inputs[-1][2, 0] = inputs[-1].size
-    with pytest.raises(ValueError, match="order out of range"):
+    inputs[-2][2, 0] = inputs[-2].size
+    with pytest.raises(ValueError, match="mix_rows out of range"):
         gathered(ports, inputs)
     plan = build_plan("tensorrt-rtx", graph, (1, 1, 4), [86, 89, 120])
     for port in ports:

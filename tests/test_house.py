@@ -28,7 +28,7 @@ ORDER = (
         "runtime.channel",
         "runtime.pictures",
     ),
-    ("runtime.defense",),
+    ("runtime.defense", "runtime.pixels"),
     ("runtime.gpu",),
     ("runtime.engine", "runtime.signing"),
     ("runtime.bundle",),

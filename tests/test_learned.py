@@ -64,7 +64,7 @@ def simulated(scene, defense, snr, chosen):
 
 def transmitted(scene, defense, snr, chosen):
     """The same by the real transmitter."""
-    return scene.received_rows(scene.attacker_images[together(scene, BY_NAME[defense], chosen).ravel()], defense, snr, 1)
+    return scene.received_rows(scene.attacker_images[together(scene, defense, chosen).ravel()], BY_NAME[defense], snr, 1)
 
 
 both = pytest.mark.parametrize("on_air", [simulated, transmitted])
@@ -137,14 +137,15 @@ def test_every_order_and_every_half_is_as_likely_in_practice(odd):
 
 
 @both
-def test_mixed_packets_keep_the_energy_and_nothing_else(small, on_air):
+def test_mixed_packets_keep_nothing(small, on_air):
     one = np.zeros(60, int)
     packets = on_air(small, "mix", SILENT, one)
     assert packets.shape == (60, 1, *small.row_shape)
     clean, packets = small.attacker_rows[0].ravel(), packets.reshape(60, -1)
-    assert np.square(packets).sum(axis=1) == pytest.approx(np.square(clean).sum(), rel=1e-4)
-    similar = np.corrcoef(np.concatenate([clean[None], packets])) - np.eye(61)
-    assert np.abs(similar).max() < 0.5  # 0.07 is their standard deviation
+    # a tenth of what is on air, so not even its energy; 0.013 is the deviation of the mean of 60
+    assert np.square(packets).mean() == pytest.approx(0.5, abs=0.04)
+    alike = np.corrcoef(np.concatenate([clean[None], packets])) - np.eye(61)
+    assert np.abs(alike).max() < 0.5  # 0.07 is their standard deviation
     # neither signs nor a shuffle leave other magnitudes
     moved = np.abs(np.sort(np.abs(packets)) - np.sort(np.abs(clean))).max(axis=1)
     assert moved.min() > 0.05

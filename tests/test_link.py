@@ -1,3 +1,7 @@
+import copy
+import os
+import pickle
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -85,21 +89,146 @@ def test_threads_never_share_a_counter(small_bundle, small_images):
     assert len({frames[0].header[5:29] for frames in sent}) == 200
 
 
-def test_a_forked_process_gets_a_session_of_its_own(small_bundle, small_images, tmp_path):
-    # in a process without torch's threads, because forking those is unsafe
-    script = f"""
-import os, numpy as np
-from semseal.runtime.link import Transmitter
-tx = Transmitter({str(small_bundle)!r}, bytes(32), "permute")
-session = lambda: tx._take_counters()[0]
-mine, (read, write) = session(), os.pipe()
-if os.fork() == 0:
-    os.write(write, session())
-    os._exit(0)
-assert os.read(read, 16) != mine == session()
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_transmitter_is_not_copied_because_the_copy_would_use_its_counters_again(small_bundle, again):
+    with pytest.raises(TypeError, match=r"cannot be copied or pickled: .* open another Transmitter"):
+        again(Transmitter(small_bundle, KEY, "mix"))
+
+
+# in a process without the threads of torch, which make a fork unsafe; the child ends by os._exit, as it may not free engines
+FORKED = """
+import ctypes, os, signal, sys, threading, traceback
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+from semseal.runtime.link import Receiver, Transmitter
+
+bundle, engine = sys.argv[1:]
+images = np.full((1, 3, 32, 24), 0.5, np.float32)
+pixels = np.full((1, 32, 24, 3), 128, np.uint8)
+tx = Transmitter(bundle, bytes(32), "mix", engine, threads=1)
+rx = Receiver(bundle, bytes(32), engine, threads=1)
+ends = lambda frame: (frame.header[5:21], frame.header[21:29])  # session and counter
+
+def forked(work):
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            signal.alarm(40)  # ends a child that hangs
+            os.write(write, work())
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    os.close(write)
+    answer = os.read(read, 1000)
+    assert os.waitpid(child, 0)[1] == 0, "the child failed"
+    return answer
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+
+
+def run_forked(bundle, body, *before, engine="onnxruntime-cpu"):
+    command = [*before, sys.executable, "-c", FORKED + body, str(bundle), engine]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime-cpu", "openvino"])
+def test_a_forked_process_gets_a_session_of_its_own(small_bundle, engine):
+    run_forked(
+        small_bundle,
+        """
+session = lambda: tx.send(images)[0].header[5:21]
+mine = session()
+child = forked(lambda: session() + forked(session) + session())
+first, grandchild, last = child[:16], child[16:32], child[32:]
+assert first == last and len({mine, first, grandchild}) == 3 and len(grandchild) == 16
+assert mine == session()
+""",
+        engine=engine,
+    )
+
+
+def test_a_child_with_its_parents_process_id_gets_a_session_of_its_own(small_bundle):
+    namespace = ["unshare", "--user", "--map-root-user", "--pid", "--fork"]
+    if shutil.which("unshare") is None or subprocess.run([*namespace, "true"], capture_output=True).returncode:
+        pytest.skip("this system lets no user make a namespace of process ids")
+    run_forked(
+        small_bundle,
+        """
+session = lambda: tx.send(images)[0].header[5:21]
+mine, number = session(), os.getpid()
+assert number == 1
+assert ctypes.CDLL(None).unshare(0x20000000) == 0  # CLONE_NEWPID: the next child is number 1 of a namespace of its own
+child = forked(lambda: bytes([os.getpid()]) + session())
+assert child[0] == number and len(child) == 17
+assert mine == session() != child[1:]
+""",
+        *namespace,
+    )
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime-cpu", "openvino"])
+def test_threads_of_a_forked_child_wait_for_no_lock_that_its_parent_held(small_bundle, engine):
+    run_forked(
+        small_bundle,
+        """
+tx.send(images), rx.receive(tx.send(images))
+held, done = threading.Barrier(2), threading.Event()
+def hold():
+    # every lock there is, as threads in send, in receive and in opening an engine would
+    locks = [counters.lock for counters in tx._counters.values()]
+    locks += [tx._engines._own.lock(), rx._engines._own.lock(), rx._own.lock()]
+    for lock in locks:
+        lock.acquire()
+    held.wait()
+    done.wait()
+    for lock in locks:
+        lock.release()
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+def child():
+    with ThreadPoolExecutor(8) as pool:
+        sent = list(pool.map(lambda i: tx.send(pixels if i % 2 else images)[0], range(12)))  # within the window
+        assert len(set(map(ends, sent))) == 12 and len({session for session, _ in map(ends, sent)}) == 1
+        assert sum(pool.map(lambda frame: len(rx.receive([frame], "uint8")), sent)) == 12
+    return b"ok"
+assert forked(child) == b"ok"
+done.set()
+assert len(rx.receive(tx.send(pixels), "uint8")) == 1
+""",
+        engine=engine,
+    )
+
+
+def test_forks_while_threads_send_and_receive(small_bundle):
+    # not with OpenVINO, which holds locks of its own while a thread of the parent is in it
+    run_forked(
+        small_bundle,
+        """
+stop, sent = threading.Event(), []
+def work():
+    while not stop.is_set():
+        frames = tx.send(pixels)
+        sent.append(ends(frames[0]))
+        rx.receive(frames, "uint8")
+threads = [threading.Thread(target=work, daemon=True) for _ in range(3)]
+for thread in threads:
+    thread.start()
+def child():
+    frames = tx.send(images)
+    assert len(rx.receive(frames)) == 1
+    return b"".join(ends(frames[0]))
+answers = {forked(child) for _ in range(20)}
+stop.set()
+for thread in threads:
+    thread.join()
+assert len({answer[:16] for answer in answers} | {session for session, _ in sent}) == 21
+assert len(set(sent)) == len(sent)
+""",
+    )
 
 
 def test_pictures_come_back_in_the_order_sent_however_frames_arrive(small_bundle, small_images):
@@ -204,7 +333,10 @@ def test_wrong_shapes_and_values_are_refused(small_bundle, small_images):
         (small_images(1)[0], r"images must be \[batch, 3, 32, 24\], got \[3, 32, 24\]"),
         (small_images(1)[:, :, :, :-1], "images must be"),
         (small_images(1)[:0], "images must be"),
-        ((small_images(1) * 255).astype(np.uint8), "float32 in 0..1, got uint8; divide bytes by 255"),
+        (small_images(1).astype(np.float64), r"float32 in 0\.\.1 or uint8 .*, got float64; divide bytes by 255"),
+        ((small_images(1) * 255).astype(np.uint8), r"uint8 images must be \[batch, 32, 24, 3\], got \[1, 3, 32, 24\]"),
+        (small_images(1) * 0 - np.float32(1e-7), r"in 0\.\.1, got -1e-07\.\."),
+        (small_images(1) * 0 + np.nextafter(np.float32(1), np.float32(2)), r"in 0\.\.1, got 1\.\.1"),
         (small_images(1).tolist(), "must be a NumPy array, got list"),
         (small_images(1) * 255, r"in 0\.\.1, got .*; divide bytes by 255"),
         (small_images(1) * np.float32(np.nan), "finite"),
@@ -238,6 +370,27 @@ def test_what_cannot_be_had_fails_with_the_reason(small_bundle, tmp_path):
         Receiver(small_bundle, precision="int4")
     with pytest.raises(KeyFileError, match="keygen"):
         Receiver(small_bundle, tmp_path / "none")
+
+
+def test_engines_are_opened_when_a_frame_needs_them(small_bundle, small_images, tmp_path, monkeypatch):
+    frames = {defense: Transmitter(small_bundle, KEY, defense).send(small_images(1)) for defense in ("none", "mix")}
+    shutil.copytree(small_bundle, tmp_path / "b")
+    monkeypatch.chdir(tmp_path)
+    rx = Receiver("b", KEY)
+    monkeypatch.chdir("/")  # where it was opened counts
+    assert len(rx.receive(frames["mix"])) == 1
+    graph = tmp_path / "b" / "receiver.fp32.onnx"
+    whole = graph.read_bytes()
+    graph.write_bytes(whole[:-1] + b"!")
+    with pytest.raises(BundleError, match="does not match its digest"):
+        rx.receive(frames["none"])  # what is opened later is checked as at first
+    with pytest.raises(BundleError, match="does not match its digest"):
+        Receiver(tmp_path / "b", KEY)
+    graph.write_bytes(whole)
+    assert len(rx.receive(frames["none"])) == 1  # nothing was used up
+    os.remove(graph)
+    again = Transmitter(small_bundle, KEY, "none").send(small_images(1))
+    assert len(rx.receive(again)) == 1
 
 
 def test_key_files_work_on_both_sides(small_bundle, small_images, tmp_path):

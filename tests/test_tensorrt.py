@@ -9,11 +9,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from semseal.export.cut import bare_network
-from semseal.export.tensorrt import add_plans, build_plan, layer_report, profile
+from semseal.export.tensorrt import add_plans, build_plan, layer_report, plan_files, profile
 from semseal.runtime.bundle import open_bundle, packaged_bundle
 from semseal.runtime.defense import index
 from semseal.runtime.engine import open_engine
-from semseal.runtime.errors import EngineError, GraphError
+from semseal.runtime.errors import BundleError, EngineError, GraphError
+from semseal.runtime.pixels import with_pixels
 from semseal.runtime.signing import owner_key
 
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -73,6 +74,53 @@ def test_packaged_graphs_build(name, side):
         assert described(report["inputs"]) == [first[side == "receiver"], ("index", "int32", ["batch", 45])]
 
 
+KEYS = [
+    ("mix_column_signs", "int8", ["batch", 32, 1]),
+    *((f"mix_signs{k}", "int8", ["batch", 1024, 32]) for k in range(5)),
+    ("mix_rows", "int32", ["batch", 1024]),
+    ("mix_columns", "int32", ["batch", 32]),
+]
+MIXED = {
+    "transmitter": [("image", "float32", ["batch", 3, 180, 180]), ("mix_pads", "float32", ["batch", 368]), *KEYS],
+    "receiver": [("symbols", "float32", ["batch", 16384, 2]), *KEYS],
+}
+PIXELS = {"transmitter": ("uint8", ["batch", 180, 180, 3]), "receiver": ("uint8", [-1, 181, 180, 3])}
+
+
+@builds
+@pytest.mark.parametrize("capability", [80, 86, 89, 120, 121])
+def test_packaged_graphs_with_mix_build_and_the_keys_stay_inputs(side, precision, capability):
+    graph = open_bundle("photos-10db").graph(f"{side}-mix", precision)
+    plan = build_plan("tensorrt-rtx", graph, capabilities=[capability])
+    assert described(layer_report("tensorrt-rtx", plan, graph)["inputs"]) == MIXED[side]
+    for name, *_ in KEYS:
+        assert name.encode() in plan
+
+
+@builds
+@pytest.mark.parametrize("kind", ["", "-mix"])
+def test_packaged_graphs_build_with_pictures_as_bytes(side, precision, kind):
+    graph = open_bundle("photos-10db").graph(f"{side}{kind}", precision)
+    files = plan_files("tensorrt-rtx", {(f"{side}{kind}", precision): graph}, capabilities=[86, 89, 120])
+    names = [f"engines/{side}{kind}{form}.{precision}.tensorrt-rtx.engine" for form in ("", "-pixels")]
+    assert list(files) == [file for name in names for file in (name, f"{name}.json")]
+    plain, pixels = (json.loads(files[f"{name}.json"]) for name in names)
+    end, other = ("inputs", "outputs") if side == "transmitter" else ("outputs", "inputs")
+    assert (pixels[end][0]["dtype"], pixels[end][0]["shape"]) == PIXELS[side]
+    assert plain[end][0]["dtype"] == "float32"
+    assert pixels[end][1:] == plain[end][1:]
+    assert pixels[other] == plain[other]
+
+
+@builds
+def test_turing_has_no_products_for_mix_and_is_told_what_has(side):
+    bundle = open_bundle("photos-10db")
+    for graph in (bundle.graph(side), with_pixels(bundle.graph(side))):
+        assert build_plan("tensorrt-rtx", graph, capabilities=[75])
+    with pytest.raises(EngineError, match=r"FP32 GEMM is not supported.*\nhint: leave 75 out: .*onnxruntime-cuda"):
+        build_plan("tensorrt-rtx", bundle.graph(f"{side}-mix"), capabilities=[75])
+
+
 @builds
 def test_layers_have_the_precision_of_the_graph(graph, side, precision):
     layers = layer_report("tensorrt-rtx", b"", graph)["layers"]
@@ -114,6 +162,10 @@ def test_plans_are_added_to_a_copy_that_is_signed(small_bundle, tmp_path):
             assert report["bytes"] == len(plan)
             assert described(report["inputs"]) == INPUTS[side]
             assert after.graph(side, precision) == before.graph(side, precision)
+            for kind in (f"{side}-mix", f"{side}-pixels", f"{side}-mix-pixels"):
+                assert len(after.program(kind, precision, "tensorrt-rtx")) > 100_000
+    with pytest.raises(BundleError, match="holds a bundle already"):
+        add_plans(before, tmp_path / "copy", "an engine that would be refused as well", owner_key())
     again = add_plans(before, tmp_path / "copy", "tensorrt-rtx", owner_key(), (1, 1, 2), [86], force=True)
     assert open_bundle(tmp_path / "copy").manifest == again.manifest != after.manifest
 
@@ -137,7 +189,7 @@ def test_one_plan_for_several_generations(small_bundle):
     graph = open_bundle(small_bundle).graph("receiver")
     plans = [build_plan("tensorrt-rtx", graph, (1, 2, 8), capabilities) for capabilities in ([75], [86, 89, 120])]
     assert plans[0] != plans[1]
-    with pytest.raises(EngineError, match=r"for compute capability 90\nhint: choose among 75, .*120"):
+    with pytest.raises(EngineError, match=r"for compute capability 90\nhint: choose among 75, .*120, .*onnxruntime-cuda"):
         build_plan("tensorrt-rtx", graph, capabilities=[86, 90])
     with pytest.raises(EngineError, match="for compute capability none"):
         build_plan("tensorrt-rtx", graph, capabilities=[])

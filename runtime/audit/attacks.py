@@ -6,6 +6,7 @@ audit, its report and the program say of an attack follows from its row. docs/ex
 An attack counts only while its positive control wins: the same attack, pictures and SNRs under a defence that it must break.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -72,7 +73,7 @@ def _white_box(scene: Scene, cell: Cell, advance: Advance) -> Images:
     few, settings = scene.images[: scene.settings.optimised_pictures], scene.settings.whitebox
     received = scene.received_symbols(few, DEFENSES[cell.defense], _snr(cell), 1)
     # half way to grey: from the plain mean, as from black, a few pictures do not get away
-    start: Images = (scene.mean_picture + np.float32(0.5)) / 2
+    start = (scene.mean_picture + np.float32(0.5)) / np.float32(2)
     told = _in_seconds(advance, WHITE_BOX_S)
     return whitebox.invert(scene.surrogate, received, start, scene.bundle.h, settings, advance=told)
 
@@ -171,8 +172,16 @@ def _four_packets(scene: Scene, cell: Cell, _: Advance) -> Images:
 
 
 def _identification(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, ...]:
+    return _identify(scene, DEFENSES[cell.defense], _snr(cell))
+
+
+def _stored_frame(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, ...]:
+    return _identify(scene, DEFENSES[cell.defense], math.inf)
+
+
+def _identify(scene: Scene, defense: Defense, snr: float) -> tuple[GameResult, ...]:
     """Every picture is sent five times, each time beside another of Eve's if rows are swapped; she receives both frames."""
-    defense, snr, mine = DEFENSES[cell.defense], _snr(cell), scene.attacker_images
+    mine = scene.attacker_images
     practice = scene.packets(mine, np.arange(len(mine))[::-1], defense, snr, 20, generate_key())
     eve = identification.learn(scene.attacker_rows, practice, np.arange(len(mine)))
     rng = np.random.default_rng([scene.settings.seed, 21])
@@ -354,6 +363,15 @@ ATTACKS = (
         "all pictures that may have been sent, and images of her own",
         "none",
         _identification,
+        cost=lambda settings: PICTURE_S * (TRIALS_EACH * settings.pictures + settings.attacker_pictures),
+        game=True,
+    ),
+    Attack(
+        "stored-frame",
+        "names the picture from the frame as it was sent, without noise",
+        "frames that were stored or recorded at the transmitter, all pictures that may have been sent, and images of her own",
+        "none",
+        _stored_frame,
         cost=lambda settings: PICTURE_S * (TRIALS_EACH * settings.pictures + settings.attacker_pictures),
         game=True,
     ),

@@ -57,8 +57,7 @@ def under_one_key(scene: Scene, defense: Defense, clean: Rows, snr: float) -> ND
     n, h, r = clean.shape
     if defense.mixes:
         keys = mix.derive_keys(scene.key, bytes(mix.SESSION_SIZE), [0], scene.bundle.digest, h * r)
-        same = mix.MixKeys(np.repeat(keys.signs, n, axis=1), np.repeat(keys.order, n, axis=0))
-        on_air = mix.mix(clean.reshape(n, -1), same)
+        on_air = mix.mix(clean.reshape(n, -1), mix.stack_keys([keys] * n))
     else:
         on_air = index.gather(clean.reshape(n * h, r), _one_scheme(scene, defense, n)).reshape(n, -1)
     return scene.add_noise(np.ascontiguousarray(on_air).view(np.complex64), snr, 3).view(np.float32)

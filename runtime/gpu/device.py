@@ -196,13 +196,17 @@ def serve(
 def gathered(ports: Sequence[Port], inputs: Inputs) -> Inputs:
     """For ``serve``: the inputs as they are, checked; also those by whose values a graph gathers.
 
-    ``index`` [batch, h] names rows of the first input, h in each of its frames, and ``order`` [batch, runs] its runs.
-    A value out of range would read foreign memory. Raises ValueError.
+    ``index`` [batch, h] names rows of the first input, h in each of its frames; ``mix_rows`` [batch, rows] names rows of all of
+    its images, ``mix_columns`` [batch, c] columns of one. A value out of range would read foreign memory. Raises ValueError.
     """
     check_inputs(ports, inputs)
     for port, array in zip(ports, inputs, strict=True):
-        if port.name in ("index", "order"):
-            _check_rows(port.name, array, len(inputs[0]))
+        if port.name == "index":
+            scheme.check_index(array, len(inputs[0]))
+        elif port.name == "mix_rows":
+            _check_range(port.name, array, len(inputs[0]) * array.shape[-1])
+        elif port.name == "mix_columns":
+            _check_range(port.name, array, array.shape[-1])
     return inputs
 
 
@@ -215,14 +219,11 @@ def scattered(ports: Sequence[Port], inputs: Inputs) -> Inputs:
     return image, scheme.inverse(index)
 
 
-def _check_rows(name: str, rows: NDArray[np.int32], frames: int) -> None:
-    if name == "index":
-        scheme.check_index(rows, frames)
-        return
-    if rows.dtype != np.int32 or rows.ndim != 2:
-        raise ValueError(f"{name} must be int32 [batch, runs], got {rows.dtype} {list(rows.shape)}")
-    runs = frames * rows.shape[1]
-    bad = np.argwhere((rows < 0) | (rows >= runs))
+def _check_range(name: str, values: NDArray[np.int32], end: int) -> None:
+    """Raises ValueError unless int32 [batch, n] values are in 0..end-1, naming the first that is not."""
+    if values.dtype != np.int32 or values.ndim != 2:
+        raise ValueError(f"{name} must be int32 [batch, n], got {values.dtype} {list(values.shape)}")
+    bad = np.argwhere((values < 0) | (values >= end))
     if len(bad):
         i, j = bad[0]
-        raise ValueError(f"{name} out of range: {name}[{i}, {j}] is {rows[i, j]}, there are runs 0..{runs - 1}")
+        raise ValueError(f"{name} out of range: {name}[{i}, {j}] is {values[i, j]}, it must be in 0..{end - 1}")

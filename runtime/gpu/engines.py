@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from semseal.runtime.environment import compute_capability
 from semseal.runtime.errors import EngineError
 from semseal.runtime.gpu.device import (
     Engine,
@@ -144,6 +145,22 @@ def tensorrt_library(name: str) -> tuple[Any, Any]:
                 self.errors.append(message)
 
     return trt, Logger()
+
+
+def rtx_capabilities(trt: Any) -> list[int]:
+    """The compute capabilities of the GPUs that this version of TensorRT-RTX runs on, 86 for 8.6."""
+    return [int(name[2:]) for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
+
+
+def refuse_unserved_gpu(trt: Any) -> None:
+    """Raises EngineError where TensorRT-RTX would build a plan for this machine's GPU and then not load it."""
+    here, served = compute_capability(), rtx_capabilities(trt)
+    if here is not None and here not in served:
+        raise EngineError(
+            f"engine tensorrt-rtx {trt.__version__} does not run on this machine's GPU, of compute capability {here / 10}, but "
+            f"on {', '.join(str(capability / 10) for capability in served)}",
+            "use the engine onnxruntime-cuda here",
+        )
 
 
 def deserialize(name: str, plan: bytes) -> Any:
