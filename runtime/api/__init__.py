@@ -8,7 +8,11 @@ These names are the public interface. Each is loaded when it is first used, so t
 runs where only NumPy and an engine are installed; ``audit`` needs the extra of that name.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# ONNX Runtime reads it when it is imported, which export and the tests do themselves; see semseal.runtime.libraries
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from semseal.runtime import errors
