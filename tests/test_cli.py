@@ -263,7 +263,11 @@ exit $code
 def test_an_interrupt_exits_with_130_and_leaves_nothing(tmp_path):
     os.mkfifo(tmp_path / "owner.key", 0o600)
     command = [sys.executable, "-c", PROGRAM, "export", "run", "--out", "bundle", "--sign", "owner.key"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+
+    def as_in_a_terminal() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it, and so would its child
+
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=as_in_a_terminal)
     with open(tmp_path / "owner.key", "w"):  # returns when the program reads its key: it is in the middle of its work
         process.send_signal(signal.SIGINT)
         error = process.communicate(timeout=60)[1]
