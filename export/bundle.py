@@ -18,7 +18,9 @@ from semseal.export.rewrite import rewrite
 from semseal.export.tensorrt import plan_files
 from semseal.runtime import channel
 from semseal.runtime.bundle import Bundle, write_bundle
+from semseal.runtime.defense.mix import MAX_REALS
 from semseal.runtime.engine import open_engine
+from semseal.runtime.errors import GraphError
 from semseal.runtime.pictures import open_pictures
 from semseal.train.config import TrainConfig
 from semseal.train.fit import last_row, load_run
@@ -78,6 +80,10 @@ def deploy(
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {unknown[0]!r}")
     made = [precision for precision in PRECISIONS if precision == "fp32" or precision in precisions]
     model = manifest["model"]
+    if (reals := model["h"] * model["w"] * model["c"]) > MAX_REALS:
+        raise GraphError(
+            f"features of {reals} floats per image, and mix takes up to {MAX_REALS}", "let the transmitter give fewer"
+        )
     graphs = {("transmitter", "fp32"): transmitter, ("receiver", "fp32"): receiver}
     if "fp16" in made:
         graphs |= {(side, "fp16"): to_fp16(graphs[side, "fp32"]) for side in ("transmitter", "receiver")}

@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from semseal.runtime.defense.mix import LAYERS, LEAST_STRUCTURE, factors, inverse_matrices, matrices
+from semseal.runtime.defense.mix import LAYERS, MIN_STRUCTURE, factors, inverse_matrices, matrices
 
-LEAST_CHANNELS, LEAST_REALS = 4, 2048  # for the test of structure
+MIN_CHECKED_CHANNELS, MIN_CHECKED_REALS = 4, 2048  # for the test of structure
 
 
 def with_mix(graph: bytes, side: str, h: int, row_width: int, channels: int) -> bytes:
@@ -57,7 +57,7 @@ def with_mix(graph: bytes, side: str, h: int, row_width: int, channels: int) -> 
         nodes += part.mix("plain_symbols", "symbols")
         inputs, outputs = [model.graph.input[0], pads, *keys], [symbols]
     else:
-        checked = channels >= LEAST_CHANNELS and part.n >= LEAST_REALS
+        checked = channels >= MIN_CHECKED_CHANNELS and part.n >= MIN_CHECKED_REALS
         for node in nodes:
             node.output[:] = ["decoded" if name == "image" and checked else name for name in node.output]
         nodes = [*part.unmix("symbols", "plain_symbols"), *nodes]
@@ -184,7 +184,7 @@ class _Part:
     def believe(self, symbols: str, channels: int, decoded: str, image: str) -> list[onnx.NodeProto]:
         """The decoded picture, or NaN where ``structure`` of the symbols is below its least value."""
         first, places, degrees = len(self.nodes), self.n // channels, 2 * channels - 1
-        enough = LEAST_STRUCTURE * math.sqrt(2 * degrees) + degrees  # of chi square
+        enough = MIN_STRUCTURE * math.sqrt(2 * degrees) + degrees  # of chi square
         number = {name: self.constant(name, np.float32(value)) for name, value in
                   (("one", 1), ("half", 0.5), ("enough", enough / places), ("nothing", np.nan), ("tiny", 1e-20))}  # fmt: skip
         y = self.node("Reshape", [symbols, self.constant("channels", np.array([-1, places, channels]))])

@@ -20,7 +20,6 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from semseal.runtime.bundle import Bundle, check_free, write_bundle
 from semseal.runtime.errors import EngineError
-from semseal.runtime.files import write_atomically
 from semseal.runtime.gpu.engines import TENSORRT, deserialize, refuse_unserved_gpu, rtx_capabilities, tensorrt_library
 from semseal.runtime.pixels import with_pixels
 
@@ -29,50 +28,29 @@ WORKSPACE_BYTES = 2**30  # scratch memory that a plan may ask for; a Jetson's GP
 
 
 def build_plan(
-    engine: str,
-    graph: bytes,
-    batch: tuple[int, int, int] = (1, 1, 64),
-    capabilities: Sequence[int] | None = None,
-    *,
-    workspace: int = WORKSPACE_BYTES,
-    version_compatible: bool = False,
-    hardware_compatible: bool = False,
-    timing_cache: Path | None = None,
+    engine: str, graph: bytes, batch: tuple[int, int, int] = (1, 1, 64), capabilities: Sequence[int] | None = None
 ) -> bytes:
     """The plan of an ONNX graph whose dynamic axes are named ``batch`` and ``frames``.
 
     ``batch`` is the smallest, the optimal and the largest number of images; ``frames`` goes up to twice the largest, because a
     partner's frame is gathered from without being decoded. ``capabilities`` (tensorrt-rtx only) are compute capabilities,
-    86 for 8.6; None: the GPU of this machine. ``workspace`` is in bytes. For ``tensorrt`` only: ``version_compatible`` lets
-    later versions load the plan, where Runtime.engine_host_code_allowed is set, because it then carries CPU code;
-    ``hardware_compatible`` lets every GPU from Ampere on load it, except a Jetson's; ``timing_cache`` is a file that makes the
-    next build faster. Raises EngineError: package missing, a GPU that the engine does not run on, graph refused (with the
-    node), build failed.
+    86 for 8.6; None: the GPU of this machine. Raises EngineError: package missing, a GPU that the engine does not run on, graph
+    refused (with the node), build failed.
     """
-    _check_options(engine, batch, capabilities, version_compatible or hardware_compatible or timing_cache is not None)
+    _check_options(engine, batch, capabilities)
     trt, logger, builder, network, _parser = _parse(engine, graph)
     config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # otherwise the inspector lists no layers
     config.clear_flag(trt.BuilderFlag.TF32)
     if engine == "tensorrt-rtx":
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # otherwise it cannot be captured in a CUDA graph
         _target(trt, config, capabilities)
-    if version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if hardware_compatible:
-        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    if timing_cache is not None:
-        timings = config.create_timing_cache(timing_cache.read_bytes() if timing_cache.exists() else b"")
-        if timings is None or not config.set_timing_cache(timings, ignore_mismatch=False):
-            raise EngineError(f"{timing_cache} is the timing cache of another TensorRT or another GPU", "delete it")
 
     config.add_optimization_profile(profile(builder, network, batch))
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise _failed_build(engine, trt, _logged_errors(logger), capabilities)
-    if timing_cache is not None:
-        write_atomically(timing_cache, bytes(config.get_timing_cache().serialize()))
     return bytes(plan)
 
 
@@ -87,16 +65,11 @@ def _failed_build(engine: str, trt: Any, errors: str, capabilities: Sequence[int
     return EngineError(f"{engine} {trt.__version__} cannot build the graph here: {errors or 'it gave no reason'}", hint)
 
 
-def _check_options(engine: str, batch: tuple[int, int, int], capabilities: Sequence[int] | None, tensorrt_only: bool) -> None:
+def _check_options(engine: str, batch: tuple[int, int, int], capabilities: Sequence[int] | None) -> None:
     """Raises EngineError for options that do not go together."""
     smallest, optimal, largest = batch
     if not 1 <= smallest <= optimal <= largest:
         raise EngineError(f"batch must be 1 <= smallest <= optimal <= largest, got {batch}", "the default is 1, 1, 64")
-    if engine == "tensorrt-rtx" and tensorrt_only:
-        raise EngineError(
-            "tensorrt-rtx has neither version_compatible nor hardware_compatible nor timing_cache",
-            "name the GPUs in capabilities, and build again for another version",
-        )
     if engine == "tensorrt" and capabilities is not None:
         raise EngineError(
             f"tensorrt builds for the GPU of this machine, not for capabilities {list(capabilities)}",

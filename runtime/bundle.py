@@ -4,7 +4,7 @@
     signature                                 of manifest.json by the owner: Ed25519, 64 bytes
     transmitter.fp32.onnx                     image [batch, 3, height, width], index [batch, h] -> symbols [batch, N, 2]
     receiver.fp32.onnx                        symbols [frames, N, 2], index [batch, h] -> image [batch, 3, height, width]
-    transmitter-mix.fp32.onnx                 the same for the defence mix: signs and a row order instead of the index
+    transmitter-mix.fp32.onnx                 the same for the defence mix, with its keys instead of the index
     receiver-mix.fp32.onnx
     engines/receiver.fp16.NAME.engine         a TensorRT plan: executable code for one kind of device
     engines/receiver-pixels.fp16.NAME.engine  the same with pictures as bytes
@@ -318,8 +318,10 @@ def _parse(path: Path, text: bytes) -> Bundle:
             if len(bytes.fromhex(entry["sha256"])) != 32:
                 raise ValueError(f"the sha256 of {name} is not one")
         digest = model_digest(*(manifest["files"][name]["sha256"] for name in FP32))
-        if bundle.digest != digest or "fp32" not in manifest["precisions"]:
+        if bundle.digest != digest:
             raise ValueError("the model's digest is not that of its graphs")
+        if "fp32" not in manifest["precisions"]:
+            raise ValueError("its precisions lack fp32")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BundleError(f"{path / MANIFEST} is damaged: {type(error).__name__}: {error}", _COPY) from None
     return bundle

@@ -297,7 +297,13 @@ def _print_parity(bundle: "Bundle") -> None:
     type=LazyChoice(_attacks),
     help="measure only this attack; may be repeated  [default: all]",
 )
-@click.option("--eve-snr", "eve_snrs", type=float, multiple=True, help="Eve's SNR in dB; may be repeated  [default: 0 10 20]")
+@click.option(
+    "--eve-snr",
+    "eve_snrs",
+    type=float,
+    multiple=True,
+    help="Eve's SNR in dB; may be repeated  [default: 0 10 20, with --quick 10]",
+)
 @click.option("--precision", "precisions", multiple=True, type=PRECISIONS, help="may be repeated  [default: fp32]")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="processes that share the cores")
 @click.option(
@@ -393,15 +399,15 @@ def _judge(results: "Results", settings: "Settings", judged: tuple[str, ...], bu
 @cli.command(epilog=_example("semseal demo --out demo"))
 @click.option("--out", "folder", type=FOLDER, default="demo", show_default=True, metavar="DIR", help="folder of the results")
 def demo(folder: Path) -> None:
-    """The main job on a packaged model and library photographs: link, defence, attacks; about a minute."""
+    """The main job on a packaged model and library photographs: link, defences, attacks; one to three minutes."""
     from semseal.runtime.audit.matrix import DEMO
     from semseal.runtime.audit.run import audit as run_audit
     from semseal.runtime.audit.tables import print_results
     from semseal.runtime.bundle import packaged_bundle
 
     out.print(
-        "Alice sends photographs to Bob over a 10 dB channel; Eve listens at 10 dB and attacks, without and with the "
-        "paper's defence."
+        "Alice sends photographs to Bob over a 10 dB channel; Eve listens at 10 dB and attacks, without a "
+        "defence, with the paper's and with mix."
     )
     print_results(out, run_audit([packaged_bundle("photos-10db")], "photos", folder, DEMO), folder, DEMO)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 from semseal.runtime.errors import EngineError
-from semseal.runtime.gpu.device import Engine
+from semseal.runtime.gpu.device import MAX_KEPT_SHAPES, Engine
 from semseal.runtime.libraries import forks, load_onnxruntime, load_openvino
 
 ENGINES = ("onnxruntime-cpu", "openvino", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx")
@@ -109,7 +109,10 @@ def _openvino(graph: bytes, threads: int | None) -> Engine:
                     here.requests[shapes] = core.compile_model(here.model, "CPU", settings).create_infer_request()
                 except RuntimeError as error:
                     raise EngineError(f"engine openvino cannot compile the graph for inputs {list(shapes)}: {error}") from None
-            output: NDArray[Any] = here.requests[shapes].infer(list(inputs), share_inputs=True)[0]
+            request = here.requests[shapes] = here.requests.pop(shapes)
+            if len(here.requests) > MAX_KEPT_SHAPES:
+                del here.requests[next(iter(here.requests))]  # the one not used for longest
+            output: NDArray[Any] = request.infer(list(inputs), share_inputs=True)[0]
         return output
 
     return run

@@ -9,16 +9,16 @@ engine is opened when it is first needed, the likeliest one at construction, so 
 
 A counter is a nonce and must never be used twice with one session. So threads share a Transmitter's counters under a lock, a
 forked process has a session of its own from its first frame on, and a Transmitter is not copied. A forked child waits for no
-lock of this module that its parent held; OpenVINO has locks too: with that engine fork while no thread sends or receives.
+lock of this module that its parent held, and opens engines of its own: one that a thread of its parent was in might be locked.
+OpenVINO has locks for the whole process too: with that engine fork while no thread sends or receives.
 """
 
 import os
-import struct
 import threading
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import replace
+from functools import cached_property, lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,6 +33,7 @@ from semseal.runtime.defense.keys import load_key
 from semseal.runtime.defense.schemes import SchemeSets, draw_choice, noise_rows, scheme_sets
 from semseal.runtime.engine import open_engine
 from semseal.runtime.errors import HeaderError
+from semseal.runtime.frame import Frame
 from semseal.runtime.gpu.device import Engine
 from semseal.runtime.libraries import forks
 from semseal.runtime.pixels import separated
@@ -43,43 +44,11 @@ BATCH = 64  # images in one run of the engine; even, so that no pair is split
 Images = NDArray[np.float32] | NDArray[np.uint8]
 Opened = tuple[Header, NDArray[np.complex64]]  # a frame whose header was opened
 
-_FRAME = struct.Struct("<4sHI")
-_MAGIC = b"SSF1"
 _ONE_BITS = 0x3F800000  # of 1.0; of all floats only those in 0..1 have bits up to these, if -0.0 is left aside
 
 
 class BrokenDefenseWarning(UserWarning):
     """A defence was chosen that is known to fall."""
-
-
-@dataclass(frozen=True, eq=False)
-class Frame:
-    """What goes on air for one image: analog symbols, complex64 [N], and the header bytes, sent error-free."""
-
-    symbols: NDArray[np.complex64]
-    header: bytes
-
-    def to_bytes(self) -> bytes:
-        """Magic, header length, N, header, symbols as little-endian float32 I and Q."""
-        if len(self.header) >= 2**16:
-            raise ValueError(f"a header of {len(self.header)} bytes does not fit a frame")
-        symbols = np.ascontiguousarray(self.symbols, "<c8")
-        return _FRAME.pack(_MAGIC, len(self.header), symbols.size) + self.header + symbols.tobytes()
-
-    @staticmethod
-    def from_bytes(data: bytes) -> "Frame":
-        """The reverse. Raises ValueError unless ``data`` is exactly one frame of finite symbols."""
-        if len(data) < _FRAME.size:
-            raise ValueError(f"frame of {len(data)} bytes is too short")
-        magic, header_size, n = _FRAME.unpack_from(data)
-        if magic != _MAGIC:
-            raise ValueError("not a semseal frame")
-        if len(data) != _FRAME.size + header_size + 8 * n:
-            raise ValueError(f"frame of {len(data)} bytes should have {_FRAME.size + header_size + 8 * n}")
-        symbols = np.frombuffer(data, "<c8", n, _FRAME.size + header_size).astype(np.complex64)
-        if not np.isfinite(symbols).all():
-            raise ValueError("frame holds symbols that are not finite")
-        return Frame(symbols, data[_FRAME.size : _FRAME.size + header_size])
 
 
 class _Own:
@@ -101,12 +70,12 @@ class _Counters:
 
 
 class _Engines:
-    """The engines of one end of a link, each opened when it is first needed."""
+    """The engines of one end of a link, each opened when a process first needs it."""
 
     def __init__(self, bundle: Bundle, engine: str, precision: str, threads: int | None) -> None:
         self._bundle = replace(bundle, path=bundle.path.absolute())  # the program may change its folder meanwhile
         self._engine, self._precision, self._threads = engine, precision, threads
-        self._opened: dict[tuple[str, bool], Engine] = {}
+        self._opened: dict[tuple[tuple[int, int], str, bool], Engine] = {}  # those of the parent stay, as freeing one may hang
         self._own = _Own()
 
     def __repr__(self) -> str:
@@ -118,13 +87,14 @@ class _Engines:
 
     def open(self, side: str, pixels: bool) -> Engine:
         """The engine of a side, for images as uint8 if ``pixels``. Raises BundleError or EngineError."""
-        found = self._opened.get((side, pixels))
+        place = _process(), side, pixels
+        found = self._opened.get(place)
         if found is None:
             with self._own.lock():
-                found = self._opened.get((side, pixels))
+                found = self._opened.get(place)
                 if found is None:
                     program = self._bundle.program(side, self._precision, self._engine, pixels)
-                    found = self._opened[side, pixels] = open_engine(self._engine, program, self._threads)
+                    found = self._opened[place] = open_engine(self._engine, program, self._threads)
         return found
 
 
@@ -167,7 +137,8 @@ class Transmitter:
         secret = None if key is None else load_key(key)
         self._secret = secret
         self._sealer = HeaderSealer(secret, self.bundle.digest)
-        self._sets = None if secret is None else scheme_sets(secret, self.bundle.h)
+        moves = BY_NAME[defense].permutes or BY_NAME[defense].substitutes
+        self._sets = scheme_sets(secret, self.bundle.h) if secret is not None and moves else None
         self._engines = _Engines(self.bundle, engine, precision, threads)
         self._side = "transmitter-mix" if BY_NAME[defense].mixes else "transmitter"
         self._engines.open(self._side, pixels=False)
@@ -296,7 +267,6 @@ class Receiver:
         secret = None if key is None else load_key(key)
         self._secret = secret
         self._sealer = HeaderSealer(secret, self.bundle.digest)
-        self._sets = None if secret is None else scheme_sets(secret, self.bundle.h)
         self._engines = _Engines(self.bundle, engine, precision, threads)
         if secret is None:
             self._engines.open("receiver", pixels=False)
@@ -327,6 +297,11 @@ class Receiver:
             raise ValueError(f"dtype must be float32 or uint8, got {dtype!r}")
         with self._own.lock():
             return self._receive(frames, np.dtype(dtype) == np.uint8)
+
+    @cached_property
+    def _sets(self) -> SchemeSets | None:
+        """Derived when a frame of the paper's modes comes: mix does without."""
+        return None if self._secret is None else scheme_sets(self._secret, self.bundle.h)
 
     def _receive(self, frames: Sequence[Frame], pixels: bool) -> NDArray[Any]:
         opened = self._open(frames)
@@ -363,7 +338,9 @@ class Receiver:
         for header, symbols in opened:
             if header.noise:
                 continue
-            permutation, swapped = _scheme(header, self._sets, h)
+            defense = BY_NAME[header.mode]
+            sets = self._sets if defense.permutes or defense.substitutes else None
+            permutation, swapped = _scheme(header, sets, h)
             frames = [symbols]
             if swapped.any():
                 partner = symbols_of.get((header.session, header.counter ^ 1))

@@ -151,7 +151,7 @@ def auc(positive: NDArray[np.float64], negative: NDArray[np.float64], level: flo
     The bounds are the areas A for which the one found lies just at the edge of A ± z sqrt(V(A)), V being the variance that
     Hanley and McNeil (1982) give for exponential scores. At A = 0.5 that is the exact variance of the Mann-Whitney test, so
     0.5 is inside just when that test finds nothing. Unlike DeLong's, the interval has a width when the classes separate.
-    Simulated coverage: 93 to 99 % for normal scores, 92 % where one class spreads three times as wide as the other.
+    Simulated coverage: 93 to 99 % for normal scores, 92 % where one class is three times as wide as the other.
     """
     from scipy.optimize import brentq
     from scipy.stats import mannwhitneyu, norm

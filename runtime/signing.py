@@ -12,7 +12,6 @@ unchanged.
 """
 
 import base64
-import binascii
 import os
 import stat
 from pathlib import Path
@@ -49,7 +48,7 @@ def read_private(path: Path) -> Ed25519PrivateKey:
         raise SigningError(f"{path} is not an owner's private key", "leave out --sign to use this machine's own")
     try:
         return Ed25519PrivateKey.from_private_bytes(base64.b64decode(lines[1], validate=True))
-    except (binascii.Error, ValueError):
+    except ValueError:
         # without the cause, which might show a part of it
         raise SigningError(
             f"{path} is damaged: its second line is not the base64 of {_KEY_SIZE} bytes", "restore it from a copy"

@@ -20,7 +20,7 @@ def reconstructions(level: float, advantage: float = 0.0, n: int = 12) -> Recons
 
 
 def game_result(attack: str, value: float) -> GameResult:
-    if attack == "identification":
+    if attack in ("identification", "stored-frame"):
         return GameResult("top-1", value, value / 2, min(1, value + 0.02), 400, 0.01, "rate")
     return GameResult("pair", value, value - 0.03, min(1, value + 0.03), 400, 0.5, "area")
 
@@ -37,7 +37,7 @@ def made_up(mix: float, attacks=PICTURES, control=20.0, rate=0.005, defenses=("n
     for name in ("none", "permute", "mix"):
         for attack in [attack for attack in attacks if BY_NAME[attack].applies(DEFENSE_BY_NAME[name])]:
             if BY_NAME[attack].game:
-                value = 1.0 if name != "mix" else rate if attack == "identification" else 0.5
+                value = 1.0 if name != "mix" else rate if attack in ("identification", "stored-frame") else 0.5
                 games[Cell(attack, name, 10.0, 10.0)] = (game_result(attack, value),)
             else:
                 level = mix + (5 if attack == "reused-stream" else 0) if name == "mix" else control

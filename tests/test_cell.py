@@ -1,6 +1,7 @@
 """Every attack on a small real link, cell by cell."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from semseal.runtime.audit.settings import Cell
 from semseal.runtime.audit.verdict import count_figures, game_rows, picture_rows
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense.defenses import BY_NAME, DEFENSES
+from semseal.runtime.errors import AuditError
 from semseal.runtime.pictures import open_pictures
 
 STEPS = WhiteBoxSettings(5, 0.1, True)
@@ -113,3 +115,24 @@ def test_whole_groups_are_received_and_eve_practises_under_her_own_key(setting):
     assert abs(np.corrcoef(alices.ravel(), eves.ravel())[0, 1]) < 0.1
     swapped = images.reshape(6, 2, *images.shape[1:])[:, ::-1].reshape(images.shape)
     assert np.array_equal(scene.best_order(swapped, 2), images)
+
+
+def test_a_packet_holds_all_that_is_on_air(setting):
+    """Also what mix adds: its power, exact, is that of the whole frame and of no part of it."""
+    scene = Scene(*setting, SETTINGS)
+    packets = scene.packets(setting[1], np.arange(12), BY_NAME["mix"], math.inf, 1)
+    assert packets.shape == (12, 1, 86, 24)  # 2,048 reals in rows of 24
+    assert np.abs(2 * np.square(packets, dtype=np.float64).sum((1, 2, 3)) / 2048 - 1).max() < 1e-8
+
+
+def test_what_needs_no_channel_is_measured_once():
+    asked = dataclasses.replace(SETTINGS, attacks=("stored-frame", "no-key"), defenses=("mix",), eve_snrs=(0.0, 20.0))
+    snrs = {name: {cell.eve_snr for cell in cells(asked, 10.0) if cell.attack == name} for name in asked.attacks}
+    assert snrs == {"stored-frame": {20.0}, "no-key": {0.0, 20.0}}
+
+
+@pytest.mark.parametrize(("name", "read"), [("cell.npz", read_reconstructions), ("cell.json", read_games)])
+def test_a_damaged_cell_is_named(tmp_path, name, read):
+    (tmp_path / name).write_bytes(b"PK\x03\x04 no more")
+    with pytest.raises(AuditError, match=f"{name} is damaged"):
+        read(tmp_path / name)

@@ -23,6 +23,7 @@ ORDER = (
         "runtime.environment",
         "runtime.libraries",
         "runtime.files",
+        "runtime.frame",
         "runtime.onnxfile",
         "runtime.metrics",
         "runtime.channel",

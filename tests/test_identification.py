@@ -203,3 +203,19 @@ def test_what_does_not_belong_together_is_refused():
         learn(ATTACKER, packets, truth[:-1])
     with pytest.raises(ValueError, match="20 packets of either half"):
         learn(ATTACKER, packets[:160], truth[:160])
+
+
+def test_the_energy_of_whole_packets_names_a_picture():
+    """What float32 leaves of a normalisation is enough; the packets have more rows than a picture, as a mixed one has."""
+    rng = np.random.default_rng(8)
+    energy = 1 + 4e-7 * rng.standard_normal(240)  # of each picture, in the clean rows and on air
+
+    def rows_of(pictures: np.ndarray, h: int) -> np.ndarray:
+        rows = rng.standard_normal((len(pictures), h, 24))
+        rows *= np.sqrt(energy[pictures] / np.square(rows).mean((1, 2)))[:, None, None]
+        return rows.astype(np.float32)
+
+    clean, truth = rows_of(np.arange(240), 45), np.tile(np.arange(40), 5)
+    eve = learn(clean[:200], rows_of(np.arange(200), 46)[:, None], np.arange(200))
+    game = identify(eve, clean[200:], rows_of(truth + 200, 46)[:, None], truth)
+    assert game.top1.low > 2 * game.chance

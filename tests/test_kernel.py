@@ -340,12 +340,12 @@ def test_the_inverse_puts_every_row_where_the_index_takes_it_from():
 @pytest.mark.parametrize(
     ("idx", "message"),
     [
-        (np.array([[0, 1], [2, 4]], np.int32), r"index\[1, 1\] is 4, there are rows 0\.\.3"),
-        (np.array([[0, -1], [9, 2]], np.int32), r"index\[0, 1\] is -1, there are rows 0\.\.3"),
+        (np.array([[0, 1], [2, 4]], np.int32), r"index\[1, 1\] is 4, it must be in 0\.\.3"),
+        (np.array([[0, -1], [9, 2]], np.int32), r"index\[0, 1\] is -1, it must be in 0\.\.3"),
         (np.array([[0, 1], [2, 2**31 - 1]], np.int32), r"index\[1, 1\] is 2147483647"),
         (np.array([[0, 1], [1, 3]], np.int32), r"takes row 1 more than once, at index\[0, 1\] too: not a permutation"),
-        (np.array([[0, 1], [2, 3]], np.int64), r"must be int32 \[batch, h\], got int64 \[2, 2\]"),
-        (np.arange(4, dtype=np.int32), r"must be int32 \[batch, h\], got int32 \[4\]"),
+        (np.array([[0, 1], [2, 3]], np.int64), r"must be int32 \[batch, n\], got int64 \[2, 2\]"),
+        (np.arange(4, dtype=np.int32), r"must be int32 \[batch, n\], got int32 \[4\]"),
     ],
 )
 def test_a_bad_index_is_caught_on_the_host(idx, message):
@@ -354,9 +354,9 @@ def test_a_bad_index_is_caught_on_the_host(idx, message):
 
 
 def test_a_receiver_may_take_a_row_twice_but_not_one_that_is_not_there():
-    scheme.check_index(np.array([[5, 5]], np.int32), 3)
-    with pytest.raises(ValueError, match=r"index\[0, 1\] is 6, there are rows 0\.\.5"):
-        scheme.check_index(np.array([[5, 6]], np.int32), 3)
+    scheme.check_range("index", np.array([[5, 5]], np.int32), 6)
+    with pytest.raises(ValueError, match=r"index\[0, 1\] is 6, it must be in 0\.\.5"):
+        scheme.check_range("index", np.array([[5, 6]], np.int32), 6)
 
 
 @pytest.mark.parametrize(

@@ -100,3 +100,10 @@ def test_permutations_are_uniform():
     for _ in range(6000):
         counts[tuple(stream.permutation(3))] += 1
     assert sum((count - 1000) ** 2 / 1000 for count in counts.values()) < 20.5  # chi square, 5 degrees, p = 0.001
+
+
+def test_a_long_text_in_the_place_of_a_key_file_is_not_shown():
+    secret = "c2VjcmV0" * 60  # longer than a file name may be
+    with pytest.raises(KeyFileError, match="there is no such file") as refused:
+        load_key(secret)
+    assert "c2VjcmV0" not in str(refused.value)

@@ -286,6 +286,7 @@ def test_training_sees_an_undefended_picture_and_not_a_mixed_one(small):
     # it is the rows that tell it
     assert above_mean_picture(small, learned.invert(network, np.roll(received, 1, axis=0))[:, 0]) < 0
     network = trained(small, "mix", 20, 80)
+    received = small.received_rows(small.images, BY_NAME["mix"], 20, 1)
     assert above_mean_picture(small, learned.invert(network, received)[:, 0]) < 1
 
 

@@ -158,7 +158,7 @@ def test_an_easy_question_and_an_answer_that_suits_all_are_no_effect(drawn, leve
 
 
 @pytest.mark.parametrize("n", [3, 4, 9])
-def test_own_effect_is_what_a_fit_beside_the_diagonal_leaves(n):
+def test_matching_advantage_is_what_a_fit_beside_the_diagonal_leaves(n):
     table = np.random.default_rng(n).normal(size=(n, n))
     question, answer = np.indices((n, n)).reshape(2, -1)
     model = np.concatenate([np.eye(n)[question], np.eye(n)[answer]], axis=1)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from semseal.runtime.defense import mix as mixing
 from semseal.runtime.defense.mix import (
     LAYERS,
-    LEAST_PADS,
+    MIN_PADS,
     MixKeys,
     derive_keys,
     factors,
@@ -21,7 +21,7 @@ from semseal.runtime.defense.mix import (
     structure,
     unmix,
 )
-from semseal.runtime.errors import KeyFileError
+from semseal.runtime.errors import EngineError, KeyFileError
 
 KEY, SESSION, DIGEST = bytes(range(32)), b"s" * 16, b"d" * 32
 PACKAGED = 32400
@@ -64,7 +64,7 @@ def test_sizes_in_use(n, size):
 def test_padding_is_small(n):
     a, b, c = factors(n)
     size = padded_size(n)
-    assert size == a * b * c >= max(2048, n + LEAST_PADS)
+    assert size == a * b * c >= max(2048, n + MIN_PADS)
     assert a >= b >= 4
     assert 8 <= c <= 64
     assert n < 2048 or size <= 1.10 * n
@@ -72,9 +72,9 @@ def test_padding_is_small(n):
     assert n < 40_000 or size <= 1.015 * n
 
 
-@pytest.mark.parametrize("n", [0, -1, mixing.LARGEST + 1])
+@pytest.mark.parametrize("n", [0, -1, mixing.MAX_REALS + 1])
 def test_sizes_out_of_range_are_refused(n):
-    with pytest.raises(ValueError, match=f"1 to {mixing.LARGEST} reals, got {n}; send larger ones in parts"):
+    with pytest.raises(ValueError, match=f"1 to {mixing.MAX_REALS} reals, got {n}; send larger ones in parts"):
         factors(n)
 
 
@@ -127,13 +127,15 @@ def test_normalize_keeps_shape_and_refuses_what_has_no_power():
     assert out.dtype == np.float32
     assert np.square(out).sum((1, 2)) / 30 == pytest.approx([1, 1], abs=1e-6)
     x[1] = 0
-    with pytest.raises(ValueError, match="image 1 came out of the encoder with energy 0; try another picture or precision"):
+    with pytest.raises(
+        EngineError, match="image 1 of a run came out of the encoder with energy 0\nhint: try another picture or precision"
+    ):
         normalize(x)
     x[1, 0, 0] = np.inf
-    with pytest.raises(ValueError, match="energy inf"):
+    with pytest.raises(EngineError, match="energy inf"):
         normalize(x)
     x[1, 0, 0] = np.nan
-    with pytest.raises(ValueError, match="energy nan"):
+    with pytest.raises(EngineError, match="energy nan"):
         normalize(x)
 
 
@@ -260,9 +262,9 @@ def test_structure_tells_the_right_keys_from_wrong_ones_through_noise():
     y = unit((gaussian(50, PACKAGED // 16, 16) * np.sqrt(power)).reshape(50, -1))
     keys, others = keys_for(PACKAGED, range(50)), keys_for(PACKAGED, range(50, 100))
     received = mix(y, keys) + gaussian(50, padded_size(PACKAGED), seed=1) * math.sqrt(0.5)  # 0 dB
-    assert structure(unmix(received, keys, PACKAGED), 16).min() > mixing.LEAST_STRUCTURE
+    assert structure(unmix(received, keys, PACKAGED), 16).min() > mixing.MIN_STRUCTURE
     wrong = structure(unmix(received, others, PACKAGED), 16)
-    assert wrong.max() < mixing.LEAST_STRUCTURE
+    assert wrong.max() < mixing.MIN_STRUCTURE
     assert abs(wrong.mean()) < 0.7
     assert 0.5 < wrong.std() < 1.5
 
@@ -473,7 +475,7 @@ def test_a_step_left_out_would_show(step, name, statistic, plenty, ordinary):
 def test_pads_left_out_would_show(plenty, ordinary):
     keys = plenty[0]
     silent = MixKeys(keys.signs, keys.column_signs, np.zeros_like(keys.pads), keys.rows, keys.columns)
-    with np.errstate(all="ignore"), pytest.raises(ValueError, match="energy nan"):
+    with np.errstate(all="ignore"), pytest.raises(EngineError, match="energy nan"):
         mix(repeated("zero"), silent)
     assert z_score(lattice(mix(repeated("two"), silent)), lattice(ordinary)) > 100
 

@@ -28,7 +28,7 @@ def test_results_in_the_documentation_are_read_to_the_last_byte(name):
         assert row.attack in BY_NAME or (row.attack in ("bob", "mean-picture") and row.verdict is None)
     assert set(results.settings.attacks) <= set(BY_NAME)
     for game in results.games:
-        assert game.measure == ("rate" if game.attack == "identification" else "area")
+        assert game.measure == ("rate" if game.attack in ("identification", "stored-frame") else "area")
 
 
 def older(found):

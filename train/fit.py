@@ -5,6 +5,7 @@ Everything random is drawn from (seed, step, device), so weights, optimiser and 
 """
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -263,12 +264,13 @@ def _open_run(config: TrainConfig, out: Path, checkpoint: Path, resume: bool, in
 def _save(out: Path, checkpoint: Path, model: DeepJSCC, optimizer: Any, step: int, last: bool, fabric: Fabric) -> None:
     if fabric.global_rank == 0:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        if not last:  # before the weights: weights without a checkpoint are those of a finished run
+            state = io.BytesIO()
+            torch.save({"model": weights, "optimizer": optimizer.state_dict(), "step": step}, state)
+            write_atomically(checkpoint, state.getvalue())
         write_atomically(out / WEIGHTS, save(weights))
-        partial = checkpoint.with_suffix(".partial")
-        torch.save({"model": weights, "optimizer": optimizer.state_dict(), "step": step}, partial)
-        os.replace(partial, checkpoint)
         if last:
-            checkpoint.unlink()
+            checkpoint.unlink(missing_ok=True)
     fabric.barrier()
 
 

@@ -72,11 +72,12 @@ def distinguish(
 ) -> AucGame:
     """Which of two pictures was sent? ``pair`` holds their clean rows, float32 [2, h, r].
 
-    ``practice`` and ``packets`` are float32 [trials, k, h, r], Alice's stream first; ``practice_truth`` and ``truth`` [trials]
-    are 0 or 1: the picture that each carries. Raises ValueError for shapes that do not fit together, an answer that does not
-    occur, or fewer than 40 practice packets.
+    ``practice`` and ``packets`` are float32 [trials, k, h, r], Alice's stream first, and may have more rows than a picture;
+    ``practice_truth`` and ``truth`` [trials] are 0 or 1: the picture that each carries. Raises ValueError for shapes that do
+    not fit together, an answer that does not occur, or fewer than 40 practice packets.
     """
-    if pair.shape != (2, *packets.shape[2:]) or practice.shape[1:] != packets.shape[1:]:
+    whole = len(pair) == 2 and pair.shape[2:] == packets.shape[3:] and pair.shape[1] <= packets.shape[2]
+    if not whole or practice.shape[1:] != packets.shape[1:]:
         raise ValueError(
             f"rows [2, h, r] and packets [trials, k, h, r] expected, got {list(pair.shape)}, {list(practice.shape)} "
             f"and {list(packets.shape)}"

@@ -80,6 +80,8 @@ class Identification:
 def learn(attacker: Rows, packets: Rows, truth: NDArray[np.integer]) -> Identifier:
     """Practise on clean rows of the attacker's images, float32 [n, h, r], and on packets [trials, k, h, r] made from them.
 
+    A packet may have more rows than a picture: what a defence has added belongs to it.
+
     ``truth`` [trials] says which image each packet carries. The likelihoods are learnt on the first half of the images and the
     weights on the second, so a statistic that only fits the first half gets no weight. Raises ValueError for shapes that do
     not fit together, or fewer than 20 packets of either half.
@@ -159,7 +161,7 @@ def _match(candidates: Rows, packets: Rows) -> Scores:
         best = similar.max(2)
         out[0, n] = similar[np.arange(h), :, np.arange(h)].sum(0)
         out[1, n] = best.sum(0)
-        out[2, n] = np.bincount(best[:h].argmax(1), minlength=m)  # each received row votes for one candidate
+        out[2, n] = np.bincount(best[: packet.shape[1]].argmax(1), minlength=m)  # each received row votes for one candidate
     return out
 
 
@@ -223,7 +225,7 @@ def _fit_weights(statistics: Scores, truth: NDArray[np.integer]) -> Scores:
 
 
 def _check(rows: Rows, packets: Rows, truth: NDArray[np.integer]) -> None:
-    if rows.ndim != 3 or packets.ndim != 4 or packets.shape[2:] != rows.shape[1:]:
+    if rows.ndim != 3 or packets.ndim != 4 or packets.shape[3] != rows.shape[2] or packets.shape[2] < rows.shape[1]:
         raise ValueError(
             f"rows [M, h, r] and packets [trials, k, h, r] expected, got {list(rows.shape)}, {list(packets.shape)}"
         )

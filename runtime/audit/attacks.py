@@ -37,7 +37,7 @@ from semseal.runtime.defense.keys import generate_key
 REPEATS = 4
 KNOWN_PACKETS = 64  # under a reused key stream
 TRIALS_EACH = 5  # packets of each picture: with 200 in all, one lucky guess would already pass 2.5 %
-PAIRS = 7  # of ``chosen_pairs``, which share one error rate of 5 %
+PAIRS = 7  # of ``chosen_pairs``, for the cost
 PICTURE_S = 0.01  # seconds for what is done once a picture; those below are for one picture in one step. On two cores
 WHITE_BOX_S, ROW_MATCHING_S, BLACK_BOX_S, LEARNED_S, SET_S = 5e-3, 6e-3, 2e-3, 12e-3, 15e-3
 
@@ -64,6 +64,7 @@ class Attack:
     optimised: bool = False  # picture by picture, and so on few of them
     published: bool = False  # the paper's own
     misuse: bool = False
+    noiseless: bool = False  # does without Eve's channel, so that one of her SNRs is enough
 
 
 # attacks that end in pictures
@@ -219,17 +220,18 @@ def _linkability(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, ...]
 
 
 def _distinguishing(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, ...]:
-    """For every pair of ``chosen_pairs`` half of the trials carry either picture; the bounds of each are at 1 - 0.05 / 7."""
+    """Half of the trials of each of ``chosen_pairs`` carry either picture; all bounds together err in 5 % of cases."""
     defense, snr, trials = DEFENSES[cell.defense], _snr(cell), scene.settings.trials
     truth = np.arange(trials) % 2
     rng = np.random.default_rng([scene.settings.seed, 22])
     results = []
-    for i, (name, pair) in enumerate(distinguishing.chosen_pairs(scene.images[0], scene.images[1]).items()):
+    pairs = distinguishing.chosen_pairs(scene.images[0], scene.images[1])
+    for i, (name, pair) in enumerate(pairs.items()):
         practice, packets = (
             scene.packets(pair[truth], rng.integers(len(scene.attacker_images), size=trials), defense, snr, 30 + 2 * i + k, key)
             for k, key in enumerate((generate_key(), None))
         )
-        game = distinguishing.distinguish(scene.clean_rows(pair), practice, truth, packets, truth, 1 - 0.05 / PAIRS)
+        game = distinguishing.distinguish(scene.clean_rows(pair), practice, truth, packets, truth, 1 - 0.05 / len(pairs))
         results.append(GameResult(name, game.auc.value, game.auc.low, game.auc.high, len(game.scores), 0.5, "area"))
     return tuple(results)
 
@@ -259,7 +261,17 @@ def _in_order(model: ordering.RowModel, received: Rows) -> Rows:
 
 @lru_cache(maxsize=2)  # of one packet and of four; a scene is large, so no more are held
 def _row_model(scene: Scene, snr: float) -> ordering.RowModel:
-    return ordering.fit(scene.attacker_rows, snr)
+    return ordering.fit(scene.attacker_rows, snr, max_distance=bruteforce.SCORED_DISTANCES)
+
+
+def _seconds_of_packets(settings: Settings) -> float:
+    """Of a game that sends every picture TRIALS_EACH times, after practice on each of the attacker's."""
+    return PICTURE_S * (TRIALS_EACH * settings.pictures + settings.attacker_pictures)
+
+
+def snrs_of(attack: Attack, settings: Settings) -> tuple[float, ...]:
+    """Those of Eve's SNRs at which an attack is measured."""
+    return (max(settings.eve_snrs),) if attack.noiseless else settings.eve_snrs
 
 
 def _has_schemes(defense: Defense) -> bool:
@@ -363,7 +375,7 @@ ATTACKS = (
         "all pictures that may have been sent, and images of her own",
         "none",
         _identification,
-        cost=lambda settings: PICTURE_S * (TRIALS_EACH * settings.pictures + settings.attacker_pictures),
+        cost=_seconds_of_packets,
         game=True,
     ),
     Attack(
@@ -372,8 +384,9 @@ ATTACKS = (
         "frames that were stored or recorded at the transmitter, all pictures that may have been sent, and images of her own",
         "none",
         _stored_frame,
-        cost=lambda settings: PICTURE_S * (TRIALS_EACH * settings.pictures + settings.attacker_pictures),
+        cost=_seconds_of_packets,
         game=True,
+        noiseless=True,
     ),
     Attack(
         "linkability",
@@ -381,7 +394,7 @@ ATTACKS = (
         "images of her own",
         "none",
         _linkability,
-        cost=lambda settings: 2 * PICTURE_S * (TRIALS_EACH * settings.pictures + settings.attacker_pictures),
+        cost=lambda settings: 2 * _seconds_of_packets(settings),
         game=True,
     ),
     Attack(

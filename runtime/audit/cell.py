@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from semseal.runtime.audit.results import GameResult, Reconstructions
 from semseal.runtime.audit.scene import Images, Scene
 from semseal.runtime.audit.settings import Cell
 from semseal.runtime.defense.defenses import BY_NAME as DEFENSES
+from semseal.runtime.errors import AuditError
 from semseal.runtime.files import write_atomically
 
 SHOWN = 4  # pictures of each cell that are kept
@@ -80,9 +82,21 @@ def matching_advantage(sent: Images, answers: Images, streams: int) -> NDArray[n
 
 
 def read_reconstructions(file: Path) -> Reconstructions:
-    with np.load(file) as kept:
-        return Reconstructions(kept["psnr"], kept["ssim"], kept["advantage"], kept["shown"].astype(np.float32) / 255)
+    """What ``measure`` kept of a cell that ends in pictures. Raises AuditError for a damaged file."""
+    try:
+        with np.load(io.BytesIO(file.read_bytes())) as kept:
+            return Reconstructions(kept["psnr"], kept["ssim"], kept["advantage"], kept["shown"].astype(np.float32) / 255)
+    except (ValueError, KeyError, EOFError, BadZipFile):
+        raise _damaged(file) from None
 
 
 def read_games(file: Path) -> tuple[GameResult, ...]:
-    return tuple(GameResult(**game) for game in json.loads(file.read_text()))
+    """The same of a game. Raises AuditError for a damaged file."""
+    try:
+        return tuple(GameResult(**game) for game in json.loads(file.read_text()))
+    except (ValueError, TypeError):
+        raise _damaged(file) from None
+
+
+def _damaged(file: Path) -> AuditError:
+    return AuditError(f"{file} is damaged", "delete it, and the same command measures it again")

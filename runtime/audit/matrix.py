@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from semseal.runtime.attacks.whitebox import FAST
-from semseal.runtime.audit.attacks import ATTACKS, BY_NAME
+from semseal.runtime.audit.attacks import ATTACKS, BY_NAME, snrs_of
 from semseal.runtime.audit.settings import Cell, Settings
 from semseal.runtime.defense.defenses import BY_NAME as DEFENSES
 
@@ -44,6 +44,8 @@ def cells(settings: Settings, main_snr: float) -> Iterator[Cell]:
             yield Cell("bob", defense, main_snr, None, precision)
         for snr in settings.eve_snrs:
             for attack in map(BY_NAME.__getitem__, settings.attacks):
+                if snr not in snrs_of(attack, settings):
+                    continue
                 for defense in dict.fromkeys((attack.control, *settings.defenses)):
                     if attack.applies(DEFENSES[defense]):
                         yield Cell(attack.name, defense, main_snr, snr, precision)

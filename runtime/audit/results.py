@@ -25,7 +25,7 @@ class Reconstructions:
     """Per-picture PSNR in dB and SSIM, float64 [n], and the first pictures, float32 [SHOWN, 3, height, width].
 
     ``advantage``, float64 [n] ([n / 2] where substitution sends pairs), is the matching advantage: how many dB an answer is
-    nearer to the picture sent than to others, beyond easy pictures and easy answers. Its mean is 0 for an Eve who learned
+    closer to the picture sent than to others, beyond easy pictures and easy answers. Its mean is 0 for an Eve who learned
     nothing, however good her guess is.
     """
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from joblib import Parallel, delayed, parallel_config
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from semseal.runtime.audit.attacks import ATTACKS, BY_NAME, PICTURE_S
+from semseal.runtime.audit.attacks import BY_NAME, PICTURE_S
 from semseal.runtime.audit.cell import file_name, is_game, measure, read_games, read_reconstructions
 from semseal.runtime.audit.code import digest_of_code
 from semseal.runtime.audit.matrix import FULL, both, cells
@@ -30,6 +30,7 @@ from semseal.runtime.audit.settings import Cell, Settings
 from semseal.runtime.audit.surrogate import why_unsupported
 from semseal.runtime.audit.tables import markdown_tables
 from semseal.runtime.audit.verdict import Games, Pictures, count_figures, game_rows, orderings, picture_rows
+from semseal.runtime.audit.wording import optimised
 from semseal.runtime.bundle import Bundle, open_bundle
 from semseal.runtime.environment import Environment, environment
 from semseal.runtime.errors import AuditError
@@ -63,7 +64,7 @@ def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL, 
     planned: list[tuple[Cell, _Work]] = []
     for bundle in opened:
         unsupported = _unsupported(bundle, everything)
-        skipped |= {f"{_optimised()} on {bundle.path}, {name}": reason for name, reason in unsupported.items()}
+        skipped |= {f"{optimised()} on {bundle.path}, {name}": reason for name, reason in unsupported.items()}
         work = {
             name: _Work(json.dumps(identity), bundle.path, name, threads, images, attacker_images, settings)
             for name in everything.precisions
@@ -151,10 +152,6 @@ def _unsupported(bundle: Bundle, settings: Settings) -> dict[str, str]:
     sizes = bundle.height, bundle.width, bundle.h
     reasons = {name: why_unsupported(bundle.graph("transmitter", name), *sizes) for name in settings.precisions}
     return {name: reason for name, reason in reasons.items() if reason}
-
-
-def _optimised() -> str:
-    return " and ".join(attack.name for attack in ATTACKS if attack.optimised)
 
 
 def _with_earlier(settings: Settings, out: Path) -> Settings:
@@ -254,7 +251,10 @@ def _claim(out: Path, identity: dict[str, Any]) -> None:
     text = json.dumps(identity, indent=1) + "\n"
     file = out / "audit.json"
     if file.exists() and file.read_text() != text:
-        found = json.loads(file.read_text())
+        try:
+            found = json.loads(file.read_text())
+        except ValueError:
+            raise AuditError(f"{file} is damaged", "choose another --out") from None
         differing = ", ".join(name for name in identity if found.get(name) != json.loads(text)[name])
         raise AuditError(f"{out} holds another audit: {differing} differ", "choose another --out")
     if out.is_file() or (out.is_dir() and not file.exists() and any(out.iterdir())):

@@ -89,11 +89,15 @@ class Scene:
         rng = np.random.default_rng([self.settings.seed, draw])
         return channel.awgn(symbols, channel.draw_noise(len(symbols), symbols.shape[1], rng), snr_db)
 
-    def received_symbols(self, images: Images, defense: Defense, snr_db: float, draw: int, key: bytes | None = None) -> Symbols:
-        """What Eve receives of each image, complex64 [n, N], every transmission under a fresh key stream."""
+    def received_frames(self, images: Images, defense: Defense, snr_db: float, draw: int, key: bytes | None = None) -> Symbols:
+        """What Eve receives of each image, complex64 [n, M], every transmission under a fresh key stream."""
         frames = self.send(images, defense, key)
-        symbols = self.add_noise(np.stack([frame.symbols for frame in frames[: len(images)]]), snr_db, draw)
-        return np.ascontiguousarray(symbols[:, : self.bundle.n_symbols])  # a defence may have added some
+        return self.add_noise(np.stack([frame.symbols for frame in frames[: len(images)]]), snr_db, draw)
+
+    def received_symbols(self, images: Images, defense: Defense, snr_db: float, draw: int, key: bytes | None = None) -> Symbols:
+        """The same without what a defence has added at the end: complex64 [n, N], as decoders and inversions take it."""
+        received = self.received_frames(images, defense, snr_db, draw, key)
+        return np.ascontiguousarray(received[:, : self.bundle.n_symbols])
 
     def received_rows(self, images: Images, defense: Defense, snr_db: float, draw: int, key: bytes | None = None) -> Rows:
         """The same as rows, float32 [groups, streams, h, w*c]; image i belongs to group i // streams."""
@@ -109,14 +113,18 @@ class Scene:
         draw: int,
         key: bytes | None = None,
     ) -> Rows:
-        """One packet for each image, float32 [n, streams, h, w*c]: its own frame first, then that of a partner.
+        """One packet for each image, float32 [n, streams, rows, w*c]: its own frame first, then that of a partner.
 
+        All that was on air is in it, in h rows and as many more as a defence has added, the last filled up with zeros.
         ``partners`` are places among Eve's images, used where rows are swapped.
         """
-        if defense.streams == 1:
-            return self.received_rows(images, defense, snr_db, draw, key)
-        both = np.stack([images, self.attacker_images[np.resize(partners, len(images))]], axis=1)
-        return self.received_rows(both.reshape(-1, *images.shape[1:]), defense, snr_db, draw, key)
+        if defense.streams == 2:
+            both = np.stack([images, self.attacker_images[np.resize(partners, len(images))]], axis=1)
+            images = both.reshape(-1, *images.shape[1:])
+        reals = self.received_frames(images, defense, snr_db, draw, key).view(np.float32)
+        width = self.bundle.row_width
+        whole = np.pad(reals, ((0, 0), (0, -reals.shape[1] % width)))
+        return whole.reshape(-1, defense.streams, whole.shape[1] // width, width)
 
     def clean_rows(self, images: Images) -> Rows:
         """Undefended rows without noise, float32 [n, h, w*c]."""

@@ -254,6 +254,8 @@ def _short_label(label: str) -> str:
         "identification, true positives at 1 % false": "at 1 % false",
         "identification, top-1": "named, top-1",
         "linkability, same picture?": "same picture?",
+        "stored-frame, true positives at 1 % false": "stored, at 1 %",
+        "stored-frame, top-1": "stored, named",
     }.get(label, label)
 
 

@@ -22,7 +22,7 @@ from itertools import product
 
 from semseal.runtime import metrics
 from semseal.runtime.audit import paper
-from semseal.runtime.audit.attacks import ATTACKS, BY_NAME
+from semseal.runtime.audit.attacks import ATTACKS, BY_NAME, snrs_of
 from semseal.runtime.audit.results import GameResult, GameRow, Ordering, PictureRow, Reconstructions, Results
 from semseal.runtime.audit.settings import Cell
 from semseal.runtime.defense.defenses import BY_NAME as DEFENSE_BY_NAME
@@ -301,7 +301,6 @@ def _verdict(results: Results, defense: str) -> Verdict:
 def _missing(results: Results, defense: str) -> tuple[str, ...]:
     """The attacks, misuse left out, that were not measured against ``defense`` everywhere that the audit went."""
     settings = results.settings
-    places = list(product(results.mains, settings.eve_snrs, settings.precisions))
     judged = [row for row in results.judged if row.defense == defense]
     there = {(row.attack, row.main_snr, row.eve_snr, row.precision) for row in judged}
     return tuple(
@@ -309,7 +308,10 @@ def _missing(results: Results, defense: str) -> tuple[str, ...]:
         for attack in ATTACKS
         if not attack.misuse
         and attack.applies(DEFENSE_BY_NAME[defense])
-        and any((attack.name, *place) not in there for place in places)
+        and any(
+            (attack.name, *place) not in there
+            for place in product(results.mains, snrs_of(attack, settings), settings.precisions)
+        )
     )
 
 

@@ -9,7 +9,7 @@ from semseal.runtime.defense.defenses import BY_NAME
 
 FEW_PICTURES = 100
 MATCHING_ADVANTAGE = (
-    "matching advantage: how many dB an answer is nearer to the picture sent than to others, beyond easy pictures and easy "
+    "matching advantage: how many dB an answer is closer to the picture sent than to others, beyond easy pictures and easy "
     "answers; 0 for an Eve who learned nothing"
 )
 

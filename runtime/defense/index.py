@@ -55,15 +55,14 @@ def absolute(tables: Table, own: NDArray[np.integer], other: NDArray[np.integer]
     return (start + tables).astype(np.int32)
 
 
-def check_index(index: NDArray[np.int32], frames: int) -> None:
-    """Raises ValueError for an index that is not int32 [batch, h] of rows of the frames, naming the first bad value."""
-    if index.dtype != np.int32 or index.ndim != 2:
-        raise ValueError(f"the scheme index must be int32 [batch, h], got {index.dtype} {list(index.shape)}")
-    rows = frames * index.shape[1]
-    bad = np.argwhere((index < 0) | (index >= rows))
+def check_range(name: str, values: NDArray[np.int32], end: int) -> None:
+    """Raises ValueError unless the values to gather by are int32 [batch, n] in 0..end-1; it names the first that is not."""
+    if values.dtype != np.int32 or values.ndim != 2:
+        raise ValueError(f"{name} must be int32 [batch, n], got {values.dtype} {list(values.shape)}")
+    bad = np.argwhere((values < 0) | (values >= end))
     if len(bad):
         i, j = bad[0]
-        raise ValueError(f"scheme index out of range: index[{i}, {j}] is {index[i, j]}, there are rows 0..{rows - 1}")
+        raise ValueError(f"{name} out of range: {name}[{i}, {j}] is {values[i, j]}, it must be in 0..{end - 1}")
 
 
 def inverse(index: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -71,7 +70,7 @@ def inverse(index: NDArray[np.int32]) -> NDArray[np.int32]:
 
     Raises ValueError when the index does not take every row exactly once, naming the first that it takes again.
     """
-    check_index(index, len(index))
+    check_range("index", index, index.size)
     flat = index.ravel()
     out = np.empty(flat.size, np.int32)
     out[flat] = np.arange(flat.size, dtype=np.int32)

@@ -64,7 +64,7 @@ def load_key(key: bytes | str | Path) -> bytes:
     """A key given as its 32 bytes or as the path of a key file."""
     if isinstance(key, bytes):
         return _checked(key)
-    if isinstance(key, str) and len(key) >= KEY_SIZE and not Path(key).exists():
+    if isinstance(key, str) and len(key) >= KEY_SIZE and not os.path.exists(key):  # unlike Path.exists it takes any length
         # perhaps the key itself as text, so it is not shown
         raise KeyFileError("a key given as str is the path of a key file, and there is no such file", "a raw key is 32 bytes")
     if not isinstance(key, (str, Path)):

@@ -50,14 +50,15 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from numpy.typing import NDArray
 from semseal.runtime.defense.keys import derive
+from semseal.runtime.errors import EngineError
 
 LABEL = b"semseal/v2/mix"
 LAYERS = 5  # of signs for every real
 ROUNDS = 6  # of the Feistel network that shuffles rows
-LEAST_PADS = 64  # reals of keyed noise in every packet
-LEAST_SIZE = 2048  # reals on air
-LARGEST = 2**22  # reals in an image
-LEAST_STRUCTURE = 10.0  # of symbols that were un-mixed with the right keys, see ``structure``
+MIN_PADS = 64  # reals of keyed noise in every packet
+MIN_REALS_ON_AIR = 2048  # reals on air
+MAX_REALS = 2**22  # reals in an image
+MIN_STRUCTURE = 10.0  # of symbols that were un-mixed with the right keys, see ``structure``
 SESSION_SIZE, DIGEST_SIZE = 16, 32
 
 _ORDERS = range(4, 513)  # of a and b
@@ -91,26 +92,26 @@ class MixKeys:
     @property
     def index(self) -> NDArray[np.int32]:
         """``rows`` as a gather among the rows of all images of the batch; int32 [batch, a*b]."""
-        return _spread(self.rows)
+        return _absolute(self.rows)
 
     @property
     def inverse_index(self) -> NDArray[np.int32]:
         """The gather that undoes ``index``; int32 [batch, a*b]."""
         back = np.empty_like(self.rows)
         np.put_along_axis(back, self.rows, np.arange(self.rows.shape[1], dtype=np.int32)[None], axis=1)
-        return _spread(back)
+        return _absolute(back)
 
 
 @lru_cache
 def factors(n: int) -> tuple[int, int, int]:
     """(a, b, c) for images of n reals: orders of Hadamard matrices with a >= b, and a*b*c reals on air.
 
-    a*b*c is at least n + LEAST_PADS and LEAST_SIZE, and exceeds that by 1 % at most where any product of such orders does; of
-    these the one that is cheapest to compute. Raises ValueError unless 1 <= n <= LARGEST.
+    a*b*c is at least n + MIN_PADS and MIN_REALS_ON_AIR, and exceeds that by 1 % at most where any product of such orders does;
+    of these the one that is cheapest to compute. Raises ValueError unless 1 <= n <= MAX_REALS.
     """
-    if not 1 <= n <= LARGEST:
-        raise ValueError(f"mix takes images of 1 to {LARGEST} reals, got {n}; send larger ones in parts")
-    least = max(LEAST_SIZE, n + LEAST_PADS)
+    if not 1 <= n <= MAX_REALS:
+        raise ValueError(f"mix takes images of 1 to {MAX_REALS} reals, got {n}; send larger ones in parts")
+    least = max(MIN_REALS_ON_AIR, n + MIN_PADS)
     tall = [m for m in _ORDERS if _construction(m)]
     products = []
     for c in (m for m in range(_NARROWEST, _WIDEST + 1) if _construction(m)):
@@ -128,7 +129,7 @@ def factors(n: int) -> tuple[int, int, int]:
 
 
 def padded_size(n: int) -> int:
-    """Reals on air for an image of n reals, pads included: at least LEAST_SIZE, 1 to 3 % more than n from 10,000 on. Even."""
+    """Reals on air for an image of n reals, pads included; from 10,000 reals on at most 3 % more. Even."""
     return math.prod(factors(n))
 
 
@@ -252,14 +253,16 @@ def normalize(on_air: NDArray[np.float32]) -> NDArray[np.float32]:
     """Float32 [batch, ...] times what makes the mean power of each image 1 per complex symbol, to 1e-8, in a new array.
 
     The energy is added up in double precision and every real is rounded once. In images of few reals the rounding errors do not
-    average out far enough; there the largest real takes what they left. Raises ValueError where an image is silent or not
-    finite: an encoder overflowed.
+    average out far enough; there the largest real takes what they left. Raises EngineError where an image is silent or not
+    finite: its encoder overflowed.
     """
     x = on_air.reshape(len(on_air), -1).astype(np.float64)
     for i, image in enumerate(x):
         energy = float(np.einsum("i,i->", image, image))  # a dot product would take all cores, whatever the engine was given
         if not 0 < energy < math.inf:
-            raise ValueError(f"image {i} came out of the encoder with energy {energy:g}; try another picture or precision")
+            raise EngineError(
+                f"image {i} of a run came out of the encoder with energy {energy:g}", "try another picture or precision"
+            )
         image *= math.sqrt(image.size / 2 / energy)
     out = x.astype(np.float32)
     if x.shape[1] < _FEW:
@@ -319,7 +322,7 @@ def structure(symbols: NDArray[np.float32], channels: int) -> NDArray[np.float64
     """How far un-mixed symbols [batch, n] are from white noise, which they are under another key, counter or model; [batch].
 
     The channels of an encoder differ in mean and power, white noise does not. The statistic is chi square for both, over all
-    channels, in its own standard deviations: 0 on average for wrong keys, and above LEAST_STRUCTURE less than once in a million
+    channels, in its own standard deviations: 0 on average for wrong keys, and above MIN_STRUCTURE less than once in a million
     packets (from 4 channels on). It costs no channel uses. It is no authentication: noise that was added goes unnoticed.
     """
     y = symbols.reshape(len(symbols), -1, channels)  # [batch, places, channels]
@@ -387,7 +390,7 @@ def _shuffled_rows(words: NDArray[np.uint32], p: int, q: int) -> NDArray[np.inte
     """A keyed order of the rows 0..p*q-1 from ROUNDS/2 * (p + q) words: a Feistel network on the digits (row // q, row % q).
 
     Alternately the second digit is moved on by a random function of the first and the first by one of the second, both around
-    the clock. No word is thrown away: a shift is 2^-18 nearer to some values than to others, at most.
+    the clock. No word is thrown away: some shifts are likelier than others, by a factor of 1 + 2^-23 at most.
     """
     places, values, around = _clocks(p, q)
     # the tables repeat, so that digits may go on and on and no remainder is taken before the end
@@ -422,7 +425,7 @@ def _clocks(p: int, q: int) -> tuple[NDArray[np.intp], NDArray[np.uint64], tuple
     )
 
 
-def _spread(rows: NDArray[np.int32]) -> NDArray[np.int32]:
+def _absolute(rows: NDArray[np.int32]) -> NDArray[np.int32]:
     batch, count = rows.shape
     return rows if batch == 1 else rows + np.arange(0, batch * count, count, dtype=np.int32)[:, None]
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cuda.core import Device, Stream
     from cuda.core.graph import Graph, GraphBuilder
 
+GATHERED_BY = ("index", "mix_rows", "mix_columns")  # inputs of a graph by whose values it gathers
 MAX_KEPT_SHAPES = 8  # shapes of the inputs whose buffers an engine keeps
 
 Shape = tuple[int, ...]
@@ -200,14 +201,13 @@ def gathered(ports: Sequence[Port], inputs: Inputs) -> Inputs:
     its images, ``mix_columns`` [batch, c] columns of one. A value out of range would read foreign memory. Raises ValueError.
     """
     check_inputs(ports, inputs)
-    for port, array in zip(ports, inputs, strict=True):
-        if port.name == "index":
-            scheme.check_index(array, len(inputs[0]))
-        elif port.name == "mix_rows":
-            _check_range(port.name, array, len(inputs[0]) * array.shape[-1])
-        elif port.name == "mix_columns":
-            _check_range(port.name, array, array.shape[-1])
-    return inputs
+    # copied first: what is checked is what is uploaded, whatever another thread writes into the caller's array meanwhile
+    taken = tuple(array.copy() if port.name in GATHERED_BY else array for port, array in zip(ports, inputs, strict=True))
+    for port, array in zip(ports, taken, strict=True):
+        if port.name in GATHERED_BY:
+            images = 1 if port.name == "mix_columns" else len(taken[0])
+            scheme.check_range(port.name, array, images * array.shape[-1])
+    return taken
 
 
 def scattered(ports: Sequence[Port], inputs: Inputs) -> Inputs:
@@ -217,13 +217,3 @@ def scattered(ports: Sequence[Port], inputs: Inputs) -> Inputs:
     if len(index) != len(image):
         raise ValueError(f"{len(image)} images want an index of as many, got {list(index.shape)}")
     return image, scheme.inverse(index)
-
-
-def _check_range(name: str, values: NDArray[np.int32], end: int) -> None:
-    """Raises ValueError unless int32 [batch, n] values are in 0..end-1, naming the first that is not."""
-    if values.dtype != np.int32 or values.ndim != 2:
-        raise ValueError(f"{name} must be int32 [batch, n], got {values.dtype} {list(values.shape)}")
-    bad = np.argwhere((values < 0) | (values >= end))
-    if len(bad):
-        i, j = bad[0]
-        raise ValueError(f"{name} out of range: {name}[{i}, {j}] is {values[i, j]}, it must be in 0..{end - 1}")

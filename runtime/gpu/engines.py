@@ -6,9 +6,9 @@ onnxruntime-cuda, onnxruntime-tensorrt   an ONNX graph
     pinned ── device ── scheme kernel ── plan ── device ── pinned       one CUDA graph for a shape of the inputs
     pinned ── device ── ONNX Runtime's CUDA graph ── device ── pinned   one stream, so neither copy can overtake it
 
-The values of ``index`` and ``order``, by which graphs gather, are checked on the host before anything is launched. A plan is
-executable code: load only one whose digest stands in a manifest that you trust. ONNX Runtime's telemetry is off
-(``semseal.runtime.libraries``).
+The values of ``index``, ``mix_rows`` and ``mix_columns``, by which graphs gather, are checked on the host before anything is
+launched. A plan is executable code: load only one whose digest stands in a manifest that you trust. ONNX Runtime's telemetry
+is off (``semseal.runtime.libraries``).
 """
 
 import contextlib

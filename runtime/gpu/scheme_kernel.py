@@ -251,7 +251,7 @@ class SchemeKernel:
         work: "Buffer",
         batch: int,
     ) -> None:
-        """Features [batch, c, h, w] to symbols float32 [batch, N, 2]; ``place`` is int32 [batch, h] from ``places``."""
+        """Features [batch, c, h, w] to symbols float32 [batch, N, 2]; ``place`` is int32 [batch, h] from ``index.inverse``."""
         from cuda.core import LaunchConfig, launch
 
         config = LaunchConfig(grid=batch * self.layout.parts, block=THREADS)
