@@ -17,7 +17,7 @@ from semseal.export.quantize import to_fp16, to_int8
 from semseal.export.rewrite import rewrite
 from semseal.export.tensorrt import plan_files
 from semseal.runtime import channel
-from semseal.runtime.bundle import Bundle, write_bundle
+from semseal.runtime.bundle import PRECISIONS, Bundle, write_bundle
 from semseal.runtime.defense.mix import MAX_REALS
 from semseal.runtime.engine import open_engine
 from semseal.runtime.errors import GraphError
@@ -25,7 +25,6 @@ from semseal.runtime.pictures import open_pictures
 from semseal.train.config import TrainConfig
 from semseal.train.fit import last_row, load_run
 
-PRECISIONS = ("fp32", "fp16", "int8")
 PARITY_PICTURES = 12
 CALIBRATION_PICTURES = 32
 

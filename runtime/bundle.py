@@ -41,6 +41,7 @@ FORMAT = 4  # 4: mix, version 2
 MANIFEST = "manifest.json"
 SIGNATURE = "signature"
 ENGINES = "engines"
+PRECISIONS = ("fp32", "fp16", "int8")  # those that export makes, each a graph for each side
 FP32 = ("transmitter.fp32.onnx", "receiver.fp32.onnx")  # every bundle has them; their digests name the model
 MODELS = Path(__file__).parent / "models"
 MAX_DIMENSION = 2**20  # any size of the model in a manifest; refuses nonsense before anything is allocated by it

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 from rich.table import Table
+from semseal.runtime.bundle import PRECISIONS
 from semseal.runtime.defense.defenses import BY_NAME
 from semseal.runtime.engine import ENGINES
 from semseal.runtime.errors import SemsealError
@@ -36,7 +37,7 @@ out = Console(emoji=False)
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-PRECISIONS = click.Choice(["fp32", "fp16", "int8"])
+PRECISION = click.Choice(PRECISIONS)
 PLAN_ENGINES = click.Choice([engine for engine in ENGINES if engine.startswith("tensorrt")])  # the others run the graphs
 
 
@@ -138,7 +139,7 @@ def _deployed(command: Any) -> Any:
             "--precision",
             "precisions",
             multiple=True,
-            type=PRECISIONS,
+            type=PRECISION,
             help="may be repeated; fp32 is always made  [default: all]",
         ),
         click.option(
@@ -213,8 +214,6 @@ def build(source: str, bundle: Path, engine: str, capabilities: tuple[int, ...],
 
 
 def _chosen(deployed: dict[str, Any]) -> dict[str, Any]:
-    from semseal.export.bundle import PRECISIONS
-
     _check_capabilities(deployed["capabilities"], deployed["engines"])
     return {**deployed, "precisions": deployed["precisions"] or PRECISIONS}
 
@@ -304,7 +303,7 @@ def _print_parity(bundle: "Bundle") -> None:
     multiple=True,
     help="Eve's SNR in dB; may be repeated  [default: 0 10 20, with --quick 10]",
 )
-@click.option("--precision", "precisions", multiple=True, type=PRECISIONS, help="may be repeated  [default: fp32]")
+@click.option("--precision", "precisions", multiple=True, type=PRECISION, help="may be repeated  [default: fp32]")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="processes that share the cores")
 @click.option(
     "--white-box",
@@ -355,7 +354,7 @@ def _settings(
 ) -> "Settings":
     """What the options of ``audit`` ask for."""
     from semseal.runtime.attacks import whitebox
-    from semseal.runtime.audit.matrix import FULL, PRECISIONS, QUICK
+    from semseal.runtime.audit.matrix import FULL, QUICK
 
     settings = dataclasses.replace(QUICK if quick else FULL, seed=seed)
     if white_box == "paper":

@@ -4,7 +4,7 @@ Two of them report to their makers unless they are told not to. ONNX Runtime fro
 queued events into ``~/.cache/Microsoft``; OpenVINO writes ``~/intel/openvino_ga_cid`` and sends an event to Google Analytics
 when it is imported. Both are off here, from before the library is imported, unless the user asks for it:
 
-    ONNX Runtime    ORT_DISABLE_TELEMETRY=1 is set, unless the environment has the variable already (0: telemetry is on)
+    ONNX Runtime    importing semseal sets ORT_DISABLE_TELEMETRY=1, unless the environment has the variable (0: telemetry is on)
     OpenVINO        its package openvino_telemetry is hidden while it is imported, unless ``~/intel/openvino_telemetry`` exists:
                     the file that ``opt_in_out --opt_in`` and ``--opt_out`` of OpenVINO write
 
@@ -41,7 +41,6 @@ INSTALL = {
 
 def load_onnxruntime(engine: str) -> Any:
     """The module onnxruntime, for ``engine``. Raises EngineError with the fix where it cannot be imported."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     return _load(engine)
 
 

@@ -190,15 +190,15 @@ def libcuda(tmp_path):
 
     ``fails`` is what cuInit returns, ``cuda`` the CUDA version.
     """
-    if shutil.which("cc") is None:
-        pytest.skip("no C compiler here")
 
     def make(fails, cuda=12040):
         folder = tmp_path / f"driver{fails}"
         folder.mkdir()
         (folder / "cuda.c").write_text(LIBCUDA)
         command = [
-            "cc",
+            "g++",
+            "-x",
+            "c",
             "-shared",
             "-fPIC",
             f"-DFAILS={fails}",
@@ -214,6 +214,7 @@ def libcuda(tmp_path):
 
 
 @no_gpu
+@pytest.mark.compiler
 def test_a_driver_too_old_for_the_cuda_of_a_package(libcuda, tmp_path):
     packages = tmp_path / "packages"
     install(packages, "tensorrt-cu13", "11.4.0", {"tensorrt/__init__.py": "import tensorrt_bindings"})
@@ -238,6 +239,7 @@ build_plan("tensorrt-rtx", open_bundle("photos-10db").graph("receiver"))
 
 
 @no_gpu
+@pytest.mark.compiler
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
 def test_a_gpu_that_tensorrt_rtx_would_build_for_and_not_run_on(libcuda):
     driver = libcuda(0, cuda=99000)
@@ -256,6 +258,7 @@ def test_a_gpu_that_tensorrt_rtx_would_build_for_and_not_run_on(libcuda):
 
 
 @no_gpu
+@pytest.mark.compiler
 def test_a_driver_that_does_not_start(libcuda):
     driver = examine(libraries=libcuda(803))["device", "nvidia driver"]
     assert driver.state == "broken"

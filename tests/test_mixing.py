@@ -5,14 +5,13 @@ import onnx
 import pytest
 from semseal.export.mixing import with_mix
 from semseal.runtime import channel
-from semseal.runtime.bundle import open_bundle, write_bundle
+from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense import mix
 from semseal.runtime.defense.header import HeaderSealer
 from semseal.runtime.engine import open_engine
 from semseal.runtime.errors import HeaderError
 from semseal.runtime.link import BrokenDefenseWarning, Frame, Receiver, Transmitter
 from semseal.runtime.metrics import psnr
-from semseal.runtime.signing import owner_key
 
 KEY = bytes(range(32))
 SESSION, DIGEST = bytes(16), bytes(32)
@@ -22,26 +21,6 @@ ROUNDING = 2e-5  # of symbols of power 1; engines add up in their own order, and
 @pytest.fixture(scope="module")
 def bundle(small_bundle):
     return open_bundle(small_bundle)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """The packaged 10 dB link with graphs that mix as this code does, whatever it ships with."""
-    packaged = open_bundle("photos-10db")
-    plain = {
-        (side, precision): packaged.graph(side, precision)
-        for side in ("transmitter", "receiver")
-        for precision in ("fp32", "fp16", "int8")
-    }
-    width, channels = packaged.row_width, packaged.manifest["model"]["c"]
-    files = {f"{side}.{precision}.onnx": graph for (side, precision), graph in plain.items()}
-    files |= {
-        f"{side}-mix.{precision}.onnx": with_mix(graph, side, packaged.h, width, channels)
-        for (side, precision), graph in plain.items()
-    }
-    path = tmp_path_factory.mktemp("bundles") / "photos"
-    write_bundle(path, files, packaged.manifest, owner_key())
-    return path
 
 
 def identity(batch, h=8):
@@ -177,19 +156,21 @@ def test_bob_gets_the_same_pictures_in_the_order_sent(small_bundle, small_images
     frames = Transmitter(small_bundle, KEY, "mix").send(images)
     assert len(frames) == batch
     shuffled = [frames[i] for i in np.random.default_rng(0).permutation(batch)]
-    assert np.abs(Receiver(small_bundle, KEY).receive(shuffled) - plain).mean() < 1e-2  # pads in place of most of a scale
+    assert (
+        np.abs(Receiver(small_bundle, KEY).receive(shuffled) - plain).mean(axis=(1, 2, 3)).max() < 2e-2
+    )  # pads in place of most of a scale
 
 
-def test_bob_loses_nothing_for_the_same_noise(photos):
+def test_bob_loses_nothing_for_the_same_noise():
     from semseal.runtime.pictures import open_pictures
 
     images = open_pictures("photos", "valid").take(4, 180, 180)
-    bundle = open_bundle(photos)
+    bundle = open_bundle("photos-10db")
     noise = channel.draw_noise(4, 16200, np.random.default_rng(0))
     beside = channel.draw_noise(4, 184, np.random.default_rng(1))  # on the pads
     got = {}
     for defense in ("none", "mix"):
-        frames = Transmitter(photos, KEY, defense).send(images)
+        frames = Transmitter("photos-10db", KEY, defense).send(images)
         headers = [HeaderSealer(KEY, bundle.digest).open(frame.header) for frame in frames]
         added = noise
         if defense == "mix":  # the noise that is the very same once Bob has un-mixed it
@@ -199,7 +180,7 @@ def test_bob_loses_nothing_for_the_same_noise(photos):
             added = turned(seen, keys).view(np.complex64)
         on_the_way = channel.awgn(np.stack([frame.symbols for frame in frames]), added, 10)
         received = [Frame(row, frame.header) for row, frame in zip(on_the_way, frames, strict=True)]
-        got[defense] = psnr(images, Receiver(photos, KEY).receive(received))
+        got[defense] = psnr(images, Receiver("photos-10db", KEY).receive(received))
     assert np.abs(got["none"] - got["mix"]).max() < 0.06  # the scale, which is a little off
 
 
@@ -225,9 +206,9 @@ def test_a_wrong_key_or_counter_is_refused_not_decoded(small_bundle, small_image
         Receiver(small_bundle).receive([frame])
 
 
-def test_symbols_under_another_header_are_refused_not_decoded(photos):
+def test_symbols_under_another_header_are_refused_not_decoded():
     images = np.linspace(0, 1, 2 * 3 * 180 * 180, dtype=np.float32).reshape(2, 3, 180, 180)
-    bundle = photos
+    bundle = "photos-10db"
     one, two = Transmitter(bundle, KEY, "mix").send(images)
     for precision in ("fp32", "fp16", "int8"):
         with pytest.raises(HeaderError, match=r"counters \[0\] were mixed under another key or counter"):

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from semseal.runtime.attacks.whitebox import FAST
 from semseal.runtime.audit.attacks import ATTACKS, BY_NAME, snrs_of
 from semseal.runtime.audit.settings import Cell, Settings
+from semseal.runtime.bundle import PRECISIONS
 from semseal.runtime.defense.defenses import BY_NAME as DEFENSES
-
-PRECISIONS = ("fp32", "fp16", "int8")
 
 FULL = Settings(attacks=tuple(BY_NAME), defenses=tuple(DEFENSES))
 QUICK = dataclasses.replace(
