@@ -173,7 +173,7 @@ def _engine(name: str, gpu: bool, cuda: tuple[int, int] | None) -> Finding:
     fits, installed = gpu or name in CPU_ENGINES, find_spec(MODULES[name]) is not None
     error, hint = _in_child("prove", name) if fits and installed else ("", "")
     if fits and installed and not error:
-        about = f"{_about(name)} sent and received pictures of {BUNDLE} with the defenses {', '.join(DEFENSES)}"
+        about = f"{_about(name)} sent and received pictures of {BUNDLE} with the defences {', '.join(DEFENSES)}"
         return Finding("engine", name, "ok", about + NOTES.get(name, ""))
     causes = [(error, "")] if error else []
     if not fits:
