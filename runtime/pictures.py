@@ -2,7 +2,7 @@
 
     photos           colour and grey photographs inside the installed scikit-image, scikit-learn packages
     celeba:FOLDER    the layout of the CelebA release: img_align_celeba/*.jpg and list_eval_partition.txt
-    folder:FOLDER    any pictures, searched recursively
+    folder:FOLDER    any pictures, searched recursively; the folders train, valid and test inside it, if there, are the splits
 
 Every spec has three splits. Bob's link is trained on ``train``, Eve's networks on ``test`` (as in the paper), and every
 figure is measured on ``valid``, which neither of them saw (the paper measures on its training pictures).
@@ -202,9 +202,14 @@ def _celeba(folder: Path, split: str) -> list[Path]:
 def _folder(folder: Path, split: str) -> list[Path]:
     if not folder.is_dir():
         raise PictureError(f"{folder} is not a folder", "check the name after folder:")
+    split_here = (folder / "train").is_dir() and (folder / "valid").is_dir()
+    if split_here:
+        folder /= split
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise PictureError(f"{folder} holds no pictures", f"a picture's name ends in {', '.join(sorted(SUFFIXES))}")
+    if split_here:
+        return paths
     if split == "train":
         return [path for i, path in enumerate(paths) if i % 5 < 3]
     return paths[3::5] if split == "valid" else paths[4::5]

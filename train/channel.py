@@ -16,13 +16,14 @@ from torch import Tensor
 
 
 def draw_noise(batch: int, n: int, generator: torch.Generator) -> Tensor:
-    """Standard normal float32 [batch, n, 2] on the CPU; every real part has variance 1."""
-    return torch.randn(batch, n, 2, generator=generator)
+    """Standard normal float32 [batch, n, 2] on the generator's device; every real part has variance 1."""
+    return torch.randn(batch, n, 2, generator=generator, device=generator.device)
 
 
 def draw_taps(batch: int, taps: int, generator: torch.Generator) -> Tensor:
     """Complex Gaussian gains complex64 [batch, taps], of equal powers that add up to 1 on average; 1 tap is Rayleigh."""
-    return torch.view_as_complex(torch.randn(batch, taps, 2, generator=generator)) / (2 * taps) ** 0.5
+    drawn = torch.randn(batch, taps, 2, generator=generator, device=generator.device)
+    return torch.view_as_complex(drawn) / (2 * taps) ** 0.5
 
 
 def awgn(symbols: Tensor, noise: Tensor, snr_db: float) -> Tensor:

@@ -14,17 +14,23 @@ from semseal.runtime.errors import TrainingError
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a DeepJSCC link: images [3, height, width], features [c, height/4, width/4]."""
+    """Shape of a link: images [3, height, width], features [c, height/4, width/4]."""
 
     height: int = 180
     width: int = 180
     c: int = 16  # channels of the features y_f
+    network: str = "paper"  # or edge
+    receiver_blocks: int = 1  # residual blocks of edge's receiver
 
     def __post_init__(self) -> None:
         if self.height < 4 or self.width < 4 or self.height % 4 or self.width % 4:
             raise ValueError(f"height and width must be positive multiples of 4, got {self.height} x {self.width}")
         if self.c < 2 or self.c % 2:
             raise ValueError(f"c must be even and at least 2, so that every row is whole I/Q pairs, got {self.c}")
+        if self.network not in ("paper", "edge"):
+            raise ValueError(f"network must be paper or edge, got {self.network!r}")
+        if self.network == "edge" and self.c > 48:
+            raise ValueError(f"c must be at most 48 for the edge network, got {self.c}")
 
     @property
     def h(self) -> int:
@@ -52,16 +58,20 @@ class TrainConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     snr_db: float = 10.0
-    channel: str = "awgn"  # awgn, rayleigh, multipath
+    snr_span_db: float = 0.0  # each image is sent at a random SNR of snr_db +- this
+    channel: str = "awgn"  # awgn, rayleigh, multipath; edge knows awgn only
     taps: int = 8  # of the multipath channel
     lam: float = 1.0  # lambda of Eq. (2), for pixels in 0..255
     beta: float = 1.0  # of Eq. (3)
     lr: float = 1e-3
     warmup: int = 200  # steps to reach lr; a cosine takes it to zero at the last step
     batch: int = 128  # pictures per step, over all devices together
+    crop: int = 0  # side of the squares that are trained on; 0 is the model's height and width
+    ema: float = 0.0  # decay of the average of the weights that the run is left with; 0 is the last weights
+    freeze_transmitter: bool = False
     steps: int = 40_000
     clip: float = 1.0  # largest gradient norm
-    precision: str = "32-true"  # Lightning Fabric's names: 32-true, bf16-mixed
+    precision: str = "32-true"  # of the layers: 32-true, or bf16-mixed with weights in float32
     save_every: int = 500
     seed: int = 0
     data: str = ""  # what it was trained on: the kind of spec and a digest of the file names; written by train
@@ -74,6 +84,12 @@ class TrainConfig:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.channel not in ("awgn", "rayleigh", "multipath"):
             raise ValueError(f"channel must be awgn, rayleigh or multipath, got {self.channel!r}")
+        if self.model.network == "edge" and self.channel != "awgn":
+            raise ValueError(f"the edge network is trained for awgn, got channel {self.channel!r}")
+        if self.snr_span_db < 0 or (self.snr_span_db and self.model.network != "edge"):
+            raise ValueError(f"snr_span_db must be 0, or above for the edge network, got {self.snr_span_db}")
+        if self.crop < 0 or self.crop % 4:
+            raise ValueError(f"crop must be a multiple of 4, got {self.crop}")
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -97,15 +113,23 @@ class TrainConfig:
             ) from None
 
 
-# for photographs: small batches, bf16 arithmetic with float32 weights; half an hour on two CPU cores for 10 dB, from which
-# the other two continue (--init), because the first steps of a run learn the same at every SNR
-_PHOTOS: dict[str, Any] = {"batch": 16, "precision": "bf16-mixed"}
+_EDGE: dict[str, Any] = {
+    "snr_span_db": 10.0,
+    "batch": 16,
+    "crop": 96,
+    "ema": 0.999,
+    "warmup": 500,
+    "steps": 45_000,
+    "precision": "bf16-mixed",
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper-0db": {"snr_db": 0.0},
     "paper-10db": {"snr_db": 10.0},
     "paper-20db": {"snr_db": 20.0},
-    "photos-0db": {"snr_db": 0.0, "steps": 2_500, **_PHOTOS},
-    "photos-10db": {"snr_db": 10.0, "steps": 12_000, **_PHOTOS},
-    "photos-20db": {"snr_db": 20.0, "steps": 2_500, **_PHOTOS},
+    # the paper's network on photographs: small batches, bf16 arithmetic with float32 weights
+    "photos-10db": {"snr_db": 10.0, "steps": 12_000, "batch": 16, "precision": "bf16-mixed"},
+    "edge": {"model": ModelConfig(network="edge"), **_EDGE},
+    # started from a run of edge (--init), whose transmitter it keeps
+    "edge-quality": {"model": ModelConfig(network="edge", receiver_blocks=4), **_EDGE, "freeze_transmitter": True},
 }

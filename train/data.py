@@ -1,44 +1,144 @@
-"""Training batches as a pure function of the step, so that a resumed run sees what an uninterrupted one saw."""
+"""Training batches as a pure function of the step, from pictures that are decoded once.
+
+    files ── decoded, at several sizes ── one memory-mapped file of bytes ── crops of a step ── device ── flips, 0..1
+
+So a resumed run sees what an uninterrupted one saw, and what a step costs the host is to copy its crops.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from semseal.runtime.errors import PictureError
-from semseal.runtime.pictures import Pictures, center_crop, random_crop, to_float
+from semseal.runtime.files import write_atomically
+from semseal.runtime.pictures import Pictures, center_crop
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+
+BYTES, TABLE = "pictures.u8", "pictures.json"  # in the run folder until the run is finished
+LARGEST_SIDE, SMALLEST_SIDE = 1448, 256  # of a scene's shorter side; from the one to the other by sqrt(2)
+
+Batch = NDArray[np.uint8]
 
 
-class StepBatches(Dataset[tuple[Tensor, dict[str, str]]]):
-    """Item ``step``: that step's batch, float32 [batch, 3, height, width] in 0..1, and why which files were skipped so far."""
+class Crops:
+    """Crops uint8 [batch, height, width, 3] of decoded pictures; item ``step`` is that step's batch."""
 
-    def __init__(self, pictures: Pictures, batch: int, height: int, width: int, seed: int, rank: int) -> None:
-        self.pictures, self.batch, self.height, self.width = pictures, batch, height, width
-        self.seed, self.rank = seed, rank
+    def __init__(self, folder: Path, batch: int, height: int, width: int, seed: int, rank: int) -> None:
+        """``folder`` is what ``decode`` was given."""
+        self.batch, self.height, self.width, self.seed, self.rank = batch, height, width, seed, rank
+        sizes = json.loads((folder / TABLE).read_text())["sizes"]  # of each picture: [offset, rows, columns] at every size
+        self._bytes = np.memmap(folder / BYTES, np.uint8, "r")
+        self._sizes = [usable for levels in sizes if (usable := [x for x in levels if x[1] >= height and x[2] >= width])]
+        if not self._sizes:
+            raise PictureError(f"no picture is as large as the crops, {height} x {width}", "give larger pictures")
 
-    def __getitem__(self, step: int) -> tuple[Tensor, dict[str, str]]:
-        rng = np.random.default_rng([self.seed, step, self.rank])
-        crops: list[NDArray[np.uint8]] = []
-        while len(crops) < self.batch:
-            path = self.pictures.paths[rng.integers(len(self.pictures.paths))]
-            picture = self.pictures.load(path)
-            if picture is None:
-                if len(self.pictures.skipped) == len(set(self.pictures.paths)):
-                    raise PictureError(
-                        f"{self.pictures.spec}: none of the {len(self.pictures.paths)} files can be decoded",
-                        "point --data to a folder of readable pictures",
-                    )
-            elif self.pictures.whole:
-                crop = center_crop(picture, self.height, self.width)
-                crops.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
-            else:
-                crops.append(random_crop(picture, self.height, self.width, rng))
-        skipped = {str(path): reason for path, reason in self.pictures.skipped.items()}
-        return torch.from_numpy(to_float(crops)), skipped
+    def __getitem__(self, step: int) -> Batch:
+        return self.draw(np.random.default_rng([self.seed, step, self.rank]))
+
+    def draw(self, rng: np.random.Generator) -> Batch:
+        """A batch of random crops."""
+        crops = np.empty((self.batch, self.height, self.width, 3), np.uint8)
+        for crop in crops:
+            levels = self._sizes[rng.integers(len(self._sizes))]
+            offset, rows, columns = levels[rng.integers(len(levels))]
+            picture = self._bytes[offset : offset + rows * columns * 3].reshape(rows, columns, 3)
+            top, left = rng.integers(rows - self.height + 1), rng.integers(columns - self.width + 1)
+            crop[:] = picture[top : top + self.height, left : left + self.width]
+        return crops
 
 
-def step_loader(batches: StepBatches, start: int, stop: int, workers: int) -> DataLoader[tuple[Tensor, dict[str, str]]]:
-    """Batches of steps start..stop-1 in order, prepared ahead by worker processes."""
-    return DataLoader(
-        batches, batch_size=None, sampler=range(start, stop), num_workers=workers, prefetch_factor=4 if workers else None
-    )
+def ahead(crops: Crops, start: int, stop: int) -> Iterator[Batch]:
+    """The batches of steps start..stop-1 in order, each made while the one before is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(crops.__getitem__, start)
+        for step in range(start, stop):
+            batch = waiting.result()
+            if step + 1 < stop:
+                waiting = pool.submit(crops.__getitem__, step + 1)
+            yield batch
+
+
+def to_images(crops: Tensor, turn: bool, generator: torch.Generator) -> Tensor:
+    """Crops uint8 [batch, height, width, 3] on a device to images float32 [batch, 3, height, width] in 0..1.
+
+    Half of them mirrored; with ``turn`` half upside down, and half of squares transposed, too.
+    """
+    images = crops.permute(0, 3, 1, 2) / 255
+    flips = torch.rand(3, len(images), 1, 1, 1, generator=generator, device=generator.device).to(images.device) < 0.5
+    images = torch.where(flips[0], images.flip(3), images)
+    if turn:
+        images = torch.where(flips[1], images.flip(2), images)
+        if images.shape[2] == images.shape[3]:
+            images = torch.where(flips[2], images.transpose(2, 3), images)
+    return images
+
+
+def decode(pictures: Pictures, height: int, width: int, folder: Path, report: Callable[[int, int], Any]) -> dict[str, str]:
+    """Decode all pictures into ``folder``, once; why which files were skipped.
+
+    Whole pictures (faces) are centred crops of height x width; scenes are kept at every size that is at least that.
+    ``report`` is called with how many of how many are done. Raises PictureError where none can be decoded.
+    """
+    if (folder / TABLE).exists():
+        skipped: dict[str, str] = json.loads((folder / TABLE).read_text())["skipped"]
+        return skipped
+    sizes: list[list[tuple[int, int, int]]] = []
+    partial = folder / f".{BYTES}"
+    with open(partial, "wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done, levels in enumerate(_in_turn(pool, lambda path: _levels(pictures, path, height, width), pictures.paths), 1):
+            sizes.append([])
+            for level in levels:
+                sizes[-1].append((file.tell(), *level.shape[:2]))
+                file.write(level.tobytes())
+            report(done, len(pictures.paths))
+    if len(pictures.skipped) == len(set(pictures.paths)):
+        partial.unlink()
+        raise PictureError(
+            f"{pictures.spec}: none of the {len(pictures.paths)} files can be decoded",
+            "point --data to a folder of readable pictures",
+        )
+    os.replace(partial, folder / BYTES)
+    skipped = {str(path): reason for path, reason in pictures.skipped.items()}
+    write_atomically(folder / TABLE, json.dumps({"sizes": sizes, "skipped": skipped}).encode())
+    return skipped
+
+
+def forget(folder: Path) -> None:
+    """Remove what ``decode`` wrote."""
+    for name in (TABLE, BYTES):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _in_turn(pool: ThreadPoolExecutor, work: Callable[[Path], list[Batch]], paths: list[Path]) -> Iterator[list[Batch]]:
+    """The results in order, with few of them in memory at a time."""
+    few = 2 * (os.cpu_count() or 1)
+    waiting = [pool.submit(work, path) for path in paths[:few]]
+    for path in [*paths[few:], *[None] * len(waiting)]:
+        yield waiting.pop(0).result()
+        if path is not None:
+            waiting.append(pool.submit(work, path))
+
+
+def _levels(pictures: Pictures, path: Path, height: int, width: int) -> list[Batch]:
+    """A picture at its sizes, the largest first; none where it cannot be decoded."""
+    picture = pictures.load(path)
+    if picture is None:
+        return []
+    if pictures.whole:
+        return [center_crop(picture, height, width)]
+    rows, columns = picture.shape[:2]
+    image = Image.fromarray(picture)
+    scale = max(min(LARGEST_SIDE / min(rows, columns), 1.0), height / rows, width / columns)
+    levels = []
+    while not levels or (rows * scale >= height and columns * scale >= width and min(rows, columns) * scale >= SMALLEST_SIDE - 1):
+        size = max(round(columns * scale), width), max(round(rows * scale), height)
+        levels.append(np.asarray(image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)))
+        scale /= 2**0.5
+    return levels

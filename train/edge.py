@@ -1,0 +1,204 @@
+"""The edge codec: a linear code that no network can make worse, and a small network beside it.
+
+    x ── space_to_depth ──┬── linear ─────────────────────────────┬─ + ── gains ── y_f ── normalize_power ── y, scale
+         48 channels      └── first ── modulate ── block ── last ─┘                                          │
+                                          │                                                               channel
+                                   Alice's SNR                                                               │
+                                                                                                             ŷ
+    x̂ ── depth_to_space ── + ──┬── linear ───────────────────────────────────┬── shrink ── ŷ_f ── / scale ───┘
+                               └── last ── blocks ── modulate ── first ──────┘      │
+                                                        └─── noise, Alice's SNR ────┘
+
+The linear path starts at the block KLT of the training pictures with power as lambda^-1/4, which is the best linear code for
+much SNR (K.-H. Lee, D. P. Petersen, "Optimal Linear Coding for Vector Channels", IEEE Transactions on Communications 24(12),
+1976), and at Bob at the linear MMSE. The last layer beside it starts at zero, so step 0 is the linear code. Bob needs the scale
+that the symbols were multiplied by; it travels in the sealed header. Both may be told the SNR: Alice to give each feature its
+power, Bob to know how much of what he received is noise.
+
+All is 3x3 and 1x1 convolutions at a quarter of the resolution, ReLU, Add and Mul: what engines run well, in INT8 too.
+"""
+
+import torch
+from numpy.typing import NDArray
+from semseal.train.config import ModelConfig
+from torch import Tensor, nn
+from torch.nn import functional
+
+BLOCK = 4  # pixels of a block's side
+MIN_DB, MAX_DB = -3.0, 26.0  # the SNR that it is trained for, with a margin; what is told beyond that is taken as that
+NOMINAL_DB = 10.0  # the SNR at which what is told is 0
+_WIDTH = 64  # channels inside
+
+
+def space_to_depth(x: Tensor) -> Tensor:
+    """[batch, 3, 4h, 4w] to [batch, 48, h, w]; channel (row*4 + column)*3 + colour, as ONNX's SpaceToDepth."""
+    if torch.onnx.is_in_onnx_export():
+        shape = (x.shape[0], x.shape[1] * BLOCK**2, x.shape[2] // BLOCK, x.shape[3] // BLOCK)
+        return torch.onnx.ops.symbolic("SpaceToDepth", [x], {"blocksize": BLOCK}, dtype=x.dtype, shape=shape)
+    batch, colours, height, width = x.shape
+    blocks = x.reshape(batch, colours, height // BLOCK, BLOCK, width // BLOCK, BLOCK)
+    return blocks.permute(0, 3, 5, 1, 2, 4).reshape(batch, -1, height // BLOCK, width // BLOCK)
+
+
+def depth_to_space(y: Tensor) -> Tensor:
+    """The inverse of ``space_to_depth``."""
+    batch, channels, h, w = y.shape
+    colours = channels // BLOCK**2
+    if torch.onnx.is_in_onnx_export():
+        attributes: dict[str, int | str] = {"blocksize": BLOCK, "mode": "DCR"}
+        shape = (batch, colours, h * BLOCK, w * BLOCK)
+        return torch.onnx.ops.symbolic("DepthToSpace", [y], attributes, dtype=y.dtype, shape=shape)
+    blocks = y.reshape(batch, BLOCK, BLOCK, colours, h, w)
+    return blocks.permute(0, 3, 4, 1, 5, 2).reshape(batch, colours, h * BLOCK, w * BLOCK)
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1)
+        self.second = nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(x + self.second(functional.relu(self.first(x))))
+
+
+class _Modulation(nn.Module):
+    """Scale and shift of every channel by what is known of the channel: [batch, known] to twice [batch, 64, 1, 1]."""
+
+    def __init__(self, known: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(known, 32)
+        self.out = nn.Linear(32, 2 * _WIDTH)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, known: Tensor) -> Tensor:
+        scale, shift = self.out(functional.relu(self.hidden(known)))[:, :, None, None].chunk(2, dim=1)
+        return x * (1 + scale) + shift
+
+
+def _convolutions(inputs: int, outputs: int, blocks: int) -> tuple[nn.Conv2d, nn.Sequential, nn.Conv2d]:
+    first = nn.Conv2d(inputs, _WIDTH, 3, padding=1)
+    last = nn.Conv2d(_WIDTH, outputs, 3, padding=1)
+    nn.init.zeros_(last.weight)
+    assert last.bias is not None
+    nn.init.zeros_(last.bias)
+    return first, nn.Sequential(*[_ResidualBlock() for _ in range(blocks)]), last
+
+
+class Gains(nn.Module):
+    """ln of the factor of every feature as Alice's SNR moves from the nominal one: [batch] in dB to [batch, c, 1, 1].
+
+    Both ends have it, so Bob undoes what Alice did.
+    """
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.zeros(2, c))
+
+    def forward(self, told: Tensor) -> Tensor:
+        return (told[:, None] * (self.slope[0] + told[:, None] * self.slope[1]))[:, :, None, None]
+
+
+class Encoder(nn.Module):
+    """Alice: images to features [batch, c, h, w], before their power is normalised."""
+
+    def __init__(self, c: int, blocks: int) -> None:
+        super().__init__()
+        self.linear = nn.Conv2d(3 * BLOCK**2, c, 1)
+        self.first, self.blocks, self.last = _convolutions(3 * BLOCK**2, c, blocks)
+        self.modulate = _Modulation(1)
+
+    def forward(self, x: Tensor, told: Tensor, gains: Tensor) -> Tensor:
+        blocks = space_to_depth(x)
+        with torch.autocast(x.device.type, enabled=False):
+            features = self.linear(blocks)
+        z = functional.relu(self.modulate(self.first(blocks - 0.5), told[:, None]))
+        return (features + self.last(self.blocks(z)).float()) * gains.exp()
+
+
+class Decoder(nn.Module):
+    """Bob: received features, as Alice had them but for noise, to images."""
+
+    def __init__(self, c: int, blocks: int) -> None:
+        super().__init__()
+        self.log_signal = nn.Parameter(torch.zeros(c))  # ln of each feature's variance, at the nominal SNR
+        self.linear = nn.Conv2d(c, 3 * BLOCK**2, 1)
+        self.level = nn.Parameter(torch.ones(c))  # brings the features to one range for the network beside
+        self.first, self.blocks, self.last = _convolutions(c, 3 * BLOCK**2, blocks)
+        self.modulate = _Modulation(2)
+
+    def forward(self, y: Tensor, log_noise: Tensor, told: Tensor, gains: Tensor) -> Tensor:
+        signal = self.log_signal[:, None, None] + 2 * gains
+        # 1 / (1 + noise / signal), the Wiener filter, in logarithms: FP16 holds them
+        y = y * (torch.sigmoid(signal - log_noise[:, None, None, None]) * (-gains).exp())
+        with torch.autocast(y.device.type, enabled=False):
+            linear = self.linear(y)
+        known = torch.stack([log_noise / 4 + 1, told], dim=1)
+        z = functional.relu(self.modulate(self.first(y * self.level[:, None, None]), known))
+        return depth_to_space(linear + self.last(self.blocks(z)).float())
+
+
+def _told(snr_db: Tensor) -> Tensor:
+    return (snr_db.clamp(MIN_DB, MAX_DB) - NOMINAL_DB) / 10
+
+
+class EdgeCodec(nn.Module):
+    """Transmitter and receiver for images [batch, 3, height, width] in 0..1 of any size in multiples of 4."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gains = Gains(config.c)
+        self.encoder = Encoder(config.c, blocks=1)
+        self.decoder = Decoder(config.c, config.receiver_blocks)
+
+    def encode_rows(self, x: Tensor, snr_db: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and the SNR that Alice expects, in dB [batch], to unit-power rows [batch, h, w*c] and the scale [batch]."""
+        told = _told(snr_db)
+        features = self.encoder(x, told, self.gains(told))
+        rows = features.permute(0, 2, 3, 1).flatten(2)
+        power = 2 * rows.square().mean(dim=(1, 2))
+        scale = torch.rsqrt(power.clamp_min(1e-12))
+        return rows * scale[:, None, None], scale
+
+    def decode_rows(self, rows: Tensor, scale: Tensor, noise: Tensor, snr_db: Tensor) -> Tensor:
+        """Received rows [batch, h, w*c] to images.
+
+        ``scale`` and ``snr_db`` are Alice's, ``noise`` is the noise power in a complex symbol as received; all [batch].
+        """
+        told = _told(snr_db)
+        features = rows.unflatten(2, (-1, self.config.c)).permute(0, 3, 1, 2) / scale[:, None, None, None]
+        noise = noise.clamp(10 ** (-MAX_DB / 10), 10 ** (-MIN_DB / 10))
+        log_noise = torch.log(noise / 2) - 2 * torch.log(scale)  # of a feature's noise power
+        return self.decoder(features, log_noise, told, self.gains(told))
+
+    def encode(self, x: Tensor, snr_db: Tensor) -> tuple[Tensor, Tensor]:
+        """Images to symbols [batch, N, 2], mean power 1 per complex symbol and image, and the scale [batch]."""
+        rows, scale = self.encode_rows(x, snr_db)
+        return rows.reshape(x.shape[0], -1, 2), scale
+
+    def forward(self, x: Tensor, snr_db: Tensor, noise: Tensor, drawn: Tensor) -> Tensor:
+        """The whole link: images to images.
+
+        ``snr_db`` is what both ends believe, ``noise`` the noise power in a complex symbol, [batch]; ``drawn`` standard normal
+        [batch, h, w*c].
+        """
+        rows, scale = self.encode_rows(x, snr_db)
+        return self.decode_rows(rows + drawn * (noise / 2).sqrt()[:, None, None], scale, noise, snr_db)
+
+    def start_linear(self, blocks: NDArray) -> None:
+        """Make this the linear code of blocks float [n, 48], channels as ``space_to_depth`` has them, values in 0..1."""
+        values = torch.from_numpy(blocks).double()
+        mean = values.mean(0)
+        variances, vectors = torch.linalg.eigh((values - mean).T @ (values - mean) / len(values))
+        variances, vectors = variances.flip(0)[: self.config.c].clamp_min(1e-8), vectors.flip(1)[:, : self.config.c]
+        gains = variances**-0.25
+        with torch.no_grad():
+            analysis = gains[:, None] * vectors.T
+            self.encoder.linear.weight.copy_(analysis[:, :, None, None])
+            self.encoder.linear.bias.copy_(-analysis @ mean)
+            self.decoder.linear.weight.copy_((vectors / gains)[:, :, None, None])
+            self.decoder.linear.bias.copy_(mean)
+            self.decoder.log_signal.copy_((gains.square() * variances).log())
+            self.decoder.level.copy_((gains.square() * variances).rsqrt())
