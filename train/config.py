@@ -91,6 +91,11 @@ class TrainConfig:
         if self.crop < 0 or self.crop % 4:
             raise ValueError(f"crop must be a multiple of 4, got {self.crop}")
 
+    @property
+    def snr_range(self) -> list[float]:
+        """The lowest and the highest SNR in dB that the model is for."""
+        return [float(self.snr_db - self.snr_span_db), float(self.snr_db + self.snr_span_db)]
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
@@ -115,6 +120,7 @@ class TrainConfig:
 
 _EDGE: dict[str, Any] = {
     "snr_span_db": 10.0,
+    "lr": 1.5e-3,
     "batch": 16,
     "crop": 96,
     "ema": 0.999,
