@@ -3,6 +3,10 @@
     transmitter-mix   image, mix_pads, mix_column_signs, mix_signs0..4, mix_rows, mix_columns -> symbols, of any power
     receiver-mix      symbols, mix_column_signs, mix_signs0..4, mix_rows, mix_columns         -> image
 
+With a model whose scale is in the header, snr_db comes behind image, and side_information behind symbols. Its features are as
+loud as they come: they are brought to unit power for the mixing and back at its end, so that the factor which ``mix.normalize``
+finds is their scale.
+
     symbols           float32 [batch, padded N, 2]
     mix_pads          float32 [batch, 2 (padded N - N)]
     mix_column_signs  int8 [batch, c, 1], -1 or 1
@@ -28,6 +32,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from semseal.runtime.channel import SILENCE
 from semseal.runtime.defense.mix import LAYERS, MIN_STRUCTURE, factors, inverse_matrices, matrices
 
 MIN_CHECKED_CHANNELS, MIN_CHECKED_REALS = 4, 2048  # for the test of structure
@@ -53,9 +58,10 @@ def with_mix(graph: bytes, side: str, h: int, row_width: int, channels: int) -> 
     for node in nodes:
         for names in (node.input, node.output):
             names[:] = ["plain_symbols" if name == "symbols" else name for name in names]
+    told = [value for value in model.graph.input if value.name in ("snr_db", "side_information")]
     if side == "transmitter":
-        nodes += part.mix("plain_symbols", "symbols")
-        inputs, outputs = [model.graph.input[0], pads, *keys], [symbols]
+        nodes += part.mix("plain_symbols", "symbols", loud=bool(told))
+        inputs, outputs = [model.graph.input[0], *told, pads, *keys], [symbols]
     else:
         checked = channels >= MIN_CHECKED_CHANNELS and part.n >= MIN_CHECKED_REALS
         for node in nodes:
@@ -63,7 +69,7 @@ def with_mix(graph: bytes, side: str, h: int, row_width: int, channels: int) -> 
         nodes = [*part.unmix("symbols", "plain_symbols"), *nodes]
         if checked:
             nodes += part.believe("plain_symbols", channels, "decoded", "image")
-        inputs, outputs = [symbols, *keys], list(model.graph.output)
+        inputs, outputs = [symbols, *told, *keys], list(model.graph.output)
     constants = [*model.graph.initializer, *part.constants]
     nodes = _needed(nodes, constants, outputs[0].name)
     used = {name for node in nodes for name in node.input}
@@ -130,8 +136,16 @@ class _Part:
         """[batch, a*b, c] times the signs of layer k."""
         return self.node("Mul", [x, self.node("Cast", [f"mix_signs{k}"], to=TensorProto.FLOAT)])
 
-    def mix(self, taken: str, given: str) -> list[onnx.NodeProto]:
-        x = self.node("Concat", [self.reshape(taken, "reals"), "mix_pads"], axis=1)
+    def mix(self, taken: str, given: str, loud: bool) -> list[onnx.NodeProto]:
+        """``loud``: the features have any power, and what is given has it too."""
+        features = self.reshape(taken, "reals")
+        if loud:
+            power = self.node("ReduceMean", [self.node("Mul", [features, features]), self.constant("row", np.array([1]))])
+            least = self.constant("least", np.float32(SILENCE))
+            doubled = self.node("Max", [self.node("Add", [power, power]), least])  # [batch, 1], of a symbol
+            amplitude = self.node("Sqrt", [doubled])
+            features = self.node("Div", [features, amplitude])
+        x = self.node("Concat", [features, "mix_pads"], axis=1)
         cast = self.node("Cast", ["mix_column_signs"], to=TensorProto.FLOAT)
         # [batch, 1, 1]; in two steps, because ONNX Runtime takes twice the time for ReduceSumSquare
         x = self.reshape(x, "matrix")
@@ -145,7 +159,14 @@ class _Part:
         moved = self.node("Gather", ["mix_right", "mix_columns"], axis=0)  # [batch, c, c]
         x = self.node("MatMul", [self.signed(x, 1), moved])
         x = self.reshape(self.columns_mixed(self.signed(x, 2)), "matrix")
-        x = self.node("MatMul", [self.signed(x, 3), "mix_right"])
+        right = "mix_right"
+        if loud:
+            as_loud = self.node("Reshape", [amplitude, self.constant("one_each", np.array([-1, 1, 1]))])
+            # the matrices are orthogonal but for their scale
+            a, b, c = (float(np.linalg.norm(matrix[0])) for matrix in matrices(self.n))
+            scale = self.constant("scale", np.float32((a * b) ** -2 * c**-3))
+            right = self.node("Mul", [right, self.node("Mul", [self.node("Div", [as_loud, louder]), scale])])
+        x = self.node("MatMul", [self.signed(x, 3), right])
         x = self.signed(x, 4)
         self.nodes.append(helper.make_node("Reshape", [x, "mix_pairs"], [given], "power/mix_symbols"))
         return self.nodes

@@ -136,7 +136,7 @@ def _levels(pictures: Pictures, path: Path, height: int, width: int) -> list[Bat
     rows, columns = picture.shape[:2]
     image = Image.fromarray(picture)
     scale = max(min(LARGEST_SIDE / min(rows, columns), 1.0), height / rows, width / columns)
-    levels = []
+    levels: list[Batch] = []
     least = max(SMALLEST_SIDE - 1, height, width)
     while not levels or min(rows, columns) * scale >= least:
         size = max(round(columns * scale), width), max(round(rows * scale), height)

@@ -52,9 +52,8 @@ def depth_to_space(y: Tensor) -> Tensor:
     batch, channels, h, w = y.shape
     colours = channels // BLOCK**2
     if torch.onnx.is_in_onnx_export():
-        attributes: dict[str, int | str] = {"blocksize": BLOCK, "mode": "DCR"}
         shape = (batch, colours, h * BLOCK, w * BLOCK)
-        return torch.onnx.ops.symbolic("DepthToSpace", [y], attributes, dtype=y.dtype, shape=shape)
+        return torch.onnx.ops.symbolic("DepthToSpace", [y], {"blocksize": BLOCK, "mode": "DCR"}, dtype=y.dtype, shape=shape)
     blocks = y.reshape(batch, BLOCK, BLOCK, colours, h, w)
     return blocks.permute(0, 3, 4, 1, 5, 2).reshape(batch, colours, h * BLOCK, w * BLOCK)
 
@@ -156,8 +155,8 @@ def _told(snr_db: Tensor) -> Tensor:
 class EdgeCodec(nn.Module):
     """Transmitter and receiver for images [batch, 3, height, width] in 0..1 of any size in multiples of 4.
 
-    What is told of the channel is float32: ``snr_db`` [batch], what Alice expects; ``side_information`` [batch, 3], the scale of
-    each image, the noise power in a complex symbol as received, and Alice's ``snr_db``.
+    What is told of the channel is float32: ``snr_db`` [batch], what Alice expects; ``side_information`` [batch, 3], the scale
+    of each image, the noise power in a complex symbol as received, and Alice's ``snr_db``.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -207,11 +206,14 @@ class EdgeCodec(nn.Module):
         variances, vectors = torch.linalg.eigh((values - mean).T @ (values - mean) / len(values))
         variances, vectors = variances.flip(0)[: self.config.c].clamp_min(1e-8), vectors.flip(1)[:, : self.config.c]
         gains = variances**-0.25
+        analysis_bias, synthesis_bias = self.encoder.linear.bias, self.decoder.linear.bias
+        assert analysis_bias is not None
+        assert synthesis_bias is not None
         with torch.no_grad():
             analysis = gains[:, None] * vectors.T
             self.encoder.linear.weight.copy_(analysis[:, :, None, None])
-            self.encoder.linear.bias.copy_(-analysis @ mean)
+            analysis_bias.copy_(-analysis @ mean)
             self.decoder.linear.weight.copy_((vectors / gains)[:, :, None, None])
-            self.decoder.linear.bias.copy_(mean)
+            synthesis_bias.copy_(mean)
             self.decoder.log_signal.copy_((gains.square() * variances).log()[:, None, None])
             self.decoder.level.copy_((gains.square() * variances).rsqrt()[:, None, None])
