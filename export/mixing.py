@@ -153,7 +153,7 @@ class _Part:
         scaled = self.node("Mul", [self.node("Mul", ["mix_right", cast]), louder])
         x = self.node("MatMul", [x, scaled])
         x = self.columns_mixed(self.signed(x, 0))
-        x = self.reshape(self.node("Gather", [self.reshape(x, "every_row"), "mix_rows"], axis=0), "matrix")
+        x = self.node("Gather", [self.reshape(x, "every_row"), "mix_rows"], axis=0)  # [batch, a*b, c]
         moved = self.node("Gather", ["mix_right", "mix_columns"], axis=0)  # [batch, c, c]
         x = self.node("MatMul", [self.signed(x, 1), moved])
         x = self.reshape(self.columns_mixed(self.signed(x, 2)), "matrix")
