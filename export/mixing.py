@@ -148,9 +148,8 @@ class _Part:
         # [batch, 1, 1]; in two steps, because ONNX Runtime takes twice the time for ReduceSumSquare
         x = self.reshape(x, "matrix")
         energy = self.node("ReduceSum", [self.node("Mul", [x, x]), self.constant("all_reals", np.array([1, 2]))])
-        one = self.constant("energy", np.float32(math.prod(self.shape) / 2))
-        louder = self.node("Sqrt", [self.node("Div", [one, energy])])
-        scaled = self.node("Mul", [self.node("Mul", ["mix_right", cast]), louder])
+        right = self.constant("right_at_power", matrices(self.n)[2] * np.float32(math.sqrt(math.prod(self.shape) / 2)))
+        scaled = self.node("Div", [self.node("Mul", [right, cast]), self.node("Sqrt", [energy])])
         x = self.node("MatMul", [x, scaled])
         x = self.columns_mixed(self.signed(x, 0))
         x = self.node("Gather", [self.reshape(x, "every_row"), "mix_rows"], axis=0)  # [batch, a*b, c]
