@@ -52,7 +52,7 @@ def export_run(run: Path, out: Path, size: tuple[int, int] | None = None, **depl
 def export_bundle(source: Bundle, out: Path, size: tuple[int, int], **deployed: Any) -> Bundle:
     """Write a bundle of an edge network again, for pictures of another size. Raises BundleError for another network."""
     model = resized(model_of(source), *size)
-    kept = {name: source.manifest[name] for name in ("snr_db", "training") if name in source.manifest}
+    kept: dict[str, Any] = {name: source.manifest[name] for name in ("snr_db", "training") if name in source.manifest}
     return export_model(model, out, kept, **deployed)
 
 
