@@ -167,7 +167,8 @@ class Transmitter:
         send = self._send_mixed if defense.mixes else self._send_moved if moves else self._send_plain
         frames: list[Frame] = []
         for start in range(0, len(images), BATCH):
-            frames += send(engine, images[start : start + BATCH], *self._take_counters(len(images[start : start + BATCH])))
+            part = images[start : start + BATCH]
+            frames += send(engine, part, *self._take_counters(len(part)))
         return frames
 
     def _send_plain(self, engine: Engine, images: Images, session: bytes, counter: int) -> list[Frame]:
