@@ -167,13 +167,13 @@ class Transmitter:
         send = self._send_mixed if defense.mixes else self._send_moved if moves else self._send_plain
         frames: list[Frame] = []
         for start in range(0, len(images), BATCH):
-            part = images[start : start + BATCH]
-            frames += send(engine, part, *self._take_counters(len(part)))
+            frames += send(engine, images[start : start + BATCH], *self._take_counters(len(images[start : start + BATCH])))
         return frames
 
     def _send_plain(self, engine: Engine, images: Images, session: bytes, counter: int) -> list[Frame]:
-        sealed = self._sealed([Header(self.defense, session, counter + i) for i in range(len(images))])
-        return _frames(engine(images, _unmoved(len(images), self.bundle.h)), sealed)
+        on_air = engine(images, _unmoved(len(images), self.bundle.h))
+        headers = [Header(self.defense, session, counter + i) for i in range(len(images))]
+        return self._sealed(on_air, headers)
 
     def _send_moved(self, engine: Engine, images: Images, session: bytes, counter: int) -> list[Frame]:
         batch, h = len(images), self.bundle.h
@@ -201,19 +201,20 @@ class Transmitter:
             pair = np.concatenate([rows[-1], noise_rows(h, rows.shape[2])])
             mixed = index.gather(pair, index.absolute(tables[-2:], frames[:2], frames[:2] ^ 1))
             rows = np.concatenate([rows[:-1], mixed])
-        return _frames(rows, self._sealed(headers))
+        return self._sealed(rows, headers)
 
     def _send_mixed(self, engine: Engine, images: Images, session: bytes, counter: int) -> list[Frame]:
         assert self._secret is not None  # __init__ refuses a defence without a key
         reals = 2 * self.bundle.n_symbols
         counters = range(counter, counter + len(images))
         keys = mix.derive_keys(self._secret, session, counters, self.bundle.digest, reals)
-        sealed = self._sealed([Header(self.defense, session, counter) for counter in counters])
-        return _frames(mix.normalize(engine(images, *mix.transmitter_inputs(keys, reals))), sealed)
+        on_air = mix.normalize(engine(images, *mix.transmitter_inputs(keys, reals)))
+        return self._sealed(on_air, [Header(self.defense, session, counter) for counter in counters])
 
-    def _sealed(self, headers: list[Header]) -> list[bytes]:
-        """Before the engine runs, where that is possible: it pushes all code out of the caches."""
-        return [self._sealer.seal(header) for header in headers]
+    def _sealed(self, on_air: NDArray[np.float32], headers: list[Header]) -> list[Frame]:
+        """The frames of what an engine gave, one for each header."""
+        symbols = on_air.reshape(len(on_air), -1).view(np.complex64)
+        return [Frame(row, self._sealer.seal(header)) for row, header in zip(symbols, headers, strict=True)]
 
     def _take_counters(self, count: int) -> tuple[bytes, int]:
         """The session and the first of ``count`` counters that nobody has used; it is even, so pairs are 2k, 2k+1.
@@ -439,12 +440,6 @@ def _process() -> tuple[int, int]:
 def _unmoved(batch: int, h: int) -> NDArray[np.int32]:
     """The index that leaves every row where it is; [batch, h]."""
     return np.arange(batch * h, dtype=np.int32).reshape(batch, h)
-
-
-def _frames(on_air: NDArray[np.float32], headers: list[bytes]) -> list[Frame]:
-    """The frames of what an engine gave, one for each header."""
-    symbols = on_air.reshape(len(on_air), -1).view(np.complex64)
-    return [Frame(row, header) for row, header in zip(symbols, headers, strict=True)]
 
 
 def _reals(symbols: Sequence[NDArray[np.complex64]]) -> NDArray[np.float32]:
