@@ -157,9 +157,9 @@ class _Part:
         x = self.node("MatMul", [self.signed(x, 1), moved])
         x = self.reshape(self.columns_mixed(self.signed(x, 2)), "matrix")
         x = self.node("MatMul", [self.signed(x, 3), "mix_right"])
-        # in the shape that is asked for: a Reshape at the end of a graph copies
-        x, signs = self.reshape(x, "pairs"), self.first("Reshape", [self.signs[4], "mix_pairs"])
-        self.nodes.append(helper.make_node("Mul", [x, signs], [given], "power/mix_symbols"))
+        # in the shape that is asked for, because a Reshape at the end of a graph copies
+        signs = self.first("Cast", [self.first("Reshape", ["mix_signs4", "mix_pairs"])], to=TensorProto.FLOAT)
+        self.nodes.append(helper.make_node("Mul", [self.reshape(x, "pairs"), signs], [given], "power/mix_symbols"))
         return self.nodes
 
     def columns_mixed(self, x: str) -> str:
