@@ -185,9 +185,9 @@ class _Part:
             back = matrices(self.n)[2] * np.float32((a * b) ** -2 * c**-3 / math.sqrt(math.prod(self.shape) / 2))
             right = self.node("Mul", [self.constant("right_as_loud", back), self.node("Mul", [as_loud, amount])])
         x = self.node("MatMul", [self.signed(x, 3), right])
-        # in the shape that is asked for: a Reshape at the end of a graph copies
-        x, signs = self.reshape(x, "pairs"), self.first("Reshape", [self.signs[4], "mix_pairs"])
-        self.nodes.append(Node("Mul", [x, signs], [given], "power/mix_symbols"))
+        # in the shape that is asked for, because a Reshape at the end of a graph copies
+        signs = self.first("Cast", [self.first("Reshape", ["mix_signs4", "mix_pairs"])], integer("to", FLOAT))
+        self.nodes.append(Node("Mul", [self.reshape(x, "pairs"), signs], [given], "power/mix_symbols"))
         return self.nodes
 
     def columns_mixed(self, x: str) -> str:

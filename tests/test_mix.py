@@ -122,9 +122,12 @@ def test_power_is_exactly_one(n):
 
 def test_normalize_keeps_shape_and_refuses_what_has_no_power():
     x = gaussian(2, 30, 2)
+    copied, _ = normalize(np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2))
     out, _ = normalize(x)
     assert out.shape == x.shape
     assert out.dtype == np.float32
+    assert np.shares_memory(out, x)
+    assert np.array_equal(out, copied)
     assert np.square(out).sum((1, 2)) / 30 == pytest.approx([1, 1], abs=1e-6)
     x[1] = 0
     with pytest.raises(

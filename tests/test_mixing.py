@@ -1,5 +1,8 @@
 """The defence mix in the deployed graphs and in the link."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -10,6 +13,7 @@ from semseal.runtime.defense import mix
 from semseal.runtime.defense.header import HeaderSealer
 from semseal.runtime.engine import open_engine
 from semseal.runtime.errors import HeaderError
+from semseal.runtime.libraries import load_onnxruntime
 from semseal.runtime.link import BrokenDefenseWarning, Frame, Receiver, Transmitter
 from semseal.runtime.metrics import psnr
 
@@ -39,6 +43,20 @@ def test_keys_are_inputs_and_no_row_index_is_left(bundle, side, precision):
     # nothing is reshaped only to be reshaped again
     reshaped = {node.output[0] for node in graph.node if node.op_type == "Reshape"}
     assert not [node.name for node in graph.node if node.op_type == "Reshape" and node.input[0] in reshaped]
+
+
+def test_onnxruntime_casts_signs_when_they_are_needed_not_before_the_network(tmp_path):
+    onnxruntime = load_onnxruntime("onnxruntime-cpu")
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "run")
+    session = onnxruntime.InferenceSession(open_bundle("photos-10db").graph("transmitter-mix"), options)
+    images = np.zeros((1, 3, 180, 180), np.float32)
+    keys = mix.transmitter_inputs(mix.derive_keys(KEY, SESSION, [1], DIGEST, 32400), 32400)
+    session.run(None, dict(zip([value.name for value in session.get_inputs()], [images, *keys], strict=True)))
+    events = json.loads(Path(session.end_profiling()).read_text())
+    order = [event["args"]["op_name"] for event in events if event.get("name", "").endswith("_kernel_time")]
+    last_of_network = len(order) - 1 - order[::-1].index("Conv")
+    assert order[last_of_network:].count("Cast") >= mix.LAYERS
 
 
 @pytest.mark.parametrize("batch", [1, 3])

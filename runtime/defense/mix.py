@@ -191,7 +191,7 @@ def derive_keys(key: bytes, session: bytes, counters: Sequence[int], model_diges
     signs = np.unpackbits(drawn[:, : plan.packed], axis=1, bitorder="little").view(np.int8)
     np.negative(signs, out=signs)
     np.bitwise_or(signs, _ONE, out=signs)
-    # one type for all that follows: what NumPy does once it does faster again, in caches that an engine has emptied
+    # one type for all that follows: engines empty the caches, and each other kind of operation is code to be read again
     words = drawn[:, plan.packed : -_TAG_SIZE].view("<u4").astype(np.int64)
     of_pads, of_rows, of_columns = words[:, : 4 * plan.pads], words[:, 4 * plan.pads : -plan.columns], words[:, -plan.columns :]
     rows = [_shuffled_rows(of_image, plan) for of_image in of_rows]
@@ -248,14 +248,15 @@ def mix(symbols: NDArray[np.float32], keys: MixKeys) -> NDArray[np.float32]:
 
 
 def normalize(on_air: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Multiplies each image of float32 [batch, ...], in place, by what makes its mean power 1 per complex symbol, to 1e-8.
+    """Float32 [batch, ...] times what makes the mean power of each image 1 per complex symbol, to 1e-8; in its own memory.
 
     Squares are added up in double precision and every real is rounded once. In images of few reals the rounding errors do not
-    average out far enough; there the largest real takes what they left. Returns ``on_air`` and the factors [batch]. Raises
-    EngineError where an image is silent or not finite: its encoder overflowed.
+    average out far enough; there the largest real takes what they left. What is not contiguous is copied first. Returns the
+    factors [batch] too. Raises EngineError where an image is silent or not finite: its encoder overflowed.
     """
-    factors = np.empty(len(on_air))
-    for i, image in enumerate(on_air.reshape(len(on_air), -1)):
+    images = on_air.reshape(len(on_air), -1)
+    factors = np.empty(len(images))
+    for i, image in enumerate(images):
         energy = _energy(image)
         if not 0 < energy < math.inf:
             raise EngineError(
@@ -267,7 +268,7 @@ def normalize(on_air: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray
         if image.size < _FEW:
             largest = np.abs(image).argmax()
             image[largest] += (image.size / 2 - _energy(image)) / (2 * float(image[largest]))
-    return on_air, factors
+    return images.reshape(on_air.shape), factors
 
 
 def _energy(image: NDArray[np.float32]) -> float:
@@ -388,21 +389,20 @@ def _is_prime(q: int) -> bool:
 class _Plan:
     """What the keys of images of n reals are made of.
 
-    ``packed`` bytes of signs, ``pads`` and ``columns``, and ``digits`` (p, q) of a row's number: p*q rows, p >= q, as near to
-    each other as can be. ``zeros`` are as long as the stream. Of the shuffle's shifts, ``places`` and ``values`` tell where
-    each is drawn and among how many values; ``digit_values`` what the digits stand for, and ``starts`` what they start from.
+    A row's number has two digits, p and q the numbers of their values: p*q rows, p >= q, as near to each other as can be.
     """
 
-    size: int
+    size: int  # reals on air
     pads: int
-    packed: int
+    packed: int  # bytes of signs, at the beginning of the stream
     columns: int
-    digits: tuple[int, int]
-    zeros: bytes
-    places: NDArray[np.intp]
-    values: NDArray[np.int64]
-    digit_values: tuple[NDArray[np.int32], NDArray[np.int32]]
-    starts: tuple[NDArray[np.intp], NDArray[np.intp]]
+    first: NDArray[np.int64]  # values of the first digit, [p, 1]
+    second: NDArray[np.int64]  # of the second, [q]
+    zeros: bytes  # as many as the stream has bytes
+    places: NDArray[np.int64]  # of each shift of the shuffle, turn by turn: the word that it is drawn from
+    values: NDArray[np.int64]  # and the number of its values
+    of_first: NDArray[np.int32]  # what the digits add to the row's number, again and again
+    of_second: NDArray[np.int32]
 
 
 @lru_cache
@@ -413,20 +413,21 @@ def _plan(n: int) -> _Plan:
     q = max(m for m in range(1, math.isqrt(rows) + 1) if rows % m == 0)
     p = rows // q
     words = 4 * pads + ROUNDS // 2 * (p + q) + c
-    first, second = np.arange(p), np.arange(q)
+    first, second = np.arange(p, dtype=np.int64), np.arange(q, dtype=np.int64)
     # the tables repeat, so that digits may go on and on and no remainder is taken before the end
     once = np.concatenate([np.tile(first, _TURNS), np.tile(p + second, _TURNS)])
     return _Plan(
-        size,
-        pads,
-        packed,
-        c,
-        (p, q),
-        bytes(packed + 4 * words),
-        once + np.arange(0, ROUNDS // 2 * (p + q), p + q)[:, None],
-        np.repeat(np.array([q, p]), (_TURNS * p, _TURNS * q)),
-        (np.tile(first.astype(np.int32) * q, _TURNS), np.tile(second.astype(np.int32), _TURNS)),
-        (first[:, None], second),
+        size=size,
+        pads=pads,
+        packed=packed,
+        columns=c,
+        first=first[:, None],
+        second=second,
+        zeros=bytes(packed + 4 * words),
+        places=once + np.arange(0, ROUNDS // 2 * (p + q), p + q)[:, None],
+        values=np.repeat(np.array([q, p], np.int64), (_TURNS * p, _TURNS * q)),
+        of_first=np.tile(first * q, _TURNS).astype(np.int32),
+        of_second=np.tile(second, _TURNS).astype(np.int32),
     )
 
 
@@ -442,24 +443,24 @@ def _pads(words: NDArray[np.int64], count: int) -> NDArray[np.float32]:
 
 
 def _shuffled_rows(words: NDArray[np.int64], plan: _Plan) -> NDArray[np.int32]:
-    """A keyed order [1, p*q] of the rows 0..p*q-1 from ROUNDS/2 * (p + q) words: a Feistel network on (row // q, row % q).
+    """A keyed order [1, p*q] of the rows from ROUNDS/2 * (p + q) words: a Feistel network on the digits (row // q, row % q).
 
     Alternately the second digit is moved on by a random function of the first and the first by one of the second, both around
     the clock. No word is thrown away: some shifts are likelier than others, by a factor of 1 + 2^-23 at most.
     """
-    p = plan.digits[0]
+    p = len(plan.first)
     shifts = words.take(plan.places)
     shifts *= plan.values
     shifts >>= _HALF
     of_high, of_low = shifts[:, : _TURNS * p], shifts[:, _TURNS * p :]
-    low = of_high[0, :p, None] + plan.starts[1]  # [p, q]
+    low = of_high[0, :p, None] + plan.second  # [p, q]
     high = of_low[0].take(low)
-    high += plan.starts[0]
+    high += plan.first
     for turn in range(1, ROUNDS // 2):
         low += of_high[turn].take(high)
         high += of_low[turn].take(low)
-    order = plan.digit_values[0].take(high)
-    order += plan.digit_values[1].take(low)
+    order = plan.of_first.take(high)
+    order += plan.of_second.take(low)
     return order.reshape(1, -1)
 
 
