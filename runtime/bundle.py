@@ -186,7 +186,7 @@ class Bundle:
 
 
 def open_bundle(path: Path | str, owner: str | Path | None = None) -> Bundle:
-    """Verify and read the manifest of a bundle: a folder, or ``photos-0db``, ``photos-10db``, ``photos-20db``, packaged.
+    """Verify and read the manifest of a bundle: a folder, or ``edge``, ``edge-quality``, ``photos-10db``, packaged.
 
     A folder of such a name comes first. ``owner`` is the public key to verify with, the line ``semseal-owner-v1:...`` or a
     file that holds it; without it SEMSEAL_OWNER or owner.pub of the config folder is used. Raises BundleError when there is
@@ -266,7 +266,7 @@ def _write_folder(path: Path, files: dict[str, bytes]) -> None:
 
 
 def packaged_bundle(name: str) -> Path:
-    """The folder of a bundle that ships inside the package: ``photos-0db``, ``photos-10db`` or ``photos-20db``."""
+    """The folder of a bundle that ships inside the package: ``edge``, ``edge-quality`` or ``photos-10db``."""
     return MODELS / name
 
 

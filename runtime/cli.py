@@ -76,14 +76,14 @@ def _example(*lines: str) -> str:
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=_example("semseal demo", "semseal audit photos-10db --data photos --out audit --quick"),
+    epilog=_example("semseal demo", "semseal audit edge --data photos --out audit --quick"),
 )
 @click.version_option(package_name="semseal")
 def cli() -> None:
     """Semantic communication links: train, deploy, protect, and measure what an eavesdropper sees."""
 
 
-@cli.command(epilog=_example("semseal train --preset photos-10db --data photos --out run"))
+@cli.command(epilog=_example("semseal train --preset edge --data photos --out run"))
 @click.option("--preset", required=True, type=LazyChoice(_presets), help="what is trained, and how long")
 @click.option("--data", required=True, metavar="SPEC", help="photos, celeba:FOLDER or folder:FOLDER")
 @click.option("--out", "run", required=True, type=FOLDER, metavar="RUN", help="run folder to write")
@@ -225,14 +225,14 @@ def pack(transmitter: Path, receiver: Path, snr: float, bundle: Path, sign: Path
     _print_made(made, key)
 
 
-@cli.command(epilog=_example("semseal build photos-10db --out link --engine tensorrt-rtx --capability 86 --capability 120"))
+@cli.command(epilog=_example("semseal build edge --out link --engine tensorrt-rtx --capability 86 --capability 120"))
 @click.argument("source", metavar="BUNDLE")
 @_written
 @click.option("--engine", required=True, type=PLAN_ENGINES, help="the engine that runs the plans")
 def build(source: str, bundle: Path, engine: str, capabilities: tuple[int, ...], sign: Path | None, force: bool) -> None:
     """Copy a bundle and add the TensorRT plans of all its graphs.
 
-    BUNDLE is a folder, or photos-0db, photos-10db, photos-20db for those that are packaged; it is verified first, and the copy
+    BUNDLE is a folder, or edge, edge-quality, photos-10db for those that are packaged; it is verified first, and the copy
     is signed with your key. tensorrt builds for the GPU of this machine and no other; tensorrt-rtx needs none to build.
     """
     from semseal.export.tensorrt import add_plans
@@ -305,8 +305,8 @@ def _print_parity(bundle: "Bundle") -> None:
 
 @cli.command(
     epilog=_example(
-        "semseal audit photos-10db --data photos --out audit --quick",
-        "semseal audit photos-10db --data photos --out audit --quick --defense mix --budget 0.3",
+        "semseal audit edge --data photos --out audit --quick",
+        "semseal audit edge --data photos --out audit --quick --defense mix --budget 0.3",
     )
 )
 @click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...")
@@ -361,7 +361,7 @@ def _print_parity(bundle: "Bundle") -> None:
 def audit(bundles: tuple[str, ...], data: str, folder: Path, jobs: int, budget: float | None, **asked: Any) -> None:
     """Attack deployed engines and tabulate what leaks: Tables I to IV of the paper, and adaptive attacks.
 
-    One BUNDLE for each main-channel SNR: a folder, or photos-0db, photos-10db, photos-20db for those that are packaged.
+    One BUNDLE for each main-channel SNR: a folder, or edge, edge-quality, photos-10db for those that are packaged.
     The same command continues an interrupted audit.
     """
     from semseal.runtime.audit.run import audit as run_audit
@@ -449,7 +449,7 @@ def demo(folder: Path) -> None:
         "Alice sends photographs to Bob over a 10 dB channel; Eve listens at 10 dB and attacks, without a "
         "defence, with the paper's and with mix."
     )
-    print_results(out, run_audit([packaged_bundle("photos-10db")], "photos", folder, DEMO), folder, DEMO)
+    print_results(out, run_audit([packaged_bundle("edge")], "photos", folder, DEMO), folder, DEMO)
 
 
 @cli.command(epilog=_example("semseal doctor"))

@@ -14,7 +14,7 @@ from semseal.runtime.pixels import separated, with_pixels
 from semseal.runtime.signing import owner_key
 
 KEY = bytes(range(32))
-PACKAGED = ("photos-0db", "photos-10db", "photos-20db")
+PACKAGED = ("edge", "edge-quality", "photos-10db")
 PRECISIONS = ("fp32", "fp16", "int8")
 ENGINES = ("onnxruntime-cpu", "openvino")
 # symbols of mean power 1; where int8 rounds, the last bit may decide which of two levels it is

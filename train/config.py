@@ -106,7 +106,7 @@ class TrainConfig:
         if not path.is_file():
             raise TrainingError(
                 f"{run} is not a run: it has no config.json",
-                f"make one with semseal train --preset photos-10db --data photos --out {run}",
+                f"make one with semseal train --preset edge --data photos --out {run}",
             )
         try:
             fields: dict[str, Any] = json.loads(path.read_text())
@@ -137,5 +137,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     "photos-10db": {"snr_db": 10.0, "steps": 12_000, "batch": 16, "precision": "bf16-mixed"},
     "edge": {"model": ModelConfig(network="edge"), **_EDGE},
     # started from a run of edge (--init), whose transmitter it keeps
-    "edge-quality": {"model": ModelConfig(network="edge", receiver_blocks=4), **_EDGE, "freeze_transmitter": True},
+    "edge-quality": {"model": ModelConfig(network="edge", receiver_blocks=4), **_EDGE, "steps": 20_000, "freeze_transmitter": True},
 }
