@@ -45,9 +45,8 @@ def depth_to_space(y: Tensor) -> Tensor:
     batch, channels, h, w = y.shape
     colours = channels // BLOCK**2
     if torch.onnx.is_in_onnx_export():
-        attributes: dict[str, int | str] = {"blocksize": BLOCK, "mode": "DCR"}
         shape = (batch, colours, h * BLOCK, w * BLOCK)
-        return torch.onnx.ops.symbolic("DepthToSpace", [y], attributes, dtype=y.dtype, shape=shape)
+        return torch.onnx.ops.symbolic("DepthToSpace", [y], {"blocksize": BLOCK, "mode": "DCR"}, dtype=y.dtype, shape=shape)
     blocks = y.reshape(batch, BLOCK, BLOCK, colours, h, w)
     return blocks.permute(0, 3, 4, 1, 5, 2).reshape(batch, colours, h * BLOCK, w * BLOCK)
 
@@ -187,6 +186,19 @@ class EdgeCodec(nn.Module):
         rows, scale = self.encode_rows(x, snr_db)
         return self.decode_rows(rows + drawn * (noise / 2).sqrt()[:, None, None], scale, noise, snr_db)
 
+    def fitting(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of another edge codec that this one can start from, after ``start_linear``.
+
+        With more blocks at Bob it starts as good as the other is: a new block changes nothing until it has learned. With
+        another c, or fewer blocks, what Bob's last layer adds would be meant for what is no longer there, so it starts at zero.
+        """
+        own = self.state_dict()
+        kept = {name: tensor for name, tensor in weights.items() if name in own and tensor.shape == own[name].shape}
+        if any(name.startswith("decoder.") for name in weights if name not in kept):
+            kept = {name: tensor for name, tensor in kept.items() if not name.startswith("decoder.last.")}
+        new = [name for name in own if name not in weights and name.startswith("decoder.blocks.")]
+        return kept | {name: torch.zeros_like(own[name]) for name in new if ".second." in name}
+
     def start_linear(self, blocks: NDArray) -> None:
         """Make this the linear code of blocks float [n, 48], channels as ``space_to_depth`` has them, values in 0..1."""
         values = torch.from_numpy(blocks).double()
@@ -194,6 +206,8 @@ class EdgeCodec(nn.Module):
         variances, vectors = torch.linalg.eigh((values - mean).T @ (values - mean) / len(values))
         variances, vectors = variances.flip(0)[: self.config.c].clamp_min(1e-8), vectors.flip(1)[:, : self.config.c]
         gains = variances**-0.25
+        assert self.encoder.linear.bias is not None
+        assert self.decoder.linear.bias is not None
         with torch.no_grad():
             analysis = gains[:, None] * vectors.T
             self.encoder.linear.weight.copy_(analysis[:, :, None, None])
