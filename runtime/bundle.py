@@ -37,7 +37,7 @@ from semseal.runtime.files import named, write_atomically
 from semseal.runtime.onnxfile import check_onnx
 from semseal.runtime.pixels import with_pixels
 
-FORMAT = 4  # 4: mix, version 2
+FORMAT = 5  # 4: mix, version 2; 5: a range of SNRs, models whose scale is in the header
 MANIFEST = "manifest.json"
 SIGNATURE = "signature"
 ENGINES = "engines"
@@ -62,7 +62,7 @@ class Bundle:
     manifest: dict[str, Any]
 
     def __repr__(self) -> str:
-        sizes = f"images [3, {self.height}, {self.width}], {self.n_symbols} symbols, SNR {self.snr_db:g} dB"
+        sizes = f"images [3, {self.height}, {self.width}], {self.n_symbols} symbols, SNR {_text(self.snr_range)}"
         runs = [*self.manifest["precisions"], *self.manifest.get("engines", [])]
         return f"Bundle({self.name!r}, {sizes}, {', '.join(map(str, runs))})"
 
@@ -99,9 +99,20 @@ class Bundle:
         return self.n_symbols / (3 * self.height * self.width)
 
     @property
+    def snr_range(self) -> tuple[float, float]:
+        """The lowest and the highest SNR in dB of the main channel that the model was trained for; often the same."""
+        low, high = self.manifest["snr_db"]
+        return float(low), float(high)
+
+    @property
     def snr_db(self) -> float:
-        """The main channel's SNR that the model was trained for."""
-        return float(self.manifest["snr_db"])
+        """The middle of that range: what is assumed of the main channel where nothing is said."""
+        return sum(self.snr_range) / 2
+
+    @property
+    def has_scale(self) -> bool:
+        """Whether the model needs the scale of each image, which the header carries, and is told the noise."""
+        return self.manifest["model"].get("scale") == "header"
 
     @property
     def digest(self) -> bytes:
@@ -300,7 +311,7 @@ def _parse(path: Path, text: bytes) -> Bundle:
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path / MANIFEST} is damaged: {error}", _COPY) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        old = isinstance(manifest, dict) and manifest.get("format") == 3
+        old = isinstance(manifest, dict) and manifest.get("format") == 3  # the last with version 1 of mix
         raise BundleError(
             f"{path / MANIFEST} is not of bundle format {FORMAT}, which this version of semseal reads"
             + ("; it holds version 1 of mix, whose frames give pictures away where there is little noise" if old else ""),
@@ -309,8 +320,10 @@ def _parse(path: Path, text: bytes) -> Bundle:
     bundle = Bundle(path, manifest)
     try:
         sizes = (bundle.height, bundle.width, bundle.h, bundle.row_width)
-        if not all(1 <= size <= MAX_DIMENSION for size in sizes) or not math.isfinite(bundle.snr_db):
+        if not all(1 <= size <= MAX_DIMENSION for size in sizes) or not _is_range(bundle.snr_range):
             raise ValueError("a size or the SNR is out of range")
+        if manifest["model"].get("scale", "header") != "header":
+            raise ValueError("its model's scale is not in the header")
         for name, entry in manifest["files"].items():
             if not _GRAPH.fullmatch(name) and not _PLAN.fullmatch(name):
                 raise ValueError(f"{name!r} is not SIDE.PRECISION.onnx or engines/SIDE.PRECISION.ENGINE.engine")
@@ -326,6 +339,15 @@ def _parse(path: Path, text: bytes) -> Bundle:
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BundleError(f"{path / MANIFEST} is damaged: {type(error).__name__}: {error}", _COPY) from None
     return bundle
+
+
+def _is_range(snr_range: tuple[float, float]) -> bool:
+    return all(map(math.isfinite, snr_range)) and snr_range[0] <= snr_range[1]
+
+
+def _text(snr_range: tuple[float, float]) -> str:
+    low, high = snr_range
+    return f"{low:g} dB" if low == high else f"{low:g} to {high:g} dB"
 
 
 def _command(manifest: Any) -> str:

@@ -8,6 +8,19 @@ from numpy.typing import NDArray
 
 Symbols = NDArray[np.complex64]
 
+SILENCE = np.float32(1e-12)  # power of an image's symbols, below which it is not made louder
+
+
+def to_unit_power(reals: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Symbols as reals [batch, ...] times what makes the power of each image 1 per complex symbol, and these scales [batch].
+
+    Images of less power than 1e-12 are left silent.
+    """
+    rows = reals.reshape(len(reals), -1)
+    power = np.einsum("bi,bi->b", rows, rows) / (rows.shape[1] / 2)
+    scales = 1 / np.sqrt(np.maximum(power, SILENCE))
+    return (rows * scales[:, None]).reshape(reals.shape), scales
+
 
 def draw_noise(batch: int, n: int, rng: np.random.Generator) -> Symbols:
     """Complex64 [batch, n]; real and imaginary parts are standard normal."""

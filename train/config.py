@@ -101,6 +101,11 @@ class TrainConfig:
         if self.precision not in ("32-true", "bf16-mixed"):
             raise ValueError(f"precision must be 32-true or bf16-mixed, got {self.precision!r}")
 
+    @property
+    def snr_range(self) -> list[float]:
+        """The lowest and the highest SNR in dB that the model is for."""
+        return [float(self.snr_db - self.snr_span_db), float(self.snr_db + self.snr_span_db)]
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
@@ -128,6 +133,7 @@ class TrainConfig:
 
 _EDGE: dict[str, Any] = {
     "snr_span_db": 10.0,
+    "lr": 1.5e-3,
     "batch": 16,
     "crop": 96,
     "ema": 0.999,

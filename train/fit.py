@@ -159,6 +159,17 @@ def _loop(
                 raise KeyboardInterrupt(f"the checkpoint of step {step} is written")
 
 
+def resized(model: Link, height: int, width: int) -> Link:
+    """The same weights for pictures of another size. Raises TrainingError for one that is no multiple of 4."""
+    try:
+        config = dataclasses.replace(model.config, height=height, width=width)
+    except ValueError as error:
+        raise TrainingError(str(error), "choose another --size") from None
+    other = build(config)
+    other.load_state_dict(model.state_dict())
+    return other.eval()
+
+
 def load_run(run: Path) -> Link:
     """The trained model of a run folder, float32 on the CPU, in evaluation mode.
 

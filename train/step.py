@@ -26,9 +26,10 @@ def build(config: ModelConfig) -> Link:
 def update(
     link: Any, optimizer: Any, fabric: Fabric, config: TrainConfig, batch: NDArray[np.uint8], step: int, turn: bool, stop: bool
 ) -> tuple[float, float, float, bool]:
-    """One update; loss and mean square error over all devices, the gradient's norm before clipping, whether any wants to stop.
+    """One update. ``turn`` is as in ``to_images``.
 
-    ``turn`` is as in ``to_images``. Where loss or gradient is not finite, the weights are left as they were.
+    Returns the loss and mean square error over all devices, the gradient's norm before clipping, and whether any wants to stop.
+    Where loss or gradient is not finite, the weights are left as they were.
     """
     for group in optimizer.param_groups:
         group["lr"] = config.lr * schedule(step, config)
@@ -101,10 +102,9 @@ def validate(model: Link, config: TrainConfig, x: Tensor) -> dict[str, float]:
     for snr_db in [config.snr_db - span, config.snr_db, config.snr_db + span] if span else [config.snr_db]:
         generator = torch.Generator(x.device).manual_seed(config.seed)
         if isinstance(model, EdgeCodec):
-            rows, scale = model.encode_rows(x, told := torch.full((len(x),), snr_db, device=x.device))
-            noise = torch.randn(rows.shape, generator=generator, device=x.device)
-            power = 10 ** (-told / 10)
-            x_hat = model.decode_rows(rows + noise * (power / 2).sqrt()[:, None, None], scale, power, told).clamp(0, 1)
+            told = torch.full((len(x),), snr_db, device=x.device)
+            noise = torch.randn(len(x), config.model.h, config.model.w * config.model.c, generator=generator, device=x.device)
+            x_hat = model(x, told, 10 ** (-told / 10), noise).clamp(0, 1)
         else:
             x_hat = model.decode(transmit(model.encode(x), config, generator))
         measured[f"{snr_db:g}"] = float(psnr((x_hat - x).square().mean(dim=(1, 2, 3))).mean())

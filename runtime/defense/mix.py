@@ -246,31 +246,35 @@ def mix(symbols: NDArray[np.float32], keys: MixKeys) -> NDArray[np.float32]:
     x = signed(1) @ right.take(keys.columns, axis=0)  # whose rows are moved instead of the columns of x
     x = columns_mixed(signed(2))
     x = signed(3) @ right
-    return normalize(signed(4).reshape(batch, -1))
+    return normalize(signed(4).reshape(batch, -1))[0]
 
 
-def normalize(on_air: NDArray[np.float32]) -> NDArray[np.float32]:
+def normalize(on_air: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Float32 [batch, ...] times what makes the mean power of each image 1 per complex symbol, to 1e-8, in a new array.
+
+    And those factors, [batch].
 
     The energy is added up in double precision and every real is rounded once. In images of few reals the rounding errors do not
     average out far enough; there the largest real takes what they left. Raises EngineError where an image is silent or not
     finite: its encoder overflowed.
     """
     x = on_air.reshape(len(on_air), -1).astype(np.float64)
+    factors = np.empty(len(x))
     for i, image in enumerate(x):
         energy = float(np.einsum("i,i->", image, image))  # a dot product would take all cores, whatever the engine was given
         if not 0 < energy < math.inf:
             raise EngineError(
                 f"image {i} of a run came out of the encoder with energy {energy:g}", "try another picture or precision"
             )
-        image *= math.sqrt(image.size / 2 / energy)
+        factors[i] = math.sqrt(image.size / 2 / energy)
+        image *= factors[i]
     out = x.astype(np.float32)
     if x.shape[1] < _FEW:
         for rounded in out:
             largest = np.abs(rounded).argmax()
             exact = rounded.astype(np.float64)
             rounded[largest] += (rounded.size / 2 - np.einsum("i,i->", exact, exact)) / (2 * exact[largest])
-    return out.reshape(on_air.shape)
+    return out.reshape(on_air.shape), factors
 
 
 def unmix(received: NDArray[np.float32], keys: MixKeys, n: int) -> NDArray[np.float32]:
