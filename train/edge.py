@@ -206,8 +206,10 @@ class EdgeCodec(nn.Module):
         another c, or fewer blocks, what Bob's last layer adds would be meant for what is no longer there, so it starts at zero.
         """
         own = self.state_dict()
-        kept = {name: tensor for name, tensor in weights.items() if name in own and tensor.shape == own[name].shape}
-        if any(name.startswith("decoder.") for name in weights if name not in kept):
+        odd = [name for name in weights if name not in own or weights[name].shape != own[name].shape]
+        layers = {name.rpartition(".")[0] for name in odd}  # all of a layer, or nothing: its bias belongs to its weights
+        kept = {name: tensor for name, tensor in weights.items() if name.rpartition(".")[0] not in layers}
+        if any(name.startswith("decoder.") for name in odd):
             kept = {name: tensor for name, tensor in kept.items() if not name.startswith("decoder.last.")}
         new = [name for name in own if name not in weights and name.startswith("decoder.blocks.")]
         return kept | {name: torch.zeros_like(own[name]) for name in new if ".second." in name}
