@@ -177,7 +177,8 @@ def _run(command: list[str], where: Path, hint: str) -> str:
             "run this on Debian or Ubuntu, and copy the folder",
         ) from None
     if done.returncode:
-        *_, reason = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        reason = next((line for line in lines if line.startswith("E: ")), lines[-1])  # apt-get's first error is the reason
         raise PictureError(f"{' '.join(command)}: {reason}", hint)
     return done.stdout.strip()
 
