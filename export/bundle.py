@@ -43,15 +43,16 @@ def export_run(run: Path, out: Path, size: tuple[int, int] | None = None, **depl
     model = load_run(run)
     config = TrainConfig.read(run)
     training = {**dataclasses.asdict(config), "last": last_row(run)}
+    manifest: dict[str, Any] = {"snr_db": config.snr_range, "training": training}
     if size is not None:
         model = resized(model, *size)
-    return export_model(model, out, {"snr_db": config.snr_range, "training": training}, **deployed)
+    return export_model(model, out, manifest, **deployed)
 
 
 def export_bundle(source: Bundle, out: Path, size: tuple[int, int], **deployed: Any) -> Bundle:
     """Write a bundle of an edge network again, for pictures of another size. Raises BundleError for another network."""
     model = resized(model_of(source), *size)
-    kept = {name: source.manifest[name] for name in ("snr_db", "training") if name in source.manifest}
+    kept: dict[str, Any] = {name: source.manifest[name] for name in ("snr_db", "training") if name in source.manifest}
     return export_model(model, out, kept, **deployed)
 
 
@@ -108,12 +109,13 @@ def deploy(
 ) -> Bundle:
     """Make every precision and plan of two fp32 graphs, measure parity with the reference, and write the bundle.
 
-    ``encode`` maps images to symbols [batch, N, 2], ``decode`` maps them back; ``manifest`` brings "model" (height, width,
-    h, w, c, and "scale" if it is in the header) and "snr_db", the range. ``calibration`` is the data spec of the pictures that
-    int8 is calibrated on (its split train) and parity measured on (valid). fp32 is always made; ``engines`` names those of ``tensorrt``, ``tensorrt-rtx`` whose plans are
-    built, the latter for ``capabilities`` (86 for 8.6; empty: this machine's GPU). ``signing_key`` is the owner's, None for a
-    packaged bundle. ``force`` replaces a bundle at ``out``, whole. Raises BundleError for ``out``, ValueError for a precision
-    that does not exist, GraphError where one cannot be made, EngineError where a plan cannot be built.
+    ``encode`` and ``decode`` are the reference, as in ``measure_parity``; ``manifest`` brings "model" (height, width, h, w, c,
+    and "scale" if it is in the header) and "snr_db", the range. fp32 is always made; ``engines`` names those of ``tensorrt``,
+    ``tensorrt-rtx`` whose plans are built, the latter for ``capabilities`` (86 for 8.6; empty: this machine's GPU).
+    ``calibration`` is the data spec of the pictures that int8 is calibrated on (its split train) and parity is measured on
+    (valid). ``signing_key`` is the owner's, None for a packaged bundle. ``force`` replaces a bundle at ``out``, whole. Raises
+    BundleError for ``out``, ValueError for a precision that does not exist, GraphError where one cannot be made, EngineError
+    where a plan cannot be built.
     """
     unknown = [precision for precision in precisions if precision not in PRECISIONS]
     if unknown:
@@ -138,6 +140,7 @@ def deploy(
     files = {f"{side}.{precision}.onnx": graph for (side, precision), graph in (graphs | mixing).items()}
     for engine in engines:
         files |= plan_files(engine, graphs | mixing, capabilities=(capabilities or None) if engine == "tensorrt-rtx" else None)
+    parity = measure_parity(encode, decode, graphs, images, model["h"], "scale" in model)
     return write_bundle(
         out,
         files,
@@ -147,10 +150,7 @@ def deploy(
             "engines": list(engines),
             "opset": OPSET,
             "tools": {package: version(package) for package in ("semseal", "torch", "onnx", "onnxruntime", "numpy")},
-            "parity": {
-                "data": _kind(calibration),
-                **measure_parity(encode, decode, graphs, images, model["h"], "scale" in model),
-            },
+            "parity": {"data": calibration.partition(":")[0], **parity},
         },
         signing_key,
         force=force,
@@ -176,7 +176,3 @@ def _calibration(
         feeds["transmitter"].append({"image": image[None], "index": identity, **({"snr_db": told[0][:, 2]} if told else {})})
         feeds["receiver"].append({"symbols": received(sent, noise, snr), "index": identity, **side})
     return feeds
-
-
-def _kind(data: str) -> str:
-    return data.partition(":")[0]

@@ -3,6 +3,10 @@
     transmitter-mix   image, mix_pads, mix_column_signs, mix_signs0..4, mix_rows, mix_columns -> symbols, of any power
     receiver-mix      symbols, mix_column_signs, mix_signs0..4, mix_rows, mix_columns         -> image
 
+With a model whose scale is in the header, snr_db comes behind image, and side_information behind symbols. Its features are as
+loud as they come: they are brought to unit power for the mixing and back at its end, so that the factor which ``mix.normalize``
+finds is their scale.
+
     symbols           float32 [batch, padded N, 2]
     mix_pads          float32 [batch, 2 (padded N - N)]
     mix_column_signs  int8 [batch, c, 1], -1 or 1
@@ -28,6 +32,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from semseal.runtime.channel import SILENCE
 from semseal.runtime.defense.mix import LAYERS, MIN_STRUCTURE, factors, inverse_matrices, matrices
 
 MIN_CHECKED_CHANNELS, MIN_CHECKED_REALS = 4, 2048  # for the test of structure
@@ -53,9 +58,10 @@ def with_mix(graph: bytes, side: str, h: int, row_width: int, channels: int) -> 
     for node in nodes:
         for names in (node.input, node.output):
             names[:] = ["plain_symbols" if name == "symbols" else name for name in names]
+    told = [value for value in model.graph.input if value.name in ("snr_db", "side_information")]
     if side == "transmitter":
-        nodes += part.mix("plain_symbols", "symbols")
-        inputs, outputs = [model.graph.input[0], pads, *keys], [symbols]
+        nodes += part.mix("plain_symbols", "symbols", loud=bool(told))
+        inputs, outputs = [model.graph.input[0], *told, pads, *keys], [symbols]
     else:
         checked = channels >= MIN_CHECKED_CHANNELS and part.n >= MIN_CHECKED_REALS
         for node in nodes:
@@ -63,9 +69,9 @@ def with_mix(graph: bytes, side: str, h: int, row_width: int, channels: int) -> 
         nodes = [*part.unmix("symbols", "plain_symbols"), *nodes]
         if checked:
             nodes += part.believe("plain_symbols", channels, "decoded", "image")
-        inputs, outputs = [symbols, *keys], list(model.graph.output)
+        inputs, outputs = [symbols, *told, *keys], list(model.graph.output)
     constants = [*model.graph.initializer, *part.constants]
-    nodes = _needed(nodes, constants, outputs[0].name)
+    nodes = _needed([*part.first_nodes, *nodes], constants, outputs[0].name)
     used = {name for node in nodes for name in node.input}
     made = helper.make_model(
         helper.make_graph(nodes, model.graph.name, inputs, outputs, [tensor for tensor in constants if tensor.name in used]),
@@ -99,6 +105,7 @@ class _Part:
 
     def __init__(self, n: int) -> None:
         self.n, self.shape = n, factors(n)
+        self.first_nodes: list[onnx.NodeProto] = []  # of the whole graph, see ``first``
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         a, b, c = self.shape
@@ -113,6 +120,7 @@ class _Part:
         self.constant("pairs", np.array([-1, a * b * c // 2, 2]))
         self.constant("reals", np.array([-1, n]))
         self.constant("all", np.array([-1, a * b * c]))
+        self.signs = [self.first("Cast", [f"mix_signs{k}"], to=TensorProto.FLOAT) for k in range(LAYERS)]
 
     def constant(self, name: str, values: Any) -> str:
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(values), f"mix_{name}"))
@@ -123,31 +131,57 @@ class _Part:
         self.nodes.append(helper.make_node(operator, list(inputs), [output], f"power/mix_{operator}_{output}", **attributes))
         return output
 
+    def first(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """As ``node``, but among the first of the graph, for what is made of keys alone.
+
+        Of a node's inputs ONNX Runtime computes the one first whose node stands last. So it casts signs when they are needed,
+        not before the network, which would push them out of the caches.
+        """
+        output = f"mix_first_{len(self.first_nodes)}"
+        self.first_nodes.append(helper.make_node(operator, list(inputs), [output], f"power/{output}", **attributes))
+        return output
+
     def reshape(self, x: str, shape: str) -> str:
         return self.node("Reshape", [x, f"mix_{shape}"])
 
     def signed(self, x: str, k: int) -> str:
         """[batch, a*b, c] times the signs of layer k."""
-        return self.node("Mul", [x, self.node("Cast", [f"mix_signs{k}"], to=TensorProto.FLOAT)])
+        return self.node("Mul", [x, self.signs[k]])
 
-    def mix(self, taken: str, given: str) -> list[onnx.NodeProto]:
-        x = self.node("Concat", [self.reshape(taken, "reals"), "mix_pads"], axis=1)
+    def mix(self, taken: str, given: str, loud: bool) -> list[onnx.NodeProto]:
+        """``loud``: the features have any power, and what is given has it too."""
+        features = self.reshape(taken, "reals")
+        if loud:
+            power = self.node("ReduceMean", [self.node("Mul", [features, features]), self.constant("row", np.array([1]))])
+            least = self.constant("least", np.float32(SILENCE))
+            doubled = self.node("Max", [self.node("Add", [power, power]), least])  # [batch, 1], of a symbol
+            amplitude = self.node("Sqrt", [doubled])
+            features = self.node("Div", [features, amplitude])
+        x = self.node("Concat", [features, "mix_pads"], axis=1)
         cast = self.node("Cast", ["mix_column_signs"], to=TensorProto.FLOAT)
         # [batch, 1, 1]; in two steps, because ONNX Runtime takes twice the time for ReduceSumSquare
         x = self.reshape(x, "matrix")
         energy = self.node("ReduceSum", [self.node("Mul", [x, x]), self.constant("all_reals", np.array([1, 2]))])
-        one = self.constant("energy", np.float32(math.prod(self.shape) / 2))
-        louder = self.node("Sqrt", [self.node("Div", [one, energy])])
-        scaled = self.node("Mul", [self.node("Mul", ["mix_right", cast]), louder])
+        right = self.constant("right_at_power", matrices(self.n)[2] * np.float32(math.sqrt(math.prod(self.shape) / 2)))
+        amount = self.node("Sqrt", [energy])
+        scaled = self.node("Div", [self.node("Mul", [right, cast]), amount])
         x = self.node("MatMul", [x, scaled])
         x = self.columns_mixed(self.signed(x, 0))
-        x = self.reshape(self.node("Gather", [self.reshape(x, "every_row"), "mix_rows"], axis=0), "matrix")
+        x = self.node("Gather", [self.reshape(x, "every_row"), "mix_rows"], axis=0)  # [batch, a*b, c]
         moved = self.node("Gather", ["mix_right", "mix_columns"], axis=0)  # [batch, c, c]
         x = self.node("MatMul", [self.signed(x, 1), moved])
         x = self.reshape(self.columns_mixed(self.signed(x, 2)), "matrix")
-        x = self.node("MatMul", [self.signed(x, 3), "mix_right"])
-        x = self.signed(x, 4)
-        self.nodes.append(helper.make_node("Reshape", [x, "mix_pairs"], [given], "power/mix_symbols"))
+        right = "mix_right"
+        if loud:
+            as_loud = self.node("Reshape", [amplitude, self.constant("one_each", np.array([-1, 1, 1]))])
+            # the matrices are orthogonal but for their scale
+            a, b, c = (float(np.linalg.norm(matrix[0])) for matrix in matrices(self.n))
+            back = matrices(self.n)[2] * np.float32((a * b) ** -2 * c**-3 / math.sqrt(math.prod(self.shape) / 2))
+            right = self.node("Mul", [self.constant("right_as_loud", back), self.node("Mul", [as_loud, amount])])
+        x = self.node("MatMul", [self.signed(x, 3), right])
+        # in the shape that is asked for: a Reshape at the end of a graph copies
+        x, signs = self.reshape(x, "pairs"), self.first("Reshape", [self.signs[4], "mix_pairs"])
+        self.nodes.append(helper.make_node("Mul", [x, signs], [given], "power/mix_symbols"))
         return self.nodes
 
     def columns_mixed(self, x: str) -> str:

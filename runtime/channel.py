@@ -17,8 +17,8 @@ def to_unit_power(reals: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDAr
     Images of less power than 1e-12 are left silent.
     """
     rows = reals.reshape(len(reals), -1)
-    power = np.einsum("bi,bi->b", rows, rows) / (rows.shape[1] / 2)
-    scales = 1 / np.sqrt(np.maximum(power, SILENCE))
+    power = 2 * np.square(rows, dtype=np.float64).mean(axis=1)
+    scales = (1 / np.sqrt(np.maximum(power, SILENCE))).astype(np.float32)
     return (rows * scales[:, None]).reshape(reals.shape), scales
 
 

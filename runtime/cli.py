@@ -14,6 +14,7 @@ What is neither of these is a bug, and shows as one: with its traceback.
 import dataclasses
 import errno
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -163,19 +164,50 @@ def _with_options(command: Any, *options: Any) -> Any:
     return command
 
 
-@cli.command(epilog=_example("semseal export run --out bundle --precision fp32 --precision int8"))
-@click.argument("run", type=FOLDER)
+class Size(click.ParamType):
+    """HEIGHTxWIDTH in pixels."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", str(value))
+        if found is None:
+            self.fail(f"{value!r} is not HEIGHTxWIDTH, such as 1080x1920", param, ctx)
+        return int(found[1]), int(found[2])
+
+
+@cli.command(
+    epilog=_example(
+        "semseal export run --out bundle --precision fp32 --precision int8", "semseal export edge --size 1080x1920 --out hd"
+    )
+)
+@click.argument("source", metavar="RUN|BUNDLE")
+@click.option("--size", type=Size(), metavar="HEIGHTxWIDTH", help="of the pictures, multiples of 4  [default: as trained]")
+@click.option(
+    "--calibration",
+    default="photos",
+    show_default=True,
+    metavar="SPEC",
+    help="pictures that int8 is calibrated on and parity measured on",
+)
 @_deployed
-def export(run: Path, bundle: Path, sign: Path | None, force: bool, **deployed: Any) -> None:
-    """Turn a run into a signed bundle and print what each precision costs in dB."""
-    from semseal.export.bundle import export_run
-    from semseal.runtime.bundle import check_free
+def export(source: str, size: tuple[int, int] | None, bundle: Path, sign: Path | None, force: bool, **deployed: Any) -> None:
+    """Turn a run into a signed bundle and print what each precision costs in dB.
+
+    With --size, also a bundle of an edge network, such as the packaged edge: the same weights for pictures of another size.
+    """
+    from semseal.export.bundle import export_bundle, export_run
+    from semseal.runtime.bundle import check_free, open_bundle
     from semseal.runtime.signing import owner_key
 
     chosen = _chosen(deployed)
     check_free(bundle, force)  # before the minutes that the rest takes
     key = owner_key(sign)
-    _print_made(export_run(run, bundle, **chosen, signing_key=key, force=force), key)
+    if size is not None and not (Path(source) / "config.json").exists():
+        made = export_bundle(open_bundle(source), bundle, size, **chosen, signing_key=key, force=force)
+    else:
+        made = export_run(Path(source), bundle, size, **chosen, signing_key=key, force=force)
+    _print_made(made, key)
 
 
 @cli.command(epilog=_example("semseal pack --transmitter encoder.onnx --receiver decoder.onnx --out bundle --snr 10"))

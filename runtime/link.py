@@ -135,9 +135,13 @@ class Transmitter:
         return frames
 
     def _send_plain(self, engine: Engine, images: Images, session: bytes, counter: int) -> list[Frame]:
-        on_air, scales = self._on_air(engine, images, _unmoved(len(images), self.bundle.h))
         headers = [Header(self.defense, session, counter + i) for i in range(len(images))]
-        return self._sealed(on_air, headers, scales)
+        unmoved = _unmoved(len(images), self.bundle.h)
+        if self.bundle.has_scale:
+            on_air, scales = self._scaled(engine, images, unmoved)
+            return _frames(on_air, self._sealed(headers, scales))
+        sealed = self._sealed(headers)
+        return _frames(engine(images, unmoved), sealed)
 
     def _send_moved(self, engine: Engine, images: Images, session: bytes, counter: int) -> list[Frame]:
         batch, h = len(images), self.bundle.h
@@ -168,7 +172,7 @@ class Transmitter:
             mixed = index.gather(pair, index.absolute(tables[-2:], frames[:2], frames[:2] ^ 1))
             rows = np.concatenate([rows[:-1], mixed])
             scales = [*scales, None]
-        return self._sealed(rows, headers, scales)
+        return _frames(rows, self._sealed(headers, scales))
 
     def _on_air(
         self, engine: Engine, images: Images, tables: index.Table
@@ -176,31 +180,39 @@ class Transmitter:
         """The rows of every frame, gathered by ``tables`` [batch, h] of absolute rows, and the scale of every image."""
         if not self.bundle.has_scale:
             return engine(images, tables), [None] * len(images)
+        return self._scaled(engine, images, tables)
+
+    def _scaled(self, engine: Engine, images: Images, tables: index.Table) -> tuple[NDArray[np.float32], list[float]]:
+        """The same with a model whose scale is in the header."""
         rows = engine(images, tables, self._told(len(images))).reshape(*tables.shape, -1)
         image = tables // self.bundle.h  # whose a row is
         power = np.bincount(image.ravel(), np.einsum("bij,bij->bi", rows, rows).ravel()) / self.bundle.n_symbols
         scales = 1 / np.sqrt(np.maximum(power, channel.SILENCE))
-        return rows * scales.astype(np.float32)[image, None], scales.tolist()
+        rows *= scales.astype(np.float32)[image, None]
+        return rows, scales.tolist()
 
     def _send_mixed(self, engine: Engine, images: Images, session: bytes, counter: int) -> list[Frame]:
         assert self._secret is not None  # __init__ refuses a defence without a key
         reals = 2 * self.bundle.n_symbols
         counters = range(counter, counter + len(images))
         keys = mix.derive_keys(self._secret, session, counters, self.bundle.digest, reals)
-        told = [self._told(len(images))] if self.bundle.has_scale else []
-        on_air, scales = mix.normalize(engine(images, *told, *mix.transmitter_inputs(keys, reals)))
         headers = [Header(self.defense, session, counter) for counter in counters]
-        return self._sealed(on_air, headers, scales.tolist() if self.bundle.has_scale else [None] * len(images))
+        inputs = mix.transmitter_inputs(keys, reals)
+        if self.bundle.has_scale:
+            on_air, scales = mix.normalize(engine(images, self._told(len(images)), *inputs))
+            return _frames(on_air, self._sealed(headers, scales.tolist()))
+        sealed = self._sealed(headers)
+        on_air, _ = mix.normalize(engine(images, *inputs))
+        return _frames(on_air, sealed)
 
     def _told(self, batch: int) -> NDArray[np.float32]:
         return np.full(batch, self._snr_db, np.float32)
 
-    def _sealed(self, on_air: NDArray[np.float32], headers: list[Header], scales: Sequence[float | None]) -> list[Frame]:
-        """The frames of what an engine gave, one for each header."""
-        symbols = on_air.reshape(len(on_air), -1).view(np.complex64)
+    def _sealed(self, headers: list[Header], scales: Sequence[float | None] = ()) -> list[bytes]:
+        """Before the engine runs, where that is possible: it pushes all code out of the caches."""
         if self.bundle.has_scale:
             headers = [replace(header, scale=x, snr_db=self._snr_db) for header, x in zip(headers, scales, strict=True)]
-        return [Frame(row, self._sealer.seal(header)) for row, header in zip(symbols, headers, strict=True)]
+        return [self._sealer.seal(header) for header in headers]
 
     def _take_counters(self, count: int) -> tuple[bytes, int]:
         """The session and the first of ``count`` counters that nobody has used; it is even, so pairs are 2k, 2k+1.
@@ -451,6 +463,12 @@ class Receiver:
 def _unmoved(batch: int, h: int) -> NDArray[np.int32]:
     """The index that leaves every row where it is; [batch, h]."""
     return np.arange(batch * h, dtype=np.int32).reshape(batch, h)
+
+
+def _frames(on_air: NDArray[np.float32], headers: list[bytes]) -> list[Frame]:
+    """The frames of what an engine gave, one for each header."""
+    symbols = on_air.reshape(len(on_air), -1).view(np.complex64)
+    return [Frame(row, header) for row, header in zip(symbols, headers, strict=True)]
 
 
 def _reals(symbols: Sequence[NDArray[np.complex64]]) -> NDArray[np.float32]:

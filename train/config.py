@@ -138,7 +138,7 @@ _EDGE: dict[str, Any] = {
     "crop": 96,
     "ema": 0.999,
     "warmup": 500,
-    "steps": 45_000,
+    "steps": 30_000,
     "precision": "bf16-mixed",
 }
 

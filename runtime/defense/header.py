@@ -10,10 +10,10 @@ ChaCha20-Poly1305 (RFC 8439) under HKDF(K, session); the nonce is the counter, w
 same fields stand there in the clear, and no tag.
 
 Promised, where both ends have K: nobody without it reads V or the scale, and a header that was changed, made under another
-key, meant for another model or shown twice to one receiver is refused. Not promised: anything about the analog symbols, which carry
-no tag; the mode, flags, session and counter are readable by all; a receiver that was restarted has forgotten which headers
-it saw, and while it runs it remembers a few bytes of every session; nothing tells the two directions of a link apart, so
-use a key for each. Without a key nothing is promised at all.
+key, meant for another model or shown twice to one receiver is refused. Not promised: anything about the analog symbols, which
+carry no tag; the mode, flags, session and counter are readable by all; a receiver that was restarted has forgotten which
+headers it saw, and while it runs it remembers a few bytes of every session; nothing tells the two directions of a link apart,
+so use a key for each. Without a key nothing is promised at all.
 """
 
 import math
