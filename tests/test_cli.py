@@ -188,7 +188,7 @@ def test_ctrl_c_says_which_checkpoint_was_written(tmp_path):
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    *_, written, last = error.splitlines()
+    *_, written, last = filter(None, error.splitlines())
     assert re.fullmatch(r"the checkpoint of step \d+ is written; continue with --resume", written)
     assert last == "interrupted; nothing is half written"
     config = json.loads((tmp_path / "run" / "config.json").read_text())
