@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from semseal.export.cut import without_gather
-from semseal.export.mixing import with_mix
+from semseal.runtime.mixing import with_mix
 from semseal.export.onnx import export_graphs
 from semseal.export.quantize import to_fp16, to_int8
 from semseal.export.rewrite import rewrite

@@ -12,7 +12,6 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from semseal.export.mixing import with_mix
 from semseal.export.onnx import OPSET, export_graphs
 from semseal.export.parity import Side, measure_parity, on_air, received
 from semseal.export.quantize import to_fp16, to_int8
@@ -23,6 +22,7 @@ from semseal.runtime.bundle import PRECISIONS, Bundle, write_bundle
 from semseal.runtime.defense.mix import MAX_REALS
 from semseal.runtime.engine import open_engine
 from semseal.runtime.errors import BundleError, GraphError
+from semseal.runtime.mixing import with_mix
 from semseal.runtime.pictures import open_pictures
 from semseal.train.config import ModelConfig, TrainConfig
 from semseal.train.edge import EdgeCodec
@@ -133,11 +133,10 @@ def deploy(
         feeds = _calibration(transmitter, model, manifest["snr_db"], calibration)
         graphs |= {(side, "int8"): to_int8(graphs[side, "fp32"], feeds[side]) for side in ("transmitter", "receiver")}
     images = open_pictures(calibration, "valid").take(PARITY_PICTURES, model["height"], model["width"], fewer=True)
-    mixing = {
-        (f"{side}-mix", precision): with_mix(graph, side, model["h"], model["w"] * model["c"], model["c"])
-        for (side, precision), graph in graphs.items()
-    }
-    files = {f"{side}.{precision}.onnx": graph for (side, precision), graph in (graphs | mixing).items()}
+    files = {f"{side}.{precision}.onnx": graph for (side, precision), graph in graphs.items()}
+    if engines:
+        channels, width = model["c"], model["w"] * model["c"]
+        mixing = {(f"{k[0]}-mix", k[1]): with_mix(graph, k[0], model["h"], width, channels) for k, graph in graphs.items()}
     for engine in engines:
         files |= plan_files(engine, graphs | mixing, capabilities=(capabilities or None) if engine == "tensorrt-rtx" else None)
     parity = measure_parity(encode, decode, graphs, images, model["h"], "scale" in model)

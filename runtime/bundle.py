@@ -4,11 +4,11 @@
     signature                                 of manifest.json by the owner: Ed25519, 64 bytes
     transmitter.fp32.onnx                     image [batch, 3, height, width], index [batch, h] -> symbols [batch, N, 2]
     receiver.fp32.onnx                        symbols [frames, N, 2], index [batch, h] -> image [batch, 3, height, width]
-    transmitter-mix.fp32.onnx                 the same for the defence mix, with its keys instead of the index
-    receiver-mix.fp32.onnx
     engines/receiver.fp16.NAME.engine         a TensorRT plan: executable code for one kind of device
     engines/receiver-pixels.fp16.NAME.engine  the same with pictures as bytes
     engines/receiver.fp16.NAME.engine.json    its layers
+
+Graphs for the defence mix are made of these when they are opened (``semseal.runtime.mixing``).
 
 The manifest is verified with the pinned public key before it is parsed. A file is read once into memory, checked against its
 digest in the manifest, and only those very bytes are parsed. No link is followed, and a file that the manifest does not list is
@@ -34,6 +34,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from semseal.runtime import signing
 from semseal.runtime.errors import BundleError, GraphError
 from semseal.runtime.files import named, write_atomically
+from semseal.runtime.mixing import with_mix
 from semseal.runtime.onnxfile import check_onnx
 from semseal.runtime.pixels import with_pixels
 
@@ -50,7 +51,7 @@ MAX_FILE_BYTES = 2**30
 
 _COPY = "copy the bundle again from where it was made"
 _EXPORT = "semseal export RUN"
-_GRAPH = re.compile(r"(transmitter|receiver)(-mix)?\.[a-z0-9]+\.onnx")
+_GRAPH = re.compile(r"(transmitter|receiver)\.[a-z0-9]+\.onnx")
 _PLAN = re.compile(r"engines/(transmitter|receiver)(-mix)?(-pixels)?\.[a-z0-9]+\.[a-z0-9][a-z0-9_-]*\.engine(\.json)?")
 
 
@@ -120,17 +121,23 @@ class Bundle:
         return bytes.fromhex(self.manifest["model"]["digest"])
 
     def graph(self, side: str, precision: str = "fp32") -> bytes:
-        """The ONNX bytes of a side (``transmitter``, ``receiver``, ``transmitter-mix``, ``receiver-mix``), checked.
+        """The ONNX bytes of a side, ``transmitter`` or ``receiver``, checked; with ``-mix`` behind its name made to mix.
 
         Raises BundleError.
         """
-        name = f"{side}.{precision}.onnx"
+        plain = side.removesuffix("-mix")
+        name = f"{plain}.{precision}.onnx"
         if name not in self.manifest["files"]:
             there = ", ".join(map(str, self.manifest["precisions"]))
             raise BundleError(f"{self.path} has no precision {precision!r}, it has {there}", self._remake())
         data = self.read(name)
         _check_graph(self.path / name, data)
-        return data
+        if side == plain:
+            return data
+        try:
+            return with_mix(data, plain, self.h, self.row_width, int(self.manifest["model"]["c"]))
+        except GraphError as error:
+            raise BundleError(f"{self.path}: {side} {precision}: {error.message}", error.hint) from None
 
     def program(self, side: str, precision: str, engine: str, pixels: bool = False) -> bytes:
         """What ``engine`` loads, checked: its plan if its name begins with ``tensorrt``, else the graph.

@@ -340,6 +340,13 @@ def _print_parity(bundle: "Bundle") -> None:
     multiple=True,
     help="Eve's SNR in dB; may be repeated  [default: 0 10 20, with --quick 10]",
 )
+@click.option(
+    "--main-snr",
+    "main_snrs",
+    type=float,
+    multiple=True,
+    help="Bob's SNR in dB, with a bundle for a range of them; may be repeated  [default: the middle]",
+)
 @click.option("--precision", "precisions", multiple=True, type=PRECISION, help="may be repeated  [default: fp32]")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="processes that share the cores")
 @click.option(
@@ -385,6 +392,7 @@ def _settings(
     defenses: tuple[str, ...],
     attacks: tuple[str, ...],
     eve_snrs: tuple[float, ...],
+    main_snrs: tuple[float, ...],
     precisions: tuple[str, ...],
     white_box: str,
     seed: int,
@@ -403,6 +411,7 @@ def _settings(
         settings = dataclasses.replace(settings, pictures=pictures, optimised_pictures=few)
     if eve_snrs:
         settings = dataclasses.replace(settings, eve_snrs=tuple(sorted(set(eve_snrs))))
+    settings = dataclasses.replace(settings, main_snrs=tuple(sorted(set(main_snrs))))
 
     def chosen(names: tuple[str, ...], known: Sequence[str], default: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(name for name in known if name in names) or default  # in the order of the table

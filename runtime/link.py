@@ -35,7 +35,7 @@ from semseal.runtime.defense.header import Header, HeaderSealer, ReplayWindow, q
 from semseal.runtime.defense.keys import load_key
 from semseal.runtime.defense.schemes import SchemeSets, draw_choice, noise_rows, scheme_sets
 from semseal.runtime.errors import HeaderError
-from semseal.runtime.frame import Frame
+from semseal.runtime.frame import Frame, all_below, power
 from semseal.runtime.gpu.device import Engine
 from semseal.runtime.owned import Counters, Engines, Locks, process
 from semseal.runtime.pixels import separated
@@ -408,7 +408,7 @@ class Receiver:
         """The noise power in a symbol: as told, or what the frames of a pair have, both together, beyond their power of 1."""
         if self._snr_db is not None:
             return float(10 ** (-self._snr_db / 10))
-        return max(sum(_power(symbols) for symbols in frames) / len(frames) - 1, 10 ** (-_QUIET_DB / 10))
+        return max(sum(power(symbols) for symbols in frames) / len(frames) - 1, 10 ** (-_QUIET_DB / 10))
 
     def _joined(self, parts: list[NDArray[Any]], pixels: bool) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """What the engine gave, as one array of images, and which of them are pictures: of those in float32 all."""
@@ -445,7 +445,7 @@ class Receiver:
                     f"frame {i}: its header carries no scale, which this model's receiver needs",
                     "send it with the same bundle, by a Transmitter of this version",
                 )
-            if not _all_below(frame.symbols, MAX_AMPLITUDE):
+            if not all_below(frame.symbols, MAX_AMPLITUDE):
                 raise ValueError(f"frame {i}: symbols must be finite and below {MAX_AMPLITUDE:g}; was it equalised?")
             again = (header.session, header.counter) in seen
             if again or (self._window is not None and not self._window.fresh(header)):
@@ -477,27 +477,11 @@ def _reals(symbols: Sequence[NDArray[np.complex64]]) -> NDArray[np.float32]:
     return stacked.view(np.float32).reshape(*stacked.shape, 2)
 
 
-def _power(symbols: NDArray[np.complex64]) -> float:
-    """Mean power of a symbol."""
-    reals = symbols.view(np.float32)
-    return float(np.einsum("i,i", reals, reals)) / len(symbols)
-
-
 def _check_snr(bundle: Bundle, snr_db: float | None) -> None:
     if snr_db is not None and not bundle.has_scale:
         raise ValueError(f"{bundle.name} is for an SNR of {bundle.snr_db:g} dB and is told none: leave snr_db out")
     if snr_db is not None and not math.isfinite(snr_db):
         raise ValueError(f"snr_db must be finite, got {snr_db}")
-
-
-def _all_below(symbols: NDArray[np.complex64], limit: float) -> bool:
-    """Whether all magnitudes are below ``limit``; false for NaN."""
-    if symbols.flags.c_contiguous:
-        # both parts below limit / sqrt(2) is enough, and quicker to find out
-        reals = symbols.view(np.float32)
-        if max(reals.max(), -reals.min()) < 0.7 * limit:
-            return True
-    return bool((np.abs(symbols) < limit).all())
 
 
 def _scheme(header: Header, sets: SchemeSets | None, h: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:

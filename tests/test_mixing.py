@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 import pytest
-from semseal.export.mixing import with_mix
+from semseal.runtime.mixing import with_mix
 from semseal.runtime import channel
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense import mix

@@ -1,5 +1,7 @@
 """The defence ``mix`` inside the deployed graphs: Hadamard matrices as constants, keys as inputs.
 
+A bundle holds the plain graphs; these are made of them when they are opened, or when plans are built of them.
+
     transmitter-mix   image, mix_pads, mix_column_signs, mix_signs0..4, mix_rows, mix_columns -> symbols, of any power
     receiver-mix      symbols, mix_column_signs, mix_signs0..4, mix_rows, mix_columns         -> image
 
@@ -27,76 +29,73 @@ test needs go without it.
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+from numpy.typing import NDArray
 from semseal.runtime.channel import SILENCE
 from semseal.runtime.defense.mix import LAYERS, MIN_STRUCTURE, factors, inverse_matrices, matrices
+from semseal.runtime.errors import GraphError
+from semseal.runtime.onnxwrite import FLOAT, INT8, INT32, Node, declaration, integer, integers, numbers_of, take_apart, tensor
 
 MIN_CHECKED_CHANNELS, MIN_CHECKED_REALS = 4, 2048  # for the test of structure
 
+Numbers = NDArray[np.float32] | NDArray[np.int64] | np.float32
 
-def with_mix(graph: bytes, side: str, h: int, row_width: int, channels: int) -> bytes:
-    """The deployed ``transmitter`` or ``receiver`` of h rows of ``row_width`` floats, mixing instead of gathering rows."""
-    model = onnx.load_model_from_string(graph)
-    nodes = list(model.graph.node)
-    place = next(i for i, node in enumerate(nodes) if node.op_type == "Gather" and node.input[1] == "index")
-    gather = nodes[place]
+
+def with_mix(model: bytes, side: str, h: int, row_width: int, channels: int) -> bytes:
+    """The deployed ``transmitter`` or ``receiver`` of h rows of ``row_width`` floats, mixing instead of gathering rows.
+
+    Its bytes have passed ``check_onnx``. Raises GraphError for a graph that gathers no rows.
+    """
+    graph, rest = take_apart(model)
+    gather = next((node for node in graph.nodes if node.operator == "Gather" and node.inputs[1:] == ["index"]), None)
+    if gather is None:
+        raise GraphError("the graph has no scheme index", "make the bundle again with semseal export or semseal pack")
     part = _Part(h * row_width)
-    stay = part.constant("stay", np.array([-1, h, row_width]))
-    nodes[place] = helper.make_node("Reshape", [gather.input[0], stay], list(gather.output), "index/none")
-    a, b, c = part.shape
-    size = a * b * c
-    keys = [helper.make_tensor_value_info("mix_column_signs", TensorProto.INT8, ["batch", c, 1])]
-    keys += [helper.make_tensor_value_info(f"mix_signs{k}", TensorProto.INT8, ["batch", a * b, c]) for k in range(LAYERS)]
-    keys.append(helper.make_tensor_value_info("mix_rows", TensorProto.INT32, ["batch", a * b]))
-    keys.append(helper.make_tensor_value_info("mix_columns", TensorProto.INT32, ["batch", c]))
-    pads = helper.make_tensor_value_info("mix_pads", TensorProto.FLOAT, ["batch", size - part.n])
-    symbols = helper.make_tensor_value_info("symbols", TensorProto.FLOAT, ["batch", size // 2, 2])
-    for node in nodes:
-        for names in (node.input, node.output):
+    gather.operator, gather.name, gather.rest = "Reshape", "index/none", b""
+    gather.inputs[1] = part.constant("stay", np.array([-1, h, row_width]))
+    for node in graph.nodes:
+        for names in (node.inputs, node.outputs):
             names[:] = ["plain_symbols" if name == "symbols" else name for name in names]
-    told = [value for value in model.graph.input if value.name in ("snr_db", "side_information")]
+    told = {name: graph.inputs[name] for name in ("snr_db", "side_information") if name in graph.inputs}
+    a, b, c = part.shape
+    symbols = {"symbols": declaration("symbols", FLOAT, ["batch", a * b * c // 2, 2])}
+    keys = part.keys()
     if side == "transmitter":
-        nodes += part.mix("plain_symbols", "symbols", loud=bool(told))
-        inputs, outputs = [model.graph.input[0], *told, pads, *keys], [symbols]
+        nodes = graph.nodes + part.mix("plain_symbols", "symbols", loud=bool(told))
+        pads = {"mix_pads": declaration("mix_pads", FLOAT, ["batch", a * b * c - part.n])}
+        graph.inputs, graph.outputs = {"image": graph.inputs["image"]} | told | pads | keys, symbols
     else:
         checked = channels >= MIN_CHECKED_CHANNELS and part.n >= MIN_CHECKED_REALS
-        for node in nodes:
-            node.output[:] = ["decoded" if name == "image" and checked else name for name in node.output]
-        nodes = [*part.unmix("symbols", "plain_symbols"), *nodes]
+        if checked:
+            for node in graph.nodes:
+                for names in (node.inputs, node.outputs):
+                    names[:] = ["decoded" if name == "image" else name for name in names]
+        nodes = part.unmix("symbols", "plain_symbols") + graph.nodes
         if checked:
             nodes += part.believe("plain_symbols", channels, "decoded", "image")
-        inputs, outputs = [symbols, *told, *keys], list(model.graph.output)
-    constants = [*model.graph.initializer, *part.constants]
-    nodes = _needed([*part.first_nodes, *nodes], constants, outputs[0].name)
-    used = {name for node in nodes for name in node.input}
-    made = helper.make_model(
-        helper.make_graph(nodes, model.graph.name, inputs, outputs, [tensor for tensor in constants if tensor.name in used]),
-        opset_imports=model.opset_import,
-        ir_version=model.ir_version,
-    )
-    onnx.checker.check_model(made, full_check=True)
-    data: bytes = made.SerializeToString(deterministic=True)
-    return data
+        graph.inputs = symbols | told | keys
+    constants = graph.constants | part.constants
+    graph.nodes = _needed(part.first_nodes + nodes, constants, next(iter(graph.outputs)))
+    used = {name for node in graph.nodes for name in node.inputs}
+    graph.constants = {name: value for name, value in constants.items() if name in used}
+    return graph.encoded(rest)
 
 
-def _needed(nodes: list[onnx.NodeProto], constants: Sequence[onnx.TensorProto], result: str) -> list[onnx.NodeProto]:
+def _needed(nodes: list[Node], constants: dict[str, bytes], result: str) -> list[Node]:
     """The nodes that ``result`` needs, and of Reshapes in a row only the last."""
-    # a size of 0, or one that is computed, may need the shape before it
-    absolute = {tensor.name for tensor in constants if numpy_helper.to_array(tensor).all()}
-    reshapes = {node.output[0]: node for node in nodes if node.op_type == "Reshape"}
+    reshapes = {node.outputs[0]: node for node in nodes if node.operator == "Reshape"}
     for node in reshapes.values():
-        while node.input[1] in absolute and node.input[0] in reshapes:
-            node.input[0] = reshapes[node.input[0]].input[0]
-    kept: list[onnx.NodeProto] = []
+        # a size of 0, or one that is computed, may need the shape before it
+        shape = numbers_of(constants.get(node.inputs[1], b""))
+        while shape is not None and shape.all() and node.inputs[0] in reshapes:
+            node.inputs[0] = reshapes[node.inputs[0]].inputs[0]
+    kept: list[Node] = []
     wanted = {result}
     for node in reversed(nodes):
-        if not wanted.isdisjoint(node.output):
+        if not wanted.isdisjoint(node.outputs):
             kept.append(node)
-            wanted.update(node.input)
+            wanted.update(node.inputs)
     return kept[::-1]
 
 
@@ -105,9 +104,9 @@ class _Part:
 
     def __init__(self, n: int) -> None:
         self.n, self.shape = n, factors(n)
-        self.first_nodes: list[onnx.NodeProto] = []  # of the whole graph, see ``first``
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
+        self.first_nodes: list[Node] = []  # of the whole graph, see ``first``
+        self.nodes: list[Node] = []
+        self.constants: dict[str, bytes] = {}
         a, b, c = self.shape
         for name, matrix in zip(("left_a", "left_b", "right"), matrices(n), strict=True):
             self.constant(name, matrix)
@@ -120,25 +119,32 @@ class _Part:
         self.constant("pairs", np.array([-1, a * b * c // 2, 2]))
         self.constant("reals", np.array([-1, n]))
         self.constant("all", np.array([-1, a * b * c]))
-        self.signs = [self.first("Cast", [f"mix_signs{k}"], to=TensorProto.FLOAT) for k in range(LAYERS)]
+        self.signs = [self.first("Cast", [f"mix_signs{k}"], integer("to", FLOAT)) for k in range(LAYERS)]
 
-    def constant(self, name: str, values: Any) -> str:
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(values), f"mix_{name}"))
+    def constant(self, name: str, values: Numbers) -> str:
+        self.constants[f"mix_{name}"] = tensor(f"mix_{name}", values)
         return f"mix_{name}"
 
-    def node(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
+    def keys(self) -> dict[str, bytes]:
+        """What declares the keys that both sides take."""
+        a, b, c = self.shape
+        keys = {"mix_column_signs": (INT8, [c, 1])} | {f"mix_signs{k}": (INT8, [a * b, c]) for k in range(LAYERS)}
+        keys |= {"mix_rows": (INT32, [a * b]), "mix_columns": (INT32, [c])}
+        return {name: declaration(name, kind, ["batch", *axes]) for name, (kind, axes) in keys.items()}
+
+    def node(self, operator: str, inputs: Sequence[str], attribute: bytes = b"") -> str:
         output = f"mix_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, list(inputs), [output], f"power/mix_{operator}_{output}", **attributes))
+        self.nodes.append(Node(operator, list(inputs), [output], f"power/mix_{operator}_{output}", attribute))
         return output
 
-    def first(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
+    def first(self, operator: str, inputs: Sequence[str], attribute: bytes = b"") -> str:
         """As ``node``, but among the first of the graph, for what is made of keys alone.
 
         Of a node's inputs ONNX Runtime computes the one first whose node stands last. So it casts signs when they are needed,
         not before the network, which would push them out of the caches.
         """
         output = f"mix_first_{len(self.first_nodes)}"
-        self.first_nodes.append(helper.make_node(operator, list(inputs), [output], f"power/{output}", **attributes))
+        self.first_nodes.append(Node(operator, list(inputs), [output], f"power/{output}", attribute))
         return output
 
     def reshape(self, x: str, shape: str) -> str:
@@ -148,7 +154,7 @@ class _Part:
         """[batch, a*b, c] times the signs of layer k."""
         return self.node("Mul", [x, self.signs[k]])
 
-    def mix(self, taken: str, given: str, loud: bool) -> list[onnx.NodeProto]:
+    def mix(self, taken: str, given: str, loud: bool) -> list[Node]:
         """``loud``: the features have any power, and what is given has it too."""
         features = self.reshape(taken, "reals")
         if loud:
@@ -157,8 +163,8 @@ class _Part:
             doubled = self.node("Max", [self.node("Add", [power, power]), least])  # [batch, 1], of a symbol
             amplitude = self.node("Sqrt", [doubled])
             features = self.node("Div", [features, amplitude])
-        x = self.node("Concat", [features, "mix_pads"], axis=1)
-        cast = self.node("Cast", ["mix_column_signs"], to=TensorProto.FLOAT)
+        x = self.node("Concat", [features, "mix_pads"], integer("axis", 1))
+        cast = self.node("Cast", ["mix_column_signs"], integer("to", FLOAT))
         # [batch, 1, 1]; in two steps, because ONNX Runtime takes twice the time for ReduceSumSquare
         x = self.reshape(x, "matrix")
         energy = self.node("ReduceSum", [self.node("Mul", [x, x]), self.constant("all_reals", np.array([1, 2]))])
@@ -167,8 +173,8 @@ class _Part:
         scaled = self.node("Div", [self.node("Mul", [right, cast]), amount])
         x = self.node("MatMul", [x, scaled])
         x = self.columns_mixed(self.signed(x, 0))
-        x = self.node("Gather", [self.reshape(x, "every_row"), "mix_rows"], axis=0)  # [batch, a*b, c]
-        moved = self.node("Gather", ["mix_right", "mix_columns"], axis=0)  # [batch, c, c]
+        x = self.node("Gather", [self.reshape(x, "every_row"), "mix_rows"], integer("axis", 0))  # [batch, a*b, c]
+        moved = self.node("Gather", ["mix_right", "mix_columns"], integer("axis", 0))  # [batch, c, c]
         x = self.node("MatMul", [self.signed(x, 1), moved])
         x = self.reshape(self.columns_mixed(self.signed(x, 2)), "matrix")
         right = "mix_right"
@@ -181,7 +187,7 @@ class _Part:
         x = self.node("MatMul", [self.signed(x, 3), right])
         # in the shape that is asked for: a Reshape at the end of a graph copies
         x, signs = self.reshape(x, "pairs"), self.first("Reshape", [self.signs[4], "mix_pairs"])
-        self.nodes.append(helper.make_node("Mul", [x, signs], [given], "power/mix_symbols"))
+        self.nodes.append(Node("Mul", [x, signs], [given], "power/mix_symbols"))
         return self.nodes
 
     def columns_mixed(self, x: str) -> str:
@@ -189,25 +195,29 @@ class _Part:
         x = self.node("MatMul", ["mix_left_a", self.reshape(x, "blocks")])
         return self.node("MatMul", ["mix_left_b", self.reshape(x, "cube")])
 
-    def unmix(self, taken: str, given: str) -> list[onnx.NodeProto]:
+    def unmix(self, taken: str, given: str) -> list[Node]:
         x = self.node("MatMul", [self.signed(self.reshape(taken, "matrix"), 4), "mix_right_back"])
         x = self.columns_unmixed(self.signed(x, 3))
         # scaled here and not by a Mul behind the Gather, with which OpenVINO cannot compile an int8 graph
         right, right_back = matrices(self.n)[2], inverse_matrices(self.n)[2]
         moved = self.node(
-            "Gather", [self.constant("right_moved", right * (right_back[0, :1] / right[0, :1])), "mix_columns"], axis=0
+            "Gather",
+            [self.constant("right_moved", right * (right_back[0, :1] / right[0, :1])), "mix_columns"],
+            integer("axis", 0),
         )
-        moved = self.node("Transpose", [moved], perm=[0, 2, 1])
+        moved = self.node("Transpose", [moved], integers("perm", [0, 2, 1]))
         x = self.signed(self.node("MatMul", [self.signed(x, 2), moved]), 1)
-        x = self.node("Gather", [self.reshape(x, "every_row"), "mix_rows"], axis=0)
+        x = self.node("Gather", [self.reshape(x, "every_row"), "mix_rows"], integer("axis", 0))
         x = self.columns_unmixed(self.reshape(x, "matrix"))
-        cast = self.node("Transpose", [self.node("Cast", ["mix_column_signs"], to=TensorProto.FLOAT)], perm=[0, 2, 1])
+        cast = self.node(
+            "Transpose", [self.node("Cast", ["mix_column_signs"], integer("to", FLOAT))], integers("perm", [0, 2, 1])
+        )
         x = self.node("MatMul", [self.signed(x, 0), self.node("Mul", ["mix_right_back", cast])])
         x = self.reshape(x, "all")
         ends = [self.constant(name, np.array([value])) for name, value in (("from", 0), ("to", self.n), ("axis", 1))]
         x = self.node("Slice", [x, *ends])
         plain = self.constant("plain", np.array([-1, self.n // 2, 2]))
-        self.nodes.append(helper.make_node("Reshape", [x, plain], [given], "power/mix_plain"))
+        self.nodes.append(Node("Reshape", [x, plain], [given], "power/mix_plain"))
         return self.nodes
 
     def columns_unmixed(self, x: str) -> str:
@@ -215,7 +225,7 @@ class _Part:
         x = self.node("MatMul", ["mix_left_b_back", self.reshape(x, "cube")])
         return self.reshape(self.node("MatMul", ["mix_left_a_back", self.reshape(x, "blocks")]), "matrix")
 
-    def believe(self, symbols: str, channels: int, decoded: str, image: str) -> list[onnx.NodeProto]:
+    def believe(self, symbols: str, channels: int, decoded: str, image: str) -> list[Node]:
         """The decoded picture, or NaN where ``structure`` of the symbols is below its least value."""
         first, places, degrees = len(self.nodes), self.n // channels, 2 * channels - 1
         enough = MIN_STRUCTURE * math.sqrt(2 * degrees) + degrees  # of chi square
@@ -232,5 +242,5 @@ class _Part:
         found = self.node("ReduceSum", [self.node("Add", [uneven, shifted]), over_channels])
         shape = self.constant("picture", np.array([-1, 1, 1, 1]))
         known = self.node("Reshape", [self.node("Greater", [found, number["enough"]]), shape])
-        self.nodes.append(helper.make_node("Where", [known, decoded, number["nothing"]], [image], "power/mix_believed"))
+        self.nodes.append(Node("Where", [known, decoded, number["nothing"]], [image], "power/mix_believed"))
         return self.nodes[first:]
