@@ -83,35 +83,40 @@ def cli() -> None:
     """Semantic communication links: train, deploy, protect, and measure what an eavesdropper sees."""
 
 
-@cli.command(epilog=_example("semseal train --preset edge --data photos --out run"))
-@click.option("--preset", required=True, type=LazyChoice(_presets), help="what is trained, and how long")
+@cli.command(epilog=_example("semseal train --preset edge --data folder:photographs --out run"))
+@click.option("--preset", required=True, type=LazyChoice(_presets), help="what is trained, and how long; edge-quality: --init")
 @click.option("--data", required=True, metavar="SPEC", help="photos, celeba:FOLDER or folder:FOLDER")
 @click.option("--out", "run", required=True, type=FOLDER, metavar="RUN", help="run folder to write")
 @click.option("--resume", is_flag=True, help="continue an interrupted run; same --preset and options")
-@click.option("--init", type=FOLDER, metavar="RUN", help="start from this run's weights; with another --c, those that fit")
+@click.option("--init", type=FOLDER, metavar="RUN", help="start from the weights of this run that fit")
 @click.option("--channel", type=click.Choice(["awgn", "rayleigh", "multipath"]), help="main channel  [default: awgn]")
 @click.option("--c", type=int, help="feature channels: bandwidth ratio c/96  [default: 16]")
 @click.option("--steps", type=int, help="updates")
 @click.option("--batch", type=int, help="pictures per update, over all devices")
 @click.option("--lr", type=float, help="peak step size of Adam")
 @click.option("--precision", type=click.Choice(["32-true", "bf16-mixed"]), help="arithmetic of the layers")
+@click.option("--save-every", type=int, help="steps from one checkpoint to the next; Ctrl-C writes one too")
+@click.option("--seed", type=int, help="of all that is random: weights, crops, noise  [default: 0]")
 @click.option("--devices", type=int, default=1, show_default=True, help="processes or GPUs on this machine")
 def train(
     preset: str, data: str, run: Path, resume: bool, init: Path | None, c: int | None, devices: int, **overrides: Any
 ) -> None:
     """Train a link and write a run folder."""
-    from semseal.train.config import PRESETS, ModelConfig, TrainConfig
+    from semseal.train.config import PRESETS, TrainConfig
     from semseal.train.fit import train as fit
 
     chosen = {**PRESETS[preset], **{name: value for name, value in overrides.items() if value is not None}}
     try:
-        config = TrainConfig(**chosen) if c is None else TrainConfig(**chosen, model=ModelConfig(c=c))
+        config = TrainConfig(**chosen)
+        if c is not None:
+            config = dataclasses.replace(config, model=dataclasses.replace(config.model, c=c))
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     try:
         fit(config, data, run, resume=resume, init=init, devices=devices)
-    except KeyboardInterrupt:
-        click.echo(f"\ncontinue with --resume from the last checkpoint (one every {config.save_every} steps)", err=True)
+    except KeyboardInterrupt as stop:
+        if (run / "config.json").exists():
+            click.echo(f"\n{stop or 'the last checkpoint, if one was written, is good'}; continue with --resume", err=True)
         raise
 
 

@@ -199,6 +199,21 @@ class EdgeCodec(nn.Module):
         received = rows + drawn * (noise / 2).sqrt()[:, None, None]
         return self.decode_rows(received, torch.stack([scale, noise, snr_db], dim=1))
 
+    def fitting(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of another edge codec that this one can start from, after ``start_linear``.
+
+        With more blocks at Bob it starts as good as the other is: a new block changes nothing until it has learned. With
+        another c, or fewer blocks, what Bob's last layer adds would be meant for what is no longer there, so it starts at zero.
+        """
+        own = self.state_dict()
+        odd = [name for name in weights if name not in own or weights[name].shape != own[name].shape]
+        layers = {name.rpartition(".")[0] for name in odd}  # all of a layer, or nothing: its bias belongs to its weights
+        kept = {name: tensor for name, tensor in weights.items() if name.rpartition(".")[0] not in layers}
+        if any(name.startswith("decoder.") for name in odd):
+            kept = {name: tensor for name, tensor in kept.items() if not name.startswith("decoder.last.")}
+        new = [name for name in own if name not in weights and name.startswith("decoder.blocks.")]
+        return kept | {name: torch.zeros_like(own[name]) for name in new if ".second." in name}
+
     def start_linear(self, blocks: NDArray) -> None:
         """Make this the linear code of blocks float [n, 48], channels as ``space_to_depth`` has them, values in 0..1."""
         values = torch.from_numpy(blocks).double()
