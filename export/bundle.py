@@ -1,7 +1,7 @@
 """A run -> a bundle, with the proof that the deployed graphs do what the trained model did."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,10 @@ def export_model(model: Link, out: Path, manifest: dict[str, Any], **deployed: A
     sizes: dict[str, Any] = {name: getattr(model.config, name) for name in ("height", "width", "h", "w", "c")}
     if isinstance(model, EdgeCodec):
         sizes["scale"] = "header"
-    return deploy(out, transmitter, receiver, encode, decode, {"model": sizes, **manifest}, **deployed)
+    steps = {}
+    if isinstance(model, EdgeCodec):
+        steps = {_WEIGHTS + name: step for name, step in model.int8_steps().items()}
+    return deploy(out, transmitter, receiver, encode, decode, {"model": sizes, **manifest}, steps=steps, **deployed)
 
 
 def deploy(
@@ -104,6 +107,7 @@ def deploy(
     capabilities: Sequence[int] = (),
     calibration: str = "photos",
     *,
+    steps: Mapping[str, float] | None = None,
     signing_key: Ed25519PrivateKey | None,
     force: bool = False,
 ) -> Bundle:
@@ -113,7 +117,7 @@ def deploy(
     and "scale" if it is in the header) and "snr_db", the range. fp32 is always made; ``engines`` names those of ``tensorrt``,
     ``tensorrt-rtx`` whose plans are built, the latter for ``capabilities`` (86 for 8.6; empty: this machine's GPU).
     ``calibration`` is the data spec of the pictures that int8 is calibrated on (its split train) and parity is measured on
-    (valid). ``signing_key`` is the owner's, None for a packaged bundle. ``force`` replaces a bundle at ``out``, whole. Raises
+    (valid), ``steps`` as in ``to_int8``. ``signing_key`` is the owner's, None for a packaged bundle. ``force`` replaces a bundle at ``out``, whole. Raises
     BundleError for ``out``, ValueError for a precision that does not exist, GraphError where one cannot be made, EngineError
     where a plan cannot be built.
     """
@@ -131,7 +135,7 @@ def deploy(
         graphs |= {(side, "fp16"): to_fp16(graphs[side, "fp32"]) for side in ("transmitter", "receiver")}
     if "int8" in made:
         feeds = _calibration(transmitter, model, manifest["snr_db"], calibration)
-        graphs |= {(side, "int8"): to_int8(graphs[side, "fp32"], feeds[side]) for side in ("transmitter", "receiver")}
+        graphs |= {(side, "int8"): to_int8(graphs[side, "fp32"], feeds[side], steps) for side in ("transmitter", "receiver")}
     images = open_pictures(calibration, "valid").take(PARITY_PICTURES, model["height"], model["width"], fewer=True)
     files = {f"{side}.{precision}.onnx": graph for (side, precision), graph in graphs.items()}
     if engines:

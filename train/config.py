@@ -21,6 +21,7 @@ class ModelConfig:
     c: int = 16  # channels of the features y_f
     network: str = "paper"  # or edge
     receiver_blocks: int = 1  # residual blocks of edge's receiver
+    int8: bool = False  # the receiver knows the steps of its INT8 graph, and is trained with its rounding
 
     def __post_init__(self) -> None:
         if self.height < 4 or self.width < 4 or self.height % 4 or self.width % 4:
@@ -33,6 +34,8 @@ class ModelConfig:
             raise ValueError(f"c must be at most 48 for the edge network, got {self.c}")
         if self.receiver_blocks < 1 or (self.receiver_blocks > 1 and self.network != "edge"):
             raise ValueError(f"receiver_blocks must be 1, or above for the edge network, got {self.receiver_blocks}")
+        if self.int8 and self.network != "edge":
+            raise ValueError("int8 is for the edge network")
 
     @property
     def h(self) -> int:
@@ -142,6 +145,8 @@ _EDGE: dict[str, Any] = {
     "precision": "bf16-mixed",
 }
 
+_INT8: dict[str, Any] = {"lr": 3e-4, "steps": 4_000, "warmup": 100, "freeze_transmitter": True}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "paper-0db": {"snr_db": 0.0},
     "paper-10db": {"snr_db": 10.0},
@@ -156,4 +161,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 20_000,
         "freeze_transmitter": True,
     },
+    # the end of either (--init): the receiver once more, rounding as its INT8 graph does; what ships
+    "edge-int8": {"model": ModelConfig(network="edge", int8=True), **_EDGE, **_INT8},
+    "edge-quality-int8": {"model": ModelConfig(network="edge", receiver_blocks=4, int8=True), **_EDGE, **_INT8},
 }
