@@ -117,9 +117,9 @@ def deploy(
     and "scale" if it is in the header) and "snr_db", the range. fp32 is always made; ``engines`` names those of ``tensorrt``,
     ``tensorrt-rtx`` whose plans are built, the latter for ``capabilities`` (86 for 8.6; empty: this machine's GPU).
     ``calibration`` is the data spec of the pictures that int8 is calibrated on (its split train) and parity is measured on
-    (valid), ``steps`` as in ``to_int8``. ``signing_key`` is the owner's, None for a packaged bundle. ``force`` replaces a bundle at ``out``, whole. Raises
-    BundleError for ``out``, ValueError for a precision that does not exist, GraphError where one cannot be made, EngineError
-    where a plan cannot be built.
+    (valid), ``steps`` as in ``to_int8``. ``signing_key`` is the owner's, None for a packaged bundle. ``force`` replaces a
+    bundle at ``out``, whole. Raises BundleError for ``out``, ValueError for a precision that does not exist, GraphError where
+    one cannot be made, EngineError where a plan cannot be built.
     """
     unknown = [precision for precision in precisions if precision not in PRECISIONS]
     if unknown:

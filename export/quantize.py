@@ -60,8 +60,9 @@ def to_fp16(graph: bytes) -> bytes:
 def to_int8(graph: bytes, feeds: Sequence[dict[str, NDArray[Any]]], steps: Mapping[str, float] | None = None) -> bytes:
     """The graph in 8 bits, calibrated on ``feeds``: inputs of the graph by name, one picture each.
 
-    ``steps`` are those that the model was trained with, of what a layer takes by the name of its weights. Without them, of several equalizations of the channels, the one whose output is nearest to the float graph's on ``feeds`` is taken.
-    Raises GraphError for a graph without a layer to quantise, and for one that has no such form.
+    ``steps`` are those that the model was trained with, of what a layer takes, by the name of its weights. Without them, of
+    several equalizations of the channels, the one whose output is nearest to the float graph's on ``feeds`` is taken. Raises
+    GraphError for a graph without a layer to quantise, and for one that has no such form.
     """
     if steps:
         return _quantize(graph, feeds, steps)

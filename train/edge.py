@@ -204,7 +204,7 @@ class EdgeCodec(nn.Module):
 
     @torch.no_grad()
     def set_int8_steps(self, images: Tensor, noise: Tensor, drawn: Tensor) -> None:
-        """Begin with steps that hold nearly all of what images [batch, 3, height, width] bring; the rest is as in ``forward``."""
+        """Begin with steps that hold nearly all of what images [batch, 3, height, width] bring; the rest as in ``forward``."""
         self.train()(images, -10 * noise.log10(), noise, drawn)
 
     def int8_steps(self) -> dict[str, float]:

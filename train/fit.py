@@ -238,7 +238,7 @@ def _first_weights(model: Link, config: TrainConfig, init: Path | None, crops: C
         images = torch.from_numpy(crops.draw(np.random.default_rng([config.seed, 1 << 32]), 32)).permute(0, 3, 1, 2) / 255
         generator = torch.Generator().manual_seed(config.seed)
         drawn = torch.randn(32, crops.height // 4, crops.width // 4 * config.model.c, generator=generator)
-        model.set_int8_steps(images, 10 ** (-torch.linspace(*config.snr_range, 32) / 10), drawn)
+        model.set_int8_steps(images, 10 ** (-torch.linspace(config.snr_range[0], config.snr_range[1], 32) / 10), drawn)
     lines = []
     if new := [name for name in initial if name not in kept]:
         lines.append(f"new weights, where {init} has none that fit: {', '.join(new)}")
