@@ -145,7 +145,7 @@ _EDGE: dict[str, Any] = {
     "precision": "bf16-mixed",
 }
 
-_INT8: dict[str, Any] = {"lr": 3e-4, "steps": 4_000, "warmup": 100, "freeze_transmitter": True}
+_INT8: dict[str, Any] = {"lr": 3e-4, "steps": 2_500, "warmup": 100, "freeze_transmitter": True}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper-0db": {"snr_db": 0.0},

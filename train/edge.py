@@ -67,7 +67,12 @@ class _Rounded(nn.Conv2d):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, 3, padding=1)
-        self.step = nn.Parameter(torch.zeros(()))  # 0 until ``set_int8_steps``
+        self.log_step = nn.Parameter(torch.tensor(-torch.inf))  # its logarithm, so that a learning rate suits it
+
+    @property
+    def step(self) -> Tensor:
+        """0 until ``set_int8_steps``."""
+        return self.log_step.exp()
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -75,7 +80,8 @@ class _Rounded(nn.Conv2d):
         x = x.float()
         if self.step == 0:
             with torch.no_grad():
-                self.step.copy_(torch.quantile(x.abs().flatten()[:: x.numel() // 2**20 + 1], 0.9999) / 127)
+                largest = torch.quantile(x.abs().flatten()[:: x.numel() // 2**20 + 1], 0.9999)
+                self.log_step.copy_(torch.log(largest / 127))
         steps = self.weight.detach().abs().amax((1, 2, 3), keepdim=True) / 127
         # of whole numbers, which bf16 holds
         sums = functional.conv2d(_levels(x, self.step), _levels(self.weight, steps), padding=1)
@@ -209,8 +215,8 @@ class EdgeCodec(nn.Module):
 
     def int8_steps(self) -> dict[str, float]:
         """The step of what a convolution takes, by the name of its weights, for those that were trained with rounding."""
-        rounded = (name for name, module in self.named_modules() if isinstance(module, _Rounded))
-        return {f"{name}.weight": float(self.get_parameter(f"{name}.step")) for name in rounded}
+        rounded = {name: module for name, module in self.named_modules() if isinstance(module, _Rounded)}
+        return {f"{name}.weight": float(module.step.detach()) for name, module in rounded.items()}
 
     def encode_rows(self, x: Tensor, snr_db: Tensor) -> Tensor:
         """Images to rows [batch, h, w*c], as loud as they come: their power is for ``to_unit_power``."""
