@@ -263,7 +263,7 @@ class EdgeCodec(nn.Module):
         kept = {name: tensor for name, tensor in weights.items() if name.rpartition(".")[0] not in layers}
         if any(name.startswith("decoder.") for name in odd):
             kept = {name: tensor for name, tensor in kept.items() if not name.startswith("decoder.last.")}
-        new = [name for name in own if name not in weights and name.startswith("decoder.blocks.")]
+        new = [name for name in own if name not in weights and name.startswith("decoder.blocks.") and "log_step" not in name]
         return kept | {name: torch.zeros_like(own[name]) for name in new if ".second." in name}
 
     def start_linear(self, blocks: NDArray) -> None:
