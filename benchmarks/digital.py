@@ -4,9 +4,10 @@
                                                                                           block by block          AWGN
     picture ── decoder ── file ── unpack ── k bits, if every block's CRC holds ── CRC24B ── LDPC ── soft bits ───────┘
 
-Coding, mapping and decoding are those of the package sionna-no-rt (3GPP TS 38.212 and 38.211): belief propagation, 40 rounds,
-on exact a-posteriori soft bits; Bob knows the noise power. What both ends can know beforehand is not sent: of a file's head
-only what differs from that of a grey picture of the same size and settings (``pack``); that saves JPEG 170 bytes, AVIF 250.
+Coding, mapping and decoding are those of the package sionna-no-rt (3GPP TS 38.212 and 38.211): up to 40 rounds of belief
+propagation on exact a-posteriori soft bits; Bob knows the noise power. What both ends can know beforehand is not sent: of a
+file's head only what differs from that of a grey picture of the same size and settings (``pack``); that saves JPEG 170 bytes,
+AVIF 250.
 """
 
 import io
@@ -30,7 +31,7 @@ from sionna.phy.mapping import Demapper, Mapper
 MAX_BLOCK_BITS = 8448  # that one block of 5G's base graph 1 carries, its CRC included
 MAX_SLOW_BLOCK_BITS = 3824  # of base graph 2; at rates up to 1/3 the other would only repeat bits, which sionna leaves out
 CRC_BITS = 24
-BP_ROUNDS = 40
+BP_ROUNDS = (15, 40)  # the second for blocks whose CRC does not hold after the first
 BATCH = 16  # blocks decoded at once
 LENGTH_BYTES = 3
 CODECS = ("jpeg", "webp", "avif")
@@ -86,6 +87,10 @@ class Frame:
     mcs: Mcs
     symbols: int
 
+    def __post_init__(self) -> None:
+        if self.payload_bytes < 1:
+            raise ValueError(f"{self.symbols} symbols of {self.mcs.name} carry no byte")
+
     @property
     def blocks(self) -> int:
         count, limit = 1, MAX_BLOCK_BITS if self.mcs.rate > 1 / 3 else MAX_SLOW_BLOCK_BITS
@@ -117,7 +122,7 @@ class Link:
         self._crc = CRCEncoder("CRC24B", device="cpu")
         self._check = CRCDecoder(self._crc, device="cpu")
         self._encode = LDPC5GEncoder(frame.block_bits, coded, num_bits_per_symbol=order, device="cpu")
-        self._decode = LDPC5GDecoder(self._encode, num_iter=BP_ROUNDS, device="cpu")
+        self._decode = [LDPC5GDecoder(self._encode, num_iter=rounds, device="cpu") for rounds in BP_ROUNDS]
         self._map = Mapper("qam", order, device="cpu")
         self._demap = Demapper("app", "qam", order, device="cpu")
 
@@ -129,9 +134,15 @@ class Link:
             coded = self._encode(self._crc(torch.from_numpy(bits[start : start + BATCH].astype(np.float32))))
             on_air = self._map(coded).numpy()
             arrived = torch.from_numpy(awgn(on_air, draw_noise(len(on_air), on_air.shape[1], rng), snr_db))
-            decided, holds = self._check(self._decode(self._demap(arrived, torch.tensor(10 ** (-snr_db / 10)))))
+            soft = self._demap(arrived, torch.tensor(10 ** (-snr_db / 10)))
+            decided = torch.zeros(len(soft), self._payload)
+            holds = torch.zeros(len(soft), dtype=torch.bool)
+            for decode in self._decode:
+                if not holds.all():
+                    found, good = self._check(decode(soft[~holds]))
+                    decided[~holds], holds[~holds] = found, good.reshape(-1)
             received.append(decided.numpy().astype(np.uint8))
-            intact.append(holds.numpy().reshape(-1))
+            intact.append(holds.numpy())
         return np.concatenate(received), np.concatenate(intact)
 
     def failures(self, count: int, enough: int, snr_db: float, rng: np.random.Generator) -> tuple[int, int]:

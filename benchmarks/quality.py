@@ -5,9 +5,9 @@
     digital   JPEG, WebP, AVIF at the largest quality that fits, behind 5G LDPC and QAM (digital.py), a link for each design SNR
 
 Every contender sends the same pictures over the same noise powers; all analog ones meet the same noise. A digital link is the
-fastest modulation and code rate that loses at most 1 % of its frames at its design SNR; its losses are measured with random
-bits at every SNR, and a picture counts as what it is worth decoded or lost, by how often that happens. Lost, it is one colour,
-the mean of the training pictures. Some pictures really are sent, bit by bit, and must come back as they were scored.
+fastest modulation and code rate that loses at most 1 % of its frames at its design SNR, measured with random bits, there and on
+its cliff; a picture counts as what it is worth decoded or lost, by how often that happens. Lost, it is one colour, the mean of
+the training pictures. Some pictures really are sent, bit by bit, and must come back as they were scored.
 
 Intervals are over pictures (95 %, Student's t). PSNR and SSIM are those of semseal.runtime.metrics; MS-SSIM is that of Wang,
 Simoncelli and Bovik (2003) by pytorch-msssim, for sides above 160 pixels.
@@ -183,6 +183,7 @@ def compare(
 @click.option(
     "--sent", default=4, show_default=True, help="pictures of each --data that are really sent over each digital link"
 )
+@click.option("--blocks", default=512, show_default=True, help="LDPC blocks decoded to choose a digital link")
 @click.option("--jobs", default=1, show_default=True, help="processes that encode pictures")
 @click.option("--cache", type=click.Path(file_okay=False), help="keep what digital links and codecs gave, for the next run")
 @click.option("--latency", "timed", is_flag=True, help="time both sides of the bundles, one image, one thread")
@@ -254,7 +255,7 @@ def _digital(symbols: int, snrs: list[float], spec: str, chosen: Any) -> dict[st
     memory = Memory(chosen["cache"], verbose=0)
     colour = training_images(spec, chosen["height"], chosen["width"]).mean(axis=(0, 2, 3)).tolist()
     return {
-        "links": rivals(symbols, snrs, memory.cache(losses)),
+        "links": rivals(symbols, snrs, chosen["blocks"], memory.cache(losses)),
         "encoded": memory.cache(encoded, ignore=["jobs"]),
         "symbols": symbols,
         "colour": colour,

@@ -15,17 +15,18 @@ from scores import Images, Scores, score
 from semseal.runtime.metrics import Proportion, proportion
 
 MAX_LOST_FRAMES = 0.01  # of a digital link at its design SNR
-DESIGN_BLOCKS, OTHER_BLOCKS = 512, 64  # decoded to measure what is lost, at the design SNR and elsewhere
 CLIFF_DB = (-2.0, -1.5, -1.0, -0.5)  # below its design SNR, where a digital link is measured too
+CLIFF_BLOCKS = 32  # decoded there
+WORTH_TRYING = 0.95  # of capacity: blocks this short and QAM without shaping stay below
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Blocks that a digital link lost at one SNR, and the frames that is."""
+    """Blocks that a digital link lost at one SNR, None where nothing had to be measured, and the frames that is."""
 
     snr_db: float
-    blocks: Proportion
+    blocks: Proportion | None
     frames: tuple[float, float, float]  # share, low, high
 
 
@@ -54,28 +55,44 @@ def losses(mcs: Mcs, symbols: int, snr_db: float, count: int, enough: int) -> Lo
     return Losses(snr_db, blocks, (share, low, high))
 
 
-def choose(symbols: int, design_db: float, measure: Measure) -> tuple[Mcs, Losses]:
-    """The fastest modulation and code rate that loses at most MAX_LOST_FRAMES at an SNR. Raises ClickException for none."""
+def choose(symbols: int, design_db: float, blocks: int, measure: Measure) -> tuple[Mcs, Losses]:
+    """The fastest modulation and code rate that loses at most MAX_LOST_FRAMES at an SNR, by ``blocks`` blocks.
+
+    Raises ClickException for none.
+    """
     for mcs in table():
-        if mcs.efficiency >= capacity(design_db):
+        if mcs.efficiency > WORTH_TRYING * capacity(design_db):
             continue
-        allowed = int(DESIGN_BLOCKS * (1 - (1 - MAX_LOST_FRAMES) ** (1 / Frame(mcs, symbols).blocks)))
-        found: Losses = measure(mcs, symbols, design_db, DESIGN_BLOCKS, allowed + 1)
-        if found.blocks.hits <= allowed:
+        allowed = int(blocks * (1 - (1 - MAX_LOST_FRAMES) ** (1 / Frame(mcs, symbols).blocks)))
+        found = measure(mcs, symbols, design_db, blocks, allowed + 1)
+        if found.blocks is not None and found.blocks.hits <= allowed:
             return mcs, found
     raise click.ClickException(f"no modulation and code rate is slow enough for {design_db:g} dB")
 
 
-def rivals(symbols: int, snrs: list[float], measure: Measure) -> list[Rival]:
+def elsewhere(mcs: Mcs, symbols: int, own: Losses, snr_db: float, measure: Measure) -> Losses:
+    """What a link that loses ``own`` at its design SNR loses at another.
+
+    Above it no more than there. Below the SNR whose capacity is its rate, everything (the strong converse of Shannon's theorem;
+    J. Wolfowitz, 1957). Only in between it has to be measured.
+    """
+    if snr_db > own.snr_db:
+        return Losses(snr_db, None, own.frames)
+    if mcs.efficiency > capacity(snr_db):
+        return Losses(snr_db, None, (1.0, 1.0, 1.0))
+    return measure(mcs, symbols, snr_db, CLIFF_BLOCKS, CLIFF_BLOCKS // 2)
+
+
+def rivals(symbols: int, snrs: list[float], blocks: int, measure: Measure) -> list[Rival]:
     """A digital link for each SNR, and what each loses at all of them and on its cliff."""
     found = []
     for design_db in snrs:
-        mcs, own = choose(symbols, design_db, measure)
+        mcs, own = choose(symbols, design_db, blocks, measure)
         others = sorted({*snrs, *(design_db + offset for offset in CLIFF_DB)} - {design_db})
-        measured = [own, *(measure(mcs, symbols, snr_db, OTHER_BLOCKS, OTHER_BLOCKS // 4) for snr_db in others)]
+        lost = [own, *(elsewhere(mcs, symbols, own, snr_db, measure) for snr_db in others)]
         frame = Frame(mcs, symbols)
         share = frame.payload_bytes * 8 / symbols / capacity(design_db)
-        found.append(Rival(design_db, mcs, mcs.name, frame.blocks, frame.payload_bytes, share, measured))
+        found.append(Rival(design_db, mcs, mcs.name, frame.blocks, frame.payload_bytes, share, lost))
         click.echo(f"digital at {design_db:g} dB: {mcs.name}, {frame.payload_bytes} bytes, {share:.0%} of capacity", err=True)
     return found
 
