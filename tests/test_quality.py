@@ -163,7 +163,7 @@ def test_losses_are_measured_where_theory_does_not_tell():
 def test_frames_are_lost_with_any_of_their_blocks():
     frame = Frame(Mcs(8, 948 / 1024), 2300)
     assert frame.blocks == 3
-    at = rivals.losses(frame.mcs, frame.symbols, 25.0, 32, 32)
+    at = rivals.losses(frame.mcs, frame.symbols, 24.6, 32, 32)
     assert 0 < at.blocks.hits < 32
     assert at.frames[0] == pytest.approx(1 - (1 - at.blocks.value) ** 3)
     assert at.frames[1] < at.frames[0] < at.frames[2]
