@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from semseal.export.cut import without_gather
-from semseal.export.mixing import with_mix
+from semseal.runtime.mixing import with_mix
 from semseal.export.onnx import export_graphs
 from semseal.export.quantize import to_fp16, to_int8
 from semseal.export.rewrite import rewrite
@@ -168,7 +168,7 @@ def check(link: Link, side: str, runs: dict[str, Candidate]) -> None:
         if name.endswith(", index"):
             given = index.gather(given.reshape(link.config.h, -1), np.argsort(link.scheme[0])).reshape(given.shape)
         elif name.endswith(", mix"):
-            given = mix.unmix(mix.normalize(given).reshape(1, -1), link.keys, link.reals).reshape(expected.shape)
+            given = mix.unmix(mix.normalize(given)[0].reshape(1, -1), link.keys, link.reals).reshape(expected.shape)
             given *= np.sqrt(np.square(expected).sum() / np.square(given).sum())  # the scale is the packet's
         error = np.abs(given - expected).max()
         assert error < close, f"{side}, {name}: wrong by {error}"

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
-from semseal.export.mixing import with_mix
+from onnx import numpy_helper
 from semseal.export.onnx import OPSET, export_graphs
-from semseal.export.parity import Side, measure_parity
+from semseal.export.parity import Side, measure_parity, on_air, received
 from semseal.export.quantize import to_fp16, to_int8
 from semseal.export.rewrite import rewrite
 from semseal.export.tensorrt import plan_files
@@ -20,36 +21,75 @@ from semseal.runtime import channel
 from semseal.runtime.bundle import PRECISIONS, Bundle, write_bundle
 from semseal.runtime.defense.mix import MAX_REALS
 from semseal.runtime.engine import open_engine
-from semseal.runtime.errors import GraphError
+from semseal.runtime.errors import BundleError, GraphError
+from semseal.runtime.mixing import with_mix
 from semseal.runtime.pictures import open_pictures
-from semseal.train.config import TrainConfig
-from semseal.train.fit import last_row, load_run
+from semseal.train.config import ModelConfig, TrainConfig
+from semseal.train.edge import EdgeCodec
+from semseal.train.fit import Link, last_row, load_run, resized
+
+_WEIGHTS = "model."  # before the names of a model's weights in its graphs
 
 PARITY_PICTURES = 12
 CALIBRATION_PICTURES = 32
 
 
-def export_run(run: Path, out: Path, **deployed: Any) -> Bundle:
+def export_run(run: Path, out: Path, size: tuple[int, int] | None = None, **deployed: Any) -> Bundle:
     """Write the bundle of a finished run; ``deploy`` says how, and takes the other arguments.
 
-    Raises TrainingError for a folder that is no finished run, and what ``deploy`` raises.
+    ``size`` is the height and width of the pictures, those that it was trained for if None. Raises TrainingError for a folder
+    that is no finished run or whose model has its size fixed, and what ``deploy`` raises.
     """
     model = load_run(run)
     config = TrainConfig.read(run)
+    training = {**dataclasses.asdict(config), "last": last_row(run)}
+    manifest: dict[str, Any] = {"snr_db": config.snr_range, "training": training}
+    if size is not None:
+        model = resized(model, *size)
+    return export_model(model, out, manifest, **deployed)
+
+
+def export_bundle(source: Bundle, out: Path, size: tuple[int, int], **deployed: Any) -> Bundle:
+    """Write a bundle of an edge network again, for pictures of another size. Raises BundleError for another network."""
+    model = resized(model_of(source), *size)
+    kept: dict[str, Any] = {name: source.manifest[name] for name in ("snr_db", "training") if name in source.manifest}
+    return export_model(model, out, kept, **deployed)
+
+
+def model_of(bundle: Bundle) -> EdgeCodec:
+    """The network of a bundle, from the weights in its graphs. Raises BundleError for another network than edge."""
+    weights = {}
+    for side in ("transmitter", "receiver"):
+        for tensor in onnx.load_model_from_string(bundle.graph(side)).graph.initializer:
+            if tensor.name.startswith(_WEIGHTS):
+                weights[tensor.name.removeprefix(_WEIGHTS)] = torch.from_numpy(numpy_helper.to_array(tensor).copy())
+    blocks = {name.split(".")[2] for name in weights if name.startswith("decoder.blocks.")}
+    model = bundle.manifest["model"]
+    config = ModelConfig(bundle.height, bundle.width, int(model["c"]), "edge", len(blocks))
+    network = EdgeCodec(config)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError:
+        raise BundleError(f"{bundle.name} holds no edge network", "export the run that it was made from") from None
+    return network.eval()
+
+
+def export_model(model: Link, out: Path, manifest: dict[str, Any], **deployed: Any) -> Bundle:
+    """Write the bundle of a trained model; ``manifest`` brings "snr_db" and what else is to be in it."""
     transmitter, receiver = map(rewrite, export_graphs(model))
 
     @torch.no_grad()
-    def encode(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        return model.encode(torch.from_numpy(images)).numpy()
+    def encode(*given: NDArray[np.float32]) -> NDArray[np.float32]:
+        return model.encode(*map(torch.from_numpy, given)).numpy()
 
     @torch.no_grad()
-    def decode(symbols: NDArray[np.float32]) -> NDArray[np.float32]:
-        return model.decode(torch.from_numpy(symbols)).numpy()
+    def decode(*given: NDArray[np.float32]) -> NDArray[np.float32]:
+        return model.decode(*map(torch.from_numpy, given)).numpy()
 
-    sizes = {name: getattr(config.model, name) for name in ("height", "width", "h", "w", "c")}
-    training = {**dataclasses.asdict(config), "last": last_row(run)}
-    manifest = {"model": sizes, "snr_db": float(config.snr_db), "training": training}
-    return deploy(out, transmitter, receiver, encode, decode, manifest, **deployed)
+    sizes: dict[str, Any] = {name: getattr(model.config, name) for name in ("height", "width", "h", "w", "c")}
+    if isinstance(model, EdgeCodec):
+        sizes["scale"] = "header"
+    return deploy(out, transmitter, receiver, encode, decode, {"model": sizes, **manifest}, **deployed)
 
 
 def deploy(
@@ -62,17 +102,20 @@ def deploy(
     precisions: Sequence[str] = PRECISIONS,
     engines: Sequence[str] = (),
     capabilities: Sequence[int] = (),
+    calibration: str = "photos",
     *,
     signing_key: Ed25519PrivateKey | None,
     force: bool = False,
 ) -> Bundle:
     """Make every precision and plan of two fp32 graphs, measure parity with the reference, and write the bundle.
 
-    ``encode`` maps images to symbols [batch, N, 2], ``decode`` maps them back; ``manifest`` brings "model" (height, width,
-    h, w, c) and "snr_db". fp32 is always made; ``engines`` names those of ``tensorrt``, ``tensorrt-rtx`` whose plans are
-    built, the latter for ``capabilities`` (86 for 8.6; empty: this machine's GPU). ``signing_key`` is the owner's, None for a
-    packaged bundle. ``force`` replaces a bundle at ``out``, whole. Raises BundleError for ``out``, ValueError for a precision
-    that does not exist, GraphError where one cannot be made, EngineError where a plan cannot be built.
+    ``encode`` and ``decode`` are the reference, as in ``measure_parity``; ``manifest`` brings "model" (height, width, h, w, c,
+    and "scale" if it is in the header) and "snr_db", the range. fp32 is always made; ``engines`` names those of ``tensorrt``,
+    ``tensorrt-rtx`` whose plans are built, the latter for ``capabilities`` (86 for 8.6; empty: this machine's GPU).
+    ``calibration`` is the data spec of the pictures that int8 is calibrated on (its split train) and parity is measured on
+    (valid). ``signing_key`` is the owner's, None for a packaged bundle. ``force`` replaces a bundle at ``out``, whole. Raises
+    BundleError for ``out``, ValueError for a precision that does not exist, GraphError where one cannot be made, EngineError
+    where a plan cannot be built.
     """
     unknown = [precision for precision in precisions if precision not in PRECISIONS]
     if unknown:
@@ -87,16 +130,16 @@ def deploy(
     if "fp16" in made:
         graphs |= {(side, "fp16"): to_fp16(graphs[side, "fp32"]) for side in ("transmitter", "receiver")}
     if "int8" in made:
-        feeds = _calibration(transmitter, model, manifest["snr_db"])
+        feeds = _calibration(transmitter, model, manifest["snr_db"], calibration)
         graphs |= {(side, "int8"): to_int8(graphs[side, "fp32"], feeds[side]) for side in ("transmitter", "receiver")}
-    images = open_pictures("photos", "valid").take(PARITY_PICTURES, model["height"], model["width"])
-    mixing = {
-        (f"{side}-mix", precision): with_mix(graph, side, model["h"], model["w"] * model["c"], model["c"])
-        for (side, precision), graph in graphs.items()
-    }
-    files = {f"{side}.{precision}.onnx": graph for (side, precision), graph in (graphs | mixing).items()}
+    images = open_pictures(calibration, "valid").take(PARITY_PICTURES, model["height"], model["width"], fewer=True)
+    files = {f"{side}.{precision}.onnx": graph for (side, precision), graph in graphs.items()}
+    if engines:
+        channels, width = model["c"], model["w"] * model["c"]
+        mixing = {(f"{k[0]}-mix", k[1]): with_mix(graph, k[0], model["h"], width, channels) for k, graph in graphs.items()}
     for engine in engines:
         files |= plan_files(engine, graphs | mixing, capabilities=(capabilities or None) if engine == "tensorrt-rtx" else None)
+    parity = measure_parity(encode, decode, graphs, images, model["h"], "scale" in model)
     return write_bundle(
         out,
         files,
@@ -106,22 +149,29 @@ def deploy(
             "engines": list(engines),
             "opset": OPSET,
             "tools": {package: version(package) for package in ("semseal", "torch", "onnx", "onnxruntime", "numpy")},
-            "parity": {"data": "photos", **measure_parity(encode, decode, graphs, images, model["h"])},
+            "parity": {"data": calibration.partition(":")[0], **parity},
         },
         signing_key,
         force=force,
     )
 
 
-def _calibration(transmitter: bytes, model: dict[str, int], snr_db: float) -> dict[str, list[dict[str, NDArray[Any]]]]:
-    """What each side is given for photographs that parity is not measured on: pictures, and their symbols over the channel."""
-    images = open_pictures("photos", "train").take(CALIBRATION_PICTURES, model["height"], model["width"])
+def _calibration(
+    transmitter: bytes, model: dict[str, Any], snr_db: Sequence[float], data: str
+) -> dict[str, list[dict[str, NDArray[Any]]]]:
+    """What each side is given for pictures that parity is not measured on: these, and their symbols over the channel.
+
+    The pictures take turns through the range of SNRs.
+    """
+    images = open_pictures(data, "train").take(CALIBRATION_PICTURES, model["height"], model["width"], fewer=True)
     identity = np.arange(model["h"], dtype=np.int32)[None]
     run = open_engine("onnxruntime-cpu", transmitter)
-    symbols = np.concatenate([run(image[None], identity) for image in images]).view(np.complex64)[..., 0]
-    noise = channel.draw_noise(len(symbols), symbols.shape[1], np.random.default_rng(1))
-    received = channel.awgn(symbols, noise, snr_db)[..., None].view(np.float32)
-    return {
-        "transmitter": [{"image": image[None], "index": identity} for image in images],
-        "receiver": [{"symbols": row[None], "index": identity} for row in received],
-    }
+    rng = np.random.default_rng(1)
+    feeds: dict[str, list[dict[str, NDArray[Any]]]] = {"transmitter": [], "receiver": []}
+    for image, snr in zip(images, np.resize(np.linspace(snr_db[0], snr_db[1], 5), len(images)).tolist(), strict=True):
+        sent, told = on_air(lambda x, *told: run(x, identity, *told), image[None], snr, "scale" in model)
+        noise = channel.draw_noise(1, sent.shape[1], rng)
+        side = {"side_information": told[0]} if told else {}
+        feeds["transmitter"].append({"image": image[None], "index": identity, **({"snr_db": told[0][:, 2]} if told else {})})
+        feeds["receiver"].append({"symbols": received(sent, noise, snr), "index": identity, **side})
+    return feeds

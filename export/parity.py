@@ -2,6 +2,8 @@
 
 images ── transmitter ──> symbols ──> + noise at 0, 10, 20 dB ──> receiver ──> PSNR
           reference or a precision    the same draw for all       reference or a precision
+
+Models whose scale is in the header are told the SNR at both ends, as the link does it.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,60 +19,80 @@ from semseal.runtime.metrics import psnr
 
 SNRS = (0.0, 10.0, 20.0)
 NOISE_SEED = 0
+MANY_DB = 40.0  # what is told where there is no noise
 
-Side = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Reals = NDArray[np.float32]
+Side = Callable[
+    ..., Reals
+]  # images to symbols [batch, N, 2] or back; with what it is told, if the model's scale is in the header
 
 
 def measure_parity(
-    encode: Side, decode: Side, graphs: Mapping[tuple[str, str], bytes], images: NDArray[np.float32], h: int
+    encode: Side, decode: Side, graphs: Mapping[tuple[str, str], bytes], images: Reals, h: int, has_scale: bool
 ) -> dict[str, Any]:
     """Reference ``encode`` (images to symbols [batch, N, 2]) and ``decode`` against graphs by (side, precision).
 
-    Every CPU engine that is installed runs every precision at the transmitter alone, at the receiver alone, and at both.
-    Returns rows of PSNR in dB at each SNR, the largest difference in a symbol and in a pixel without noise, the range of the
-    power per symbol over the images, and which operators ONNX Runtime assigned to which provider.
+    With ``has_scale`` encode takes the SNR [batch] too and gives symbols of any power, and decode takes the side information
+    [batch, 3]. Every CPU engine that is installed runs every precision at the transmitter alone, at the receiver alone, and at
+    both. Returns rows of PSNR in dB at each SNR, the largest difference in a symbol and in a pixel without noise, the range of
+    the power per symbol over the images, and which operators ONNX Runtime assigned to which provider.
     """
     identity = np.arange(len(images) * h, dtype=np.int32).reshape(len(images), h)
-    symbols = encode(images)
-    clean = decode(symbols)
+    symbols, told = on_air(encode, images, MANY_DB, has_scale)
+    clean = decode(symbols, *told)
     noise = channel.draw_noise(len(images), symbols.shape[1], np.random.default_rng(NOISE_SEED))
 
-    def link(sent: NDArray[np.float32], receive: Side) -> dict[str, float]:
-        pictures = (receive(_received(sent, noise, snr)) for snr in SNRS)
-        return {f"{snr:.0f}": float(psnr(images, picture).mean()) for snr, picture in zip(SNRS, pictures, strict=True)}
+    def link(send: Side, receive: Side) -> dict[str, float]:
+        measured = {}
+        for snr in SNRS:
+            sent, told = on_air(send, images, snr, has_scale)
+            measured[f"{snr:.0f}"] = float(psnr(images, receive(received(sent, noise, snr), *told)).mean())
+        return measured
 
-    rows = [{"engine": "reference", "transmitter": "reference", "receiver": "reference", "psnr": link(symbols, decode)}]
+    rows = [{"engine": "reference", "transmitter": "reference", "receiver": "reference", "psnr": link(encode, decode)}]
     differences: dict[str, dict[str, Any]] = {}
     for engine in ["onnxruntime-cpu"] + ["openvino"] * (find_spec("openvino") is not None):
         for precision in dict.fromkeys(precision for _, precision in graphs):
-            run_transmitter = open_engine(engine, graphs["transmitter", precision])
-            run_receiver = open_engine(engine, graphs["receiver", precision])
-            sent = run_transmitter(images, identity)
-
-            def receive(received: NDArray[np.float32], run: Callable[..., NDArray[np.float32]] = run_receiver) -> Any:
-                return run(received, identity)
-
-            for names, row_sent, row_receive in (
-                ((precision, "reference"), sent, decode),
-                (("reference", precision), symbols, receive),
-                ((precision, precision), sent, receive),
+            send, receive = (_indexed(engine, graphs[side, precision], identity) for side in ("transmitter", "receiver"))
+            for names, row_send, row_receive in (
+                ((precision, "reference"), send, decode),
+                (("reference", precision), encode, receive),
+                ((precision, precision), send, receive),
             ):
                 rows.append(
-                    {"engine": engine, "transmitter": names[0], "receiver": names[1], "psnr": link(row_sent, row_receive)}
+                    {"engine": engine, "transmitter": names[0], "receiver": names[1], "psnr": link(row_send, row_receive)}
                 )
+            sent, _ = on_air(send, images, MANY_DB, has_scale)
             power = 2 * np.square(sent.astype(np.float64)).mean(axis=(1, 2))
             differences[f"{engine} {precision}"] = {
                 "max_symbol_error": float(np.abs(sent - symbols).max()),
-                "max_image_error": float(np.abs(receive(symbols) - clean).max()),
+                "max_image_error": float(np.abs(receive(symbols, *told) - clean).max()),
                 "power_per_symbol": [float(power.min()), float(power.max())],
             }
     providers = {f"{side}.{precision}": _providers(graph) for (side, precision), graph in graphs.items()}
     return {"pictures": len(images), "noise_seed": NOISE_SEED, "rows": rows, "differences": differences, "providers": providers}
 
 
-def _received(symbols: NDArray[np.float32], noise: NDArray[np.complex64], snr_db: float) -> NDArray[np.float32]:
-    on_air = np.ascontiguousarray(symbols).view(np.complex64)[..., 0]
-    return channel.awgn(on_air, noise, snr_db)[..., None].view(np.float32)
+def on_air(send: Side, images: Reals, snr_db: float, has_scale: bool) -> tuple[Reals, list[Reals]]:
+    """Symbols of unit power [batch, N, 2], and what their receiver is told at this SNR."""
+    if not has_scale:
+        return send(images), []
+    expected = np.full(len(images), snr_db, np.float32)
+    symbols, scales = channel.to_unit_power(send(images, expected))
+    noise = np.full(len(images), 10 ** (-snr_db / 10), np.float32)
+    return symbols, [np.stack([scales, noise, expected], axis=1)]
+
+
+def received(symbols: Reals, noise: NDArray[np.complex64], snr_db: float) -> Reals:
+    """Symbols as reals [batch, N, 2] with this noise at this SNR."""
+    sent = np.ascontiguousarray(symbols).view(np.complex64)[..., 0]
+    return channel.awgn(sent, noise, snr_db)[..., None].view(np.float32)
+
+
+def _indexed(engine: str, graph: bytes, index: NDArray[np.int32]) -> Side:
+    """A graph with its rows left where they are."""
+    run = open_engine(engine, graph)
+    return lambda given, *told: run(given, index, *told)
 
 
 def _providers(graph: bytes) -> dict[str, dict[str, int]]:

@@ -4,7 +4,8 @@ FP16   casts at the ends; power normalisation and the scheme index stay in float
 INT8   Q/DQ in front of every convolution and matrix product, none behind: activations run on the accumulator, and an
        engine fuses convolution, activation and the next quantiser into one kernel. Symmetric, weights per channel,
        biases in float: TensorRT takes nothing else. The layer that reads the picture itself stays in float, because
-       symmetric Q/DQ would halve the picture's 256 levels
+       symmetric Q/DQ would halve the picture's 256 levels, and so do a linear path beside the network, which carries what is
+       beyond 40 dB, and what is computed once for each image
 """
 
 import contextlib
@@ -38,13 +39,14 @@ def to_fp16(graph: bytes) -> bytes:
     """
     model = onnx.load_model_from_string(graph)
     names = [node.name for node in model.graph.node]
-    power = [i for i, name in enumerate(names) if name.startswith("power/")]
+    first = next((i for i, node in enumerate(model.graph.node) if node.op_type in LAYERS), 0)
+    exact = [name for i, name in enumerate(names) if name.startswith("power/") or (name.startswith("index/") and i > first)]
     converted = OnnxModel(
         convert_float_to_float16(
             model,
             keep_io_types=True,
             op_block_list=[op for op in DEFAULT_OP_BLOCK_LIST if op not in ("Max", "Min")],
-            node_block_list=names[power[0] :] if power else [],
+            node_block_list=exact,
         )
     )
     # the converter wraps every float32 node in casts of its own: down to half precision and up again
@@ -79,8 +81,8 @@ def _outputs(graph: bytes, feeds: Sequence[dict[str, NDArray[Any]]]) -> NDArray[
 def _quantize(graph: bytes, feeds: Sequence[dict[str, NDArray[Any]]]) -> bytes:
     model = onnx.load_model_from_string(graph)
     layers = [node for node in model.graph.node if node.op_type in LAYERS]
-    reads_picture = [node.name for node in layers if node.input[0] == "image"]
-    if len(layers) == len(reads_picture):
+    in_float = [node.name for node in layers if node.input[0] == "image" or node.name.startswith(("linear/", "power/"))]
+    if len(layers) == len(in_float):
         raise GraphError(f"nothing to quantise: the graph has no {', '.join(LAYERS)} beyond its input", "leave out int8")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         before, after = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
@@ -96,7 +98,7 @@ def _quantize(graph: bytes, feeds: Sequence[dict[str, NDArray[Any]]]) -> bytes:
                 per_channel=True,
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
-                nodes_to_exclude=reads_picture,
+                nodes_to_exclude=in_float,
                 calibrate_method=CalibrationMethod.Percentile,
                 extra_options={
                     "ActivationSymmetric": True,

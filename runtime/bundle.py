@@ -4,11 +4,11 @@
     signature                                 of manifest.json by the owner: Ed25519, 64 bytes
     transmitter.fp32.onnx                     image [batch, 3, height, width], index [batch, h] -> symbols [batch, N, 2]
     receiver.fp32.onnx                        symbols [frames, N, 2], index [batch, h] -> image [batch, 3, height, width]
-    transmitter-mix.fp32.onnx                 the same for the defence mix, with its keys instead of the index
-    receiver-mix.fp32.onnx
     engines/receiver.fp16.NAME.engine         a TensorRT plan: executable code for one kind of device
     engines/receiver-pixels.fp16.NAME.engine  the same with pictures as bytes
     engines/receiver.fp16.NAME.engine.json    its layers
+
+Graphs for the defence mix are made of these when they are opened (``semseal.runtime.mixing``).
 
 The manifest is verified with the pinned public key before it is parsed. A file is read once into memory, checked against its
 digest in the manifest, and only those very bytes are parsed. No link is followed, and a file that the manifest does not list is
@@ -34,10 +34,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from semseal.runtime import signing
 from semseal.runtime.errors import BundleError, GraphError
 from semseal.runtime.files import named, write_atomically
+from semseal.runtime.mixing import with_mix
 from semseal.runtime.onnxfile import check_onnx
 from semseal.runtime.pixels import with_pixels
 
-FORMAT = 4  # 4: mix, version 2
+FORMAT = 5  # 4: mix, version 2; 5: a range of SNRs, models whose scale is in the header
 MANIFEST = "manifest.json"
 SIGNATURE = "signature"
 ENGINES = "engines"
@@ -50,7 +51,7 @@ MAX_FILE_BYTES = 2**30
 
 _COPY = "copy the bundle again from where it was made"
 _EXPORT = "semseal export RUN"
-_GRAPH = re.compile(r"(transmitter|receiver)(-mix)?\.[a-z0-9]+\.onnx")
+_GRAPH = re.compile(r"(transmitter|receiver)\.[a-z0-9]+\.onnx")
 _PLAN = re.compile(r"engines/(transmitter|receiver)(-mix)?(-pixels)?\.[a-z0-9]+\.[a-z0-9][a-z0-9_-]*\.engine(\.json)?")
 
 
@@ -62,7 +63,7 @@ class Bundle:
     manifest: dict[str, Any]
 
     def __repr__(self) -> str:
-        sizes = f"images [3, {self.height}, {self.width}], {self.n_symbols} symbols, SNR {self.snr_db:g} dB"
+        sizes = f"images [3, {self.height}, {self.width}], {self.n_symbols} symbols, SNR {_text(self.snr_range)}"
         runs = [*self.manifest["precisions"], *self.manifest.get("engines", [])]
         return f"Bundle({self.name!r}, {sizes}, {', '.join(map(str, runs))})"
 
@@ -99,9 +100,20 @@ class Bundle:
         return self.n_symbols / (3 * self.height * self.width)
 
     @property
+    def snr_range(self) -> tuple[float, float]:
+        """The lowest and the highest SNR in dB of the main channel that the model was trained for; often the same."""
+        low, high = self.manifest["snr_db"]
+        return float(low), float(high)
+
+    @property
     def snr_db(self) -> float:
-        """The main channel's SNR that the model was trained for."""
-        return float(self.manifest["snr_db"])
+        """The middle of that range: what is assumed of the main channel where nothing is said."""
+        return sum(self.snr_range) / 2
+
+    @property
+    def has_scale(self) -> bool:
+        """Whether the model needs the scale of each image, which the header carries, and is told the noise."""
+        return self.manifest["model"].get("scale") == "header"
 
     @property
     def digest(self) -> bytes:
@@ -109,17 +121,23 @@ class Bundle:
         return bytes.fromhex(self.manifest["model"]["digest"])
 
     def graph(self, side: str, precision: str = "fp32") -> bytes:
-        """The ONNX bytes of a side (``transmitter``, ``receiver``, ``transmitter-mix``, ``receiver-mix``), checked.
+        """The ONNX bytes of a side, ``transmitter`` or ``receiver``, checked; with ``-mix`` behind its name made to mix.
 
         Raises BundleError.
         """
-        name = f"{side}.{precision}.onnx"
+        plain = side.removesuffix("-mix")
+        name = f"{plain}.{precision}.onnx"
         if name not in self.manifest["files"]:
             there = ", ".join(map(str, self.manifest["precisions"]))
             raise BundleError(f"{self.path} has no precision {precision!r}, it has {there}", self._remake())
         data = self.read(name)
         _check_graph(self.path / name, data)
-        return data
+        if side == plain:
+            return data
+        try:
+            return with_mix(data, plain, self.h, self.row_width, int(self.manifest["model"]["c"]))
+        except GraphError as error:
+            raise BundleError(f"{self.path}: {side} {precision}: {error.message}", error.hint) from None
 
     def program(self, side: str, precision: str, engine: str, pixels: bool = False) -> bytes:
         """What ``engine`` loads, checked: its plan if its name begins with ``tensorrt``, else the graph.
@@ -168,7 +186,7 @@ class Bundle:
 
 
 def open_bundle(path: Path | str, owner: str | Path | None = None) -> Bundle:
-    """Verify and read the manifest of a bundle: a folder, or ``photos-0db``, ``photos-10db``, ``photos-20db``, packaged.
+    """Verify and read the manifest of a bundle: a folder, or ``edge``, ``edge-quality``, ``photos-10db``, packaged.
 
     A folder of such a name comes first. ``owner`` is the public key to verify with, the line ``semseal-owner-v1:...`` or a
     file that holds it; without it SEMSEAL_OWNER or owner.pub of the config folder is used. Raises BundleError when there is
@@ -248,7 +266,7 @@ def _write_folder(path: Path, files: dict[str, bytes]) -> None:
 
 
 def packaged_bundle(name: str) -> Path:
-    """The folder of a bundle that ships inside the package: ``photos-0db``, ``photos-10db`` or ``photos-20db``."""
+    """The folder of a bundle that ships inside the package: ``edge``, ``edge-quality`` or ``photos-10db``."""
     return MODELS / name
 
 
@@ -300,7 +318,7 @@ def _parse(path: Path, text: bytes) -> Bundle:
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path / MANIFEST} is damaged: {error}", _COPY) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        old = isinstance(manifest, dict) and manifest.get("format") == 3
+        old = isinstance(manifest, dict) and manifest.get("format") == 3  # the last with version 1 of mix
         raise BundleError(
             f"{path / MANIFEST} is not of bundle format {FORMAT}, which this version of semseal reads"
             + ("; it holds version 1 of mix, whose frames give pictures away where there is little noise" if old else ""),
@@ -309,8 +327,10 @@ def _parse(path: Path, text: bytes) -> Bundle:
     bundle = Bundle(path, manifest)
     try:
         sizes = (bundle.height, bundle.width, bundle.h, bundle.row_width)
-        if not all(1 <= size <= MAX_DIMENSION for size in sizes) or not math.isfinite(bundle.snr_db):
+        if not all(1 <= size <= MAX_DIMENSION for size in sizes) or not _is_range(bundle.snr_range):
             raise ValueError("a size or the SNR is out of range")
+        if manifest["model"].get("scale", "header") != "header":
+            raise ValueError("its model's scale is not in the header")
         for name, entry in manifest["files"].items():
             if not _GRAPH.fullmatch(name) and not _PLAN.fullmatch(name):
                 raise ValueError(f"{name!r} is not SIDE.PRECISION.onnx or engines/SIDE.PRECISION.ENGINE.engine")
@@ -326,6 +346,15 @@ def _parse(path: Path, text: bytes) -> Bundle:
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BundleError(f"{path / MANIFEST} is damaged: {type(error).__name__}: {error}", _COPY) from None
     return bundle
+
+
+def _is_range(snr_range: tuple[float, float]) -> bool:
+    return all(map(math.isfinite, snr_range)) and snr_range[0] <= snr_range[1]
+
+
+def _text(snr_range: tuple[float, float]) -> str:
+    low, high = snr_range
+    return f"{low:g} dB" if low == high else f"{low:g} to {high:g} dB"
 
 
 def _command(manifest: Any) -> str:

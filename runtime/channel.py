@@ -8,6 +8,19 @@ from numpy.typing import NDArray
 
 Symbols = NDArray[np.complex64]
 
+SILENCE = np.float32(1e-12)  # power of an image's symbols, below which it is not made louder
+
+
+def to_unit_power(reals: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Symbols as reals [batch, ...] times what makes the power of each image 1 per complex symbol, and these scales [batch].
+
+    Images of less power than 1e-12 are left silent.
+    """
+    rows = reals.reshape(len(reals), -1)
+    power = 2 * np.square(rows, dtype=np.float64).mean(axis=1)
+    scales = (1 / np.sqrt(np.maximum(power, SILENCE))).astype(np.float32)
+    return (rows * scales[:, None]).reshape(reals.shape), scales
+
 
 def draw_noise(batch: int, n: int, rng: np.random.Generator) -> Symbols:
     """Complex64 [batch, n]; real and imaginary parts are standard normal."""

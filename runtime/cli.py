@@ -14,6 +14,7 @@ What is neither of these is a bug, and shows as one: with its traceback.
 import dataclasses
 import errno
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -75,14 +76,14 @@ def _example(*lines: str) -> str:
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=_example("semseal demo", "semseal audit photos-10db --data photos --out audit --quick"),
+    epilog=_example("semseal demo", "semseal audit edge --data photos --out audit --quick"),
 )
 @click.version_option(package_name="semseal")
 def cli() -> None:
     """Semantic communication links: train, deploy, protect, and measure what an eavesdropper sees."""
 
 
-@cli.command(epilog=_example("semseal train --preset photos-10db --data photos --out run"))
+@cli.command(epilog=_example("semseal train --preset edge --data photos --out run"))
 @click.option("--preset", required=True, type=LazyChoice(_presets), help="what is trained, and how long")
 @click.option("--data", required=True, metavar="SPEC", help="photos, celeba:FOLDER or folder:FOLDER")
 @click.option("--out", "run", required=True, type=FOLDER, metavar="RUN", help="run folder to write")
@@ -158,19 +159,50 @@ def _with_options(command: Any, *options: Any) -> Any:
     return command
 
 
-@cli.command(epilog=_example("semseal export run --out bundle --precision fp32 --precision int8"))
-@click.argument("run", type=FOLDER)
+class Size(click.ParamType):
+    """HEIGHTxWIDTH in pixels."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", str(value))
+        if found is None:
+            self.fail(f"{value!r} is not HEIGHTxWIDTH, such as 1080x1920", param, ctx)
+        return int(found[1]), int(found[2])
+
+
+@cli.command(
+    epilog=_example(
+        "semseal export run --out bundle --precision fp32 --precision int8", "semseal export edge --size 1080x1920 --out hd"
+    )
+)
+@click.argument("source", metavar="RUN|BUNDLE")
+@click.option("--size", type=Size(), metavar="HEIGHTxWIDTH", help="of the pictures, multiples of 4  [default: as trained]")
+@click.option(
+    "--calibration",
+    default="photos",
+    show_default=True,
+    metavar="SPEC",
+    help="pictures that int8 is calibrated on and parity measured on",
+)
 @_deployed
-def export(run: Path, bundle: Path, sign: Path | None, force: bool, **deployed: Any) -> None:
-    """Turn a run into a signed bundle and print what each precision costs in dB."""
-    from semseal.export.bundle import export_run
-    from semseal.runtime.bundle import check_free
+def export(source: str, size: tuple[int, int] | None, bundle: Path, sign: Path | None, force: bool, **deployed: Any) -> None:
+    """Turn a run into a signed bundle and print what each precision costs in dB.
+
+    With --size, also a bundle of an edge network, such as the packaged edge: the same weights for pictures of another size.
+    """
+    from semseal.export.bundle import export_bundle, export_run
+    from semseal.runtime.bundle import check_free, open_bundle
     from semseal.runtime.signing import owner_key
 
     chosen = _chosen(deployed)
     check_free(bundle, force)  # before the minutes that the rest takes
     key = owner_key(sign)
-    _print_made(export_run(run, bundle, **chosen, signing_key=key, force=force), key)
+    if size is not None and not (Path(source) / "config.json").exists():
+        made = export_bundle(open_bundle(source), bundle, size, **chosen, signing_key=key, force=force)
+    else:
+        made = export_run(Path(source), bundle, size, **chosen, signing_key=key, force=force)
+    _print_made(made, key)
 
 
 @cli.command(epilog=_example("semseal pack --transmitter encoder.onnx --receiver decoder.onnx --out bundle --snr 10"))
@@ -193,14 +225,14 @@ def pack(transmitter: Path, receiver: Path, snr: float, bundle: Path, sign: Path
     _print_made(made, key)
 
 
-@cli.command(epilog=_example("semseal build photos-10db --out link --engine tensorrt-rtx --capability 86 --capability 120"))
+@cli.command(epilog=_example("semseal build edge --out link --engine tensorrt-rtx --capability 86 --capability 120"))
 @click.argument("source", metavar="BUNDLE")
 @_written
 @click.option("--engine", required=True, type=PLAN_ENGINES, help="the engine that runs the plans")
 def build(source: str, bundle: Path, engine: str, capabilities: tuple[int, ...], sign: Path | None, force: bool) -> None:
     """Copy a bundle and add the TensorRT plans of all its graphs.
 
-    BUNDLE is a folder, or photos-0db, photos-10db, photos-20db for those that are packaged; it is verified first, and the copy
+    BUNDLE is a folder, or edge, edge-quality, photos-10db for those that are packaged; it is verified first, and the copy
     is signed with your key. tensorrt builds for the GPU of this machine and no other; tensorrt-rtx needs none to build.
     """
     from semseal.export.tensorrt import add_plans
@@ -273,8 +305,8 @@ def _print_parity(bundle: "Bundle") -> None:
 
 @cli.command(
     epilog=_example(
-        "semseal audit photos-10db --data photos --out audit --quick",
-        "semseal audit photos-10db --data photos --out audit --quick --defense mix --budget 0.3",
+        "semseal audit edge --data photos --out audit --quick",
+        "semseal audit edge --data photos --out audit --quick --defense mix --budget 0.3",
     )
 )
 @click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...")
@@ -303,6 +335,13 @@ def _print_parity(bundle: "Bundle") -> None:
     multiple=True,
     help="Eve's SNR in dB; may be repeated  [default: 0 10 20, with --quick 10]",
 )
+@click.option(
+    "--main-snr",
+    "main_snrs",
+    type=float,
+    multiple=True,
+    help="Bob's SNR in dB, with a bundle for a range of them; may be repeated  [default: the middle]",
+)
 @click.option("--precision", "precisions", multiple=True, type=PRECISION, help="may be repeated  [default: fp32]")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="processes that share the cores")
 @click.option(
@@ -322,7 +361,7 @@ def _print_parity(bundle: "Bundle") -> None:
 def audit(bundles: tuple[str, ...], data: str, folder: Path, jobs: int, budget: float | None, **asked: Any) -> None:
     """Attack deployed engines and tabulate what leaks: Tables I to IV of the paper, and adaptive attacks.
 
-    One BUNDLE for each main-channel SNR: a folder, or photos-0db, photos-10db, photos-20db for those that are packaged.
+    One BUNDLE for each main-channel SNR: a folder, or edge, edge-quality, photos-10db for those that are packaged.
     The same command continues an interrupted audit.
     """
     from semseal.runtime.audit.run import audit as run_audit
@@ -348,6 +387,7 @@ def _settings(
     defenses: tuple[str, ...],
     attacks: tuple[str, ...],
     eve_snrs: tuple[float, ...],
+    main_snrs: tuple[float, ...],
     precisions: tuple[str, ...],
     white_box: str,
     seed: int,
@@ -366,6 +406,7 @@ def _settings(
         settings = dataclasses.replace(settings, pictures=pictures, optimised_pictures=few)
     if eve_snrs:
         settings = dataclasses.replace(settings, eve_snrs=tuple(sorted(set(eve_snrs))))
+    settings = dataclasses.replace(settings, main_snrs=tuple(sorted(set(main_snrs))))
 
     def chosen(names: tuple[str, ...], known: Sequence[str], default: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(name for name in known if name in names) or default  # in the order of the table
@@ -408,7 +449,7 @@ def demo(folder: Path) -> None:
         "Alice sends photographs to Bob over a 10 dB channel; Eve listens at 10 dB and attacks, without a "
         "defence, with the paper's and with mix."
     )
-    print_results(out, run_audit([packaged_bundle("photos-10db")], "photos", folder, DEMO), folder, DEMO)
+    print_results(out, run_audit([packaged_bundle("edge")], "photos", folder, DEMO), folder, DEMO)
 
 
 @cli.command(epilog=_example("semseal doctor"))

@@ -17,12 +17,16 @@ that was forked later, but a child that frees it, or that ends otherwise than by
 
 import functools
 import threading
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from semseal.runtime.errors import EngineError
 from semseal.runtime.gpu.device import MAX_KEPT_SHAPES, Engine
 from semseal.runtime.libraries import forks, load_onnxruntime, load_openvino
+
+_SMALL = 2**17  # bytes of an input, below which a copy costs less than telling OpenVINO where it lies
 
 ENGINES = ("onnxruntime-cpu", "openvino", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx")
 
@@ -84,7 +88,29 @@ class _Compiled:
     def __init__(self, graph: bytes) -> None:
         self.lock = threading.Lock()
         self.model = _openvino_core().read_model(graph, b"")
-        self.requests: dict[tuple[tuple[int, ...], ...], Any] = {}  # one for each shape: fixed shapes are faster
+        self.requests: dict[tuple[tuple[int, ...], ...], _Request] = {}  # one for each shape: fixed shapes are faster
+
+
+class _Request:
+    """A graph with fixed shapes and the memory of its inputs. Not for two threads at once."""
+
+    def __init__(self, request: Any, inputs: int) -> None:
+        self._request, self._tensor = request, load_openvino("openvino").Tensor
+        own = [request.get_input_tensor(i).data for i in range(inputs)]
+        self._copied = [(i, memory) for i, memory in enumerate(own) if memory.nbytes < _SMALL]
+        self._shared = [(i, memory.dtype) for i, memory in enumerate(own) if memory.nbytes >= _SMALL]
+
+    def __call__(self, inputs: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        # as infer(list(inputs)), which takes 10 us more for every input
+        for i, memory in self._copied:
+            memory[...] = inputs[i]
+        # kept until the end, because a tensor does not keep the memory that it shares
+        shared = [(i, np.require(inputs[i], dtype, ["C", "W"])) for i, dtype in self._shared]
+        for i, array in shared:
+            self._request.set_input_tensor(i, self._tensor(array, shared_memory=True))
+        self._request.infer(share_inputs=True, share_outputs=True)
+        output: NDArray[Any] = self._request.get_output_tensor(0).data.copy()
+        return output
 
 
 def _openvino(graph: bytes, threads: int | None) -> Engine:
@@ -106,13 +132,13 @@ def _openvino(graph: bytes, threads: int | None) -> Engine:
             if shapes not in here.requests:
                 here.model.reshape({name: list(shape) for name, shape in zip(names, shapes, strict=True)})
                 try:
-                    here.requests[shapes] = core.compile_model(here.model, "CPU", settings).create_infer_request()
+                    made = core.compile_model(here.model, "CPU", settings).create_infer_request()
                 except RuntimeError as error:
                     raise EngineError(f"engine openvino cannot compile the graph for inputs {list(shapes)}: {error}") from None
+                here.requests[shapes] = _Request(made, len(shapes))
             request = here.requests[shapes] = here.requests.pop(shapes)
             if len(here.requests) > MAX_KEPT_SHAPES:
                 del here.requests[next(iter(here.requests))]  # the one not used for longest
-            output: NDArray[Any] = request.infer(list(inputs), share_inputs=True)[0]
-        return output
+            return request(inputs)
 
     return run

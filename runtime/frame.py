@@ -38,3 +38,19 @@ class Frame:
         if not np.isfinite(symbols).all():
             raise ValueError("frame holds symbols that are not finite")
         return Frame(symbols, data[_FRAME.size : _FRAME.size + header_size])
+
+
+def power(symbols: NDArray[np.complex64]) -> float:
+    """Mean power of a symbol."""
+    reals = symbols.view(np.float32)
+    return float(np.einsum("i,i", reals, reals)) / len(symbols)
+
+
+def all_below(symbols: NDArray[np.complex64], limit: float) -> bool:
+    """Whether all magnitudes are below ``limit``; false for NaN."""
+    if symbols.flags.c_contiguous:
+        # both parts below limit / sqrt(2) is enough, and quicker to find out
+        reals = symbols.view(np.float32)
+        if max(reals.max(), -reals.min()) < 0.7 * limit:
+            return True
+    return bool((np.abs(symbols) < limit).all())

@@ -4,6 +4,9 @@ images ── engine ── unit-power rows ── scheme index ── Frame(sym
                           one graph                                                                 │
 images in the order sent ── engine ── inverse scheme index ── headers opened, pairs found ──────────┘
 
+Models that declare it need the scale of every image, the factor that brought it to unit power: the transmitter's graph gives
+features as loud as they are, power is set to 1 here, and the factor goes into the header. Their receiver is told the noise too.
+
 Images are float32 [batch, 3, height, width] in 0..1, or uint8 [batch, height, width, 3]: those are converted in the graph. An
 engine is opened when it is first needed, the likeliest one at construction, so that one that cannot be had is told at once.
 
@@ -13,8 +16,7 @@ lock of this module that its parent held, and opens engines of its own: one that
 OpenVINO has locks for the whole process too: with that engine fork while no thread sends or receives.
 """
 
-import os
-import threading
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,17 +27,17 @@ from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+from semseal.runtime import channel
 from semseal.runtime.bundle import Bundle, open_bundle
 from semseal.runtime.defense import index, mix
 from semseal.runtime.defense.defenses import BY_NAME, MODES
-from semseal.runtime.defense.header import Header, HeaderSealer, ReplayWindow, new_session
+from semseal.runtime.defense.header import Header, HeaderSealer, ReplayWindow, quantized_snr
 from semseal.runtime.defense.keys import load_key
 from semseal.runtime.defense.schemes import SchemeSets, draw_choice, noise_rows, scheme_sets
-from semseal.runtime.engine import open_engine
 from semseal.runtime.errors import HeaderError
-from semseal.runtime.frame import Frame
+from semseal.runtime.frame import Frame, all_below, power
 from semseal.runtime.gpu.device import Engine
-from semseal.runtime.libraries import forks
+from semseal.runtime.owned import Counters, Engines, Locks, process
 from semseal.runtime.pixels import separated
 
 MAX_AMPLITUDE = 1e6  # of a received symbol; symbols have mean power 1; far above that, float32 layers overflow into NaN
@@ -44,58 +46,13 @@ BATCH = 64  # images in one run of the engine; even, so that no pair is split
 Images = NDArray[np.float32] | NDArray[np.uint8]
 Opened = tuple[Header, NDArray[np.complex64]]  # a frame whose header was opened
 
+_QUIET_DB = 40.0  # an SNR above which noise is not told from none
+
 _ONE_BITS = 0x3F800000  # of 1.0; of all floats only those in 0..1 have bits up to these, if -0.0 is left aside
 
 
 class BrokenDefenseWarning(UserWarning):
     """A defence was chosen that is known to fall."""
-
-
-class _Own:
-    """Locks, one for each process: a forked child finds its parent's held, perhaps for ever."""
-
-    def __init__(self) -> None:
-        self._locks: dict[tuple[int, int], threading.Lock] = {}
-
-    def lock(self) -> threading.Lock:
-        """That of this process. Threads that ask at once get the same one."""
-        return self._locks.get(_process()) or self._locks.setdefault(_process(), threading.Lock())
-
-
-class _Counters:
-    """The counters of one process: a session that nobody else has, and the first counter that nobody has taken."""
-
-    def __init__(self) -> None:
-        self.lock, self.session, self.first = threading.Lock(), new_session(), 0
-
-
-class _Engines:
-    """The engines of one end of a link, each opened when a process first needs it."""
-
-    def __init__(self, bundle: Bundle, engine: str, precision: str, threads: int | None) -> None:
-        self._bundle = replace(bundle, path=bundle.path.absolute())  # the program may change its folder meanwhile
-        self._engine, self._precision, self._threads = engine, precision, threads
-        self._opened: dict[tuple[tuple[int, int], str, bool], Engine] = {}  # those of the parent stay, as freeing one may hang
-        self._own = _Own()
-
-    def __repr__(self) -> str:
-        return f"engine={self._engine!r}, precision={self._precision!r}"
-
-    def check(self, side: str) -> None:
-        """Raises BundleError unless the bundle has what ``open`` needs for float32 images."""
-        self._bundle.program(side, self._precision, self._engine)
-
-    def open(self, side: str, pixels: bool) -> Engine:
-        """The engine of a side, for images as uint8 if ``pixels``. Raises BundleError or EngineError."""
-        place = _process(), side, pixels
-        found = self._opened.get(place)
-        if found is None:
-            with self._own.lock():
-                found = self._opened.get(place)
-                if found is None:
-                    program = self._bundle.program(side, self._precision, self._engine, pixels)
-                    found = self._opened[place] = open_engine(self._engine, program, self._threads)
-        return found
 
 
 class Transmitter:
@@ -117,15 +74,22 @@ class Transmitter:
         precision: str = "fp32",
         threads: int | None = None,
         owner: str | Path | None = None,
+        snr_db: float | None = None,
     ) -> None:
         """``owner`` is the public key that signed the bundle, or its file (``open_bundle`` says where else it is looked up).
 
-        Raises BundleError, EngineError, KeyFileError, or ValueError for an unknown defense or one without a key."""
+        ``snr_db`` is what Bob is expected to have, for a model that is told; None: the middle of the range that it was trained
+        for. It makes the best of that SNR; at others the pictures stay good.
+
+        Raises BundleError, EngineError, KeyFileError, or ValueError for an unknown defense or one without a key, and for an
+        ``snr_db`` that is not finite or not for this model."""
         if defense not in MODES:
             raise ValueError(f"defense must be one of {', '.join(MODES)}, got {defense!r}")
         if key is None and defense != "none":
             raise ValueError(f"defense {defense!r} needs a key: pass key=, 32 bytes or a key file")
         self.bundle = open_bundle(bundle, owner)
+        _check_snr(self.bundle, snr_db)
+        self._snr_db = quantized_snr(self.bundle.snr_db if snr_db is None else snr_db)
         self.defense = defense
         if BY_NAME[defense].broken:
             warnings.warn(
@@ -139,10 +103,10 @@ class Transmitter:
         self._sealer = HeaderSealer(secret, self.bundle.digest)
         moves = BY_NAME[defense].permutes or BY_NAME[defense].substitutes
         self._sets = scheme_sets(secret, self.bundle.h) if secret is not None and moves else None
-        self._engines = _Engines(self.bundle, engine, precision, threads)
+        self._engines = Engines(self.bundle, engine, precision, threads)
         self._side = "transmitter-mix" if BY_NAME[defense].mixes else "transmitter"
         self._engines.open(self._side, pixels=False)
-        self._counters: dict[tuple[int, int], _Counters] = {}
+        self._counters: dict[tuple[int, int], Counters] = {}
 
     def __repr__(self) -> str:
         return f"Transmitter({self.bundle.name!r}, defense={self.defense!r}, {self._engines!r})"
@@ -171,9 +135,9 @@ class Transmitter:
         return frames
 
     def _send_plain(self, engine: Engine, images: Images, session: bytes, counter: int) -> list[Frame]:
-        on_air = engine(images, _unmoved(len(images), self.bundle.h))
+        on_air, scales = self._on_air(engine, images, _unmoved(len(images), self.bundle.h))
         headers = [Header(self.defense, session, counter + i) for i in range(len(images))]
-        return self._sealed(on_air, headers)
+        return self._sealed(on_air, headers, scales)
 
     def _send_moved(self, engine: Engine, images: Images, session: bytes, counter: int) -> list[Frame]:
         batch, h = len(images), self.bundle.h
@@ -195,25 +159,47 @@ class Transmitter:
         if odd:
             in_graph[-1] = index.identity(h)
         frames = np.arange(len(tables))
-        rows = engine(images, index.absolute(in_graph, frames[:batch], frames[:batch] ^ 1)).reshape(batch, h, -1)
+        moved = index.absolute(in_graph, frames[:batch], frames[:batch] ^ 1)
+        on_air, scales = self._on_air(engine, images, moved)
+        rows = on_air.reshape(batch, h, -1)
         if odd:
             # the last image meets its noise tensor here, because the graph knows only rows of images
             pair = np.concatenate([rows[-1], noise_rows(h, rows.shape[2])])
             mixed = index.gather(pair, index.absolute(tables[-2:], frames[:2], frames[:2] ^ 1))
             rows = np.concatenate([rows[:-1], mixed])
-        return self._sealed(rows, headers)
+            scales = [*scales, None]
+        return self._sealed(rows, headers, scales)
+
+    def _on_air(
+        self, engine: Engine, images: Images, tables: index.Table
+    ) -> tuple[NDArray[np.float32], Sequence[float | None]]:
+        """The rows of every frame, gathered by ``tables`` [batch, h] of absolute rows, and the scale of every image."""
+        if not self.bundle.has_scale:
+            return engine(images, tables), [None] * len(images)
+        rows = engine(images, tables, self._told(len(images))).reshape(*tables.shape, -1)
+        image = tables // self.bundle.h  # whose a row is
+        power = np.bincount(image.ravel(), np.einsum("bij,bij->bi", rows, rows).ravel()) / self.bundle.n_symbols
+        scales = 1 / np.sqrt(np.maximum(power, channel.SILENCE))
+        rows *= scales.astype(np.float32)[image, None]
+        return rows, scales.tolist()
 
     def _send_mixed(self, engine: Engine, images: Images, session: bytes, counter: int) -> list[Frame]:
         assert self._secret is not None  # __init__ refuses a defence without a key
         reals = 2 * self.bundle.n_symbols
         counters = range(counter, counter + len(images))
         keys = mix.derive_keys(self._secret, session, counters, self.bundle.digest, reals)
-        on_air = mix.normalize(engine(images, *mix.transmitter_inputs(keys, reals)))
-        return self._sealed(on_air, [Header(self.defense, session, counter) for counter in counters])
+        told = [self._told(len(images))] if self.bundle.has_scale else []
+        on_air, scales = mix.normalize(engine(images, *told, *mix.transmitter_inputs(keys, reals)))
+        return self._sealed(on_air, [Header(self.defense, session, counter) for counter in counters], scales.tolist())
 
-    def _sealed(self, on_air: NDArray[np.float32], headers: list[Header]) -> list[Frame]:
+    def _told(self, batch: int) -> NDArray[np.float32]:
+        return np.full(batch, self._snr_db, np.float32)
+
+    def _sealed(self, on_air: NDArray[np.float32], headers: list[Header], scales: Sequence[float | None]) -> list[Frame]:
         """The frames of what an engine gave, one for each header."""
         symbols = on_air.reshape(len(on_air), -1).view(np.complex64)
+        if self.bundle.has_scale:
+            headers = [replace(header, scale=x, snr_db=self._snr_db) for header, x in zip(headers, scales, strict=True)]
         return [Frame(row, self._sealer.seal(header)) for row, header in zip(symbols, headers, strict=True)]
 
     def _take_counters(self, count: int) -> tuple[bytes, int]:
@@ -221,7 +207,7 @@ class Transmitter:
 
         A counter is a nonce: threads must not share one, and every forked process gets a session of its own.
         """
-        here = self._counters.get(_process()) or self._counters.setdefault(_process(), _Counters())
+        here = self._counters.get(process()) or self._counters.setdefault(process(), Counters())
         with here.lock:
             first = here.first
             here.first += count + count % 2
@@ -261,20 +247,27 @@ class Receiver:
         precision: str = "fp32",
         threads: int | None = None,
         owner: str | Path | None = None,
+        snr_db: float | None = None,
     ) -> None:
-        """Arguments as those of Transmitter. Raises BundleError, EngineError or KeyFileError."""
+        """Arguments as those of Transmitter; ``snr_db`` is that of the received symbols, for a model that is told.
+
+        None: each frame's is measured, as what its power exceeds 1 by, which is that of the symbols, exactly. So it must be
+        given where an equaliser changes the power. Raises BundleError, EngineError or KeyFileError, ValueError as Transmitter.
+        """
         self.bundle = open_bundle(bundle, owner)
+        _check_snr(self.bundle, snr_db)
+        self._snr_db = snr_db
         secret = None if key is None else load_key(key)
         self._secret = secret
         self._sealer = HeaderSealer(secret, self.bundle.digest)
-        self._engines = _Engines(self.bundle, engine, precision, threads)
+        self._engines = Engines(self.bundle, engine, precision, threads)
         if secret is None:
             self._engines.open("receiver", pixels=False)
         else:
             self._engines.check("receiver")  # opened when such a frame comes
             self._engines.open("receiver-mix", pixels=False)
         self._window = None if secret is None else ReplayWindow()  # without a key anyone could fill it
-        self._own = _Own()
+        self._own = Locks()
         self.incomplete: list[int] = []
 
     def __repr__(self) -> str:
@@ -333,7 +326,7 @@ class Receiver:
         h = self.bundle.h
         nothing = np.zeros(self.bundle.n_symbols, np.complex64)  # for what was not received
         symbols_of = {(header.session, header.counter): symbols for header, symbols in opened}
-        wanted: list[tuple[index.Table, list[NDArray[np.complex64]]]] = []  # of each image its table and its frames
+        wanted: list[tuple[Header, index.Table, list[NDArray[np.complex64]]]] = []  # of each image its table and its frames
         incomplete: list[int] = []
         for header, symbols in opened:
             if header.noise:
@@ -347,15 +340,17 @@ class Receiver:
                 if partner is None:
                     incomplete.append(len(wanted))
                 frames.append(nothing if partner is None else partner)
-            wanted.append((index.invert(permutation, swapped), frames))
+            wanted.append((header, index.invert(permutation, swapped), frames))
         parts = []
         for start in range(0, len(wanted), BATCH):
             part = wanted[start : start + BATCH]
-            taken = {id(symbols): symbols for _, frames in part for symbols in frames}  # once, though a pair needs them twice
+            # once, though a pair needs them twice
+            taken = {id(symbols): symbols for _, _, frames in part for symbols in frames}
             place = {key: i for i, key in enumerate(taken)}
-            own, other = (np.array([place[id(frames[end])] for _, frames in part]) for end in (0, -1))
-            tables = index.absolute(np.stack([table for table, _ in part]), own, other)
-            parts.append(self._engines.open("receiver", pixels)(_reals(list(taken.values())), tables))
+            own, other = (np.array([place[id(frames[end])] for _, _, frames in part]) for end in (0, -1))
+            tables = index.absolute(np.stack([table for _, table, _ in part]), own, other)
+            known = self._side_information([(header, frames) for header, _, frames in part])
+            parts.append(self._engines.open("receiver", pixels)(_reals(list(taken.values())), tables, *known))
         images, is_picture = self._joined(parts, pixels)
         if not is_picture.all():
             raise ValueError(
@@ -375,7 +370,8 @@ class Receiver:
                 for session, group in groupby(part, lambda item: item[0].session)
             ]
             keys = each[0] if len(each) == 1 else mix.stack_keys(each)
-            parts.append(engine(_reals([symbols for _, symbols in part]), *mix.receiver_inputs(keys, reals)))
+            known = self._side_information([(header, [symbols]) for header, symbols in part])
+            parts.append(engine(_reals([symbols for _, symbols in part]), *known, *mix.receiver_inputs(keys, reals)))
         images, is_picture = self._joined(parts, pixels)
         if not pixels:
             is_picture = ~np.isnan(images.min(axis=(1, 2, 3)))  # NaN where one pixel is
@@ -386,6 +382,21 @@ class Receiver:
                 "headers and symbols do not belong together"
             )
         return images
+
+    def _side_information(self, images: list[tuple[Header, list[NDArray[np.complex64]]]]) -> list[NDArray[np.float32]]:
+        """What the graph is told, for each image by its header and the frames that its rows came in; nothing for most models.
+
+        float32 [batch, 3]: its scale, the noise power in a received symbol, the SNR in dB that Alice expected.
+        """
+        if not self.bundle.has_scale:
+            return []
+        return [np.array([[header.scale, self._noise(frames), header.snr_db] for header, frames in images], np.float32)]
+
+    def _noise(self, frames: list[NDArray[np.complex64]]) -> float:
+        """The noise power in a symbol: as told, or what the frames of a pair have, both together, beyond their power of 1."""
+        if self._snr_db is not None:
+            return float(10 ** (-self._snr_db / 10))
+        return max(sum(power(symbols) for symbols in frames) / len(frames) - 1, 10 ** (-_QUIET_DB / 10))
 
     def _joined(self, parts: list[NDArray[Any]], pixels: bool) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """What the engine gave, as one array of images, and which of them are pictures: of those in float32 all."""
@@ -417,7 +428,12 @@ class Receiver:
                 raise ValueError(
                     f"frame {i}: symbols must be complex64 [{wanted}], got {frame.symbols.dtype} {list(frame.symbols.shape)}"
                 )
-            if not _all_below(frame.symbols, MAX_AMPLITUDE):
+            if self.bundle.has_scale and header.scale is None and not header.noise:
+                raise HeaderError(
+                    f"frame {i}: its header carries no scale, which this model's receiver needs",
+                    "send it with the same bundle, by a Transmitter of this version",
+                )
+            if not all_below(frame.symbols, MAX_AMPLITUDE):
                 raise ValueError(f"frame {i}: symbols must be finite and below {MAX_AMPLITUDE:g}; was it equalised?")
             again = (header.session, header.counter) in seen
             if again or (self._window is not None and not self._window.fresh(header)):
@@ -429,11 +445,6 @@ class Receiver:
             opened.append((header, frame.symbols))
         first = {header.session: i for i, (header, _) in reversed(list(enumerate(opened)))}
         return sorted(opened, key=lambda item: (first[item[0].session], item[0].counter))
-
-
-def _process() -> tuple[int, int]:
-    """Names this process among those that it was forked from, some of which may have had its id."""
-    return forks(), os.getpid()
 
 
 @lru_cache(maxsize=2 * BATCH)
@@ -448,14 +459,11 @@ def _reals(symbols: Sequence[NDArray[np.complex64]]) -> NDArray[np.float32]:
     return stacked.view(np.float32).reshape(*stacked.shape, 2)
 
 
-def _all_below(symbols: NDArray[np.complex64], limit: float) -> bool:
-    """Whether all magnitudes are below ``limit``; false for NaN."""
-    if symbols.flags.c_contiguous:
-        # both parts below limit / sqrt(2) is enough, and quicker to find out
-        reals = symbols.view(np.float32)
-        if max(reals.max(), -reals.min()) < 0.7 * limit:
-            return True
-    return bool((np.abs(symbols) < limit).all())
+def _check_snr(bundle: Bundle, snr_db: float | None) -> None:
+    if snr_db is not None and not bundle.has_scale:
+        raise ValueError(f"{bundle.name} is for an SNR of {bundle.snr_db:g} dB and is told none: leave snr_db out")
+    if snr_db is not None and not math.isfinite(snr_db):
+        raise ValueError(f"snr_db must be finite, got {snr_db}")
 
 
 def _scheme(header: Header, sets: SchemeSets | None, h: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:

@@ -445,10 +445,10 @@ def test_who_packed_is_told_to_pack_again(made):
             open_bundle(made)
         assert caught.value.hint == f"{command} {made} --force"
     with pytest.raises(BundleError) as caught:
-        open_bundle("photos-0db").program("receiver", "fp32", "tensorrt")
-    assert caught.value.hint == "semseal build photos-0db --out OTHER --engine tensorrt"
+        open_bundle("photos-10db").program("receiver", "fp32", "tensorrt")
+    assert caught.value.hint == "semseal build photos-10db --out OTHER --engine tensorrt"
     with pytest.raises(BundleError) as caught:
-        open_bundle("photos-0db").graph("receiver", "fp8")
+        open_bundle("photos-10db").graph("receiver", "fp8")
     assert "export a link of your own" in caught.value.hint
 
 
@@ -475,22 +475,22 @@ def test_packaged_bundles_are_whole_and_small(snr):
 def test_packaged_bundles_need_no_owner_in_their_place_and_nowhere_else(tmp_path, monkeypatch):
     monkeypatch.setenv("SEMSEAL_OWNER", PIN)
     monkeypatch.chdir(tmp_path)
-    place = packaged_bundle("photos-0db")
-    assert open_bundle("photos-0db") == open_bundle(place) == open_bundle(str(place))
+    place = packaged_bundle("photos-10db")
+    assert open_bundle("photos-10db") == open_bundle(place) == open_bundle(str(place))
     shutil.copytree(place, tmp_path / "copy")
     (tmp_path / "link").symlink_to(place)
     around = place.parent / ".." / place.parent.name / place.name
     for path in (tmp_path / "copy", tmp_path / "link", around):
         with pytest.raises(BundleError, match="is not signed"):
             open_bundle(path)
-    (tmp_path / "copy").rename(tmp_path / "photos-0db")  # a folder of that name comes first
+    (tmp_path / "copy").rename(tmp_path / "photos-10db")  # a folder of that name comes first
     with pytest.raises(BundleError, match="is not signed"):
-        open_bundle("photos-0db")
+        open_bundle("photos-10db")
 
 
 def test_only_a_packaged_bundle_is_written_without_signature(tmp_path):
     with pytest.raises(BundleError, match="a bundle is signed"):
         write_bundle(tmp_path / "b", FILES, ABOUT, None)
     with pytest.raises(BundleError, match="a bundle is signed"):
-        write_bundle(packaged_bundle("photos-0db"), FILES, ABOUT, OWNER)
+        write_bundle(packaged_bundle("photos-10db"), FILES, ABOUT, OWNER)
     assert list(tmp_path.iterdir()) == []

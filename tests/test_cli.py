@@ -42,7 +42,7 @@ def test_help_lists_what_can_be_chosen():
     assert f"[{'|'.join(BY_NAME)}]" in shown
     assert "[white-box|black-box|" in shown
     assert "[fp32|fp16|int8]" in shown
-    assert "photos-20db]" in semseal("train", "--help").stdout
+    assert "edge-quality]" in semseal("train", "--help").stdout
     assert "[tensorrt|tensorrt-rtx]" in semseal("export", "--help").stdout
 
 

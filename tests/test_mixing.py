@@ -1,17 +1,21 @@
 """The defence mix in the deployed graphs and in the link."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
-from semseal.export.mixing import with_mix
 from semseal.runtime import channel
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense import mix
 from semseal.runtime.defense.header import HeaderSealer
 from semseal.runtime.engine import open_engine
 from semseal.runtime.errors import HeaderError
+from semseal.runtime.libraries import load_onnxruntime
 from semseal.runtime.link import BrokenDefenseWarning, Frame, Receiver, Transmitter
 from semseal.runtime.metrics import psnr
+from semseal.runtime.mixing import with_mix
 
 KEY = bytes(range(32))
 SESSION, DIGEST = bytes(16), bytes(32)
@@ -41,6 +45,20 @@ def test_keys_are_inputs_and_no_row_index_is_left(bundle, side, precision):
     assert not [node.name for node in graph.node if node.op_type == "Reshape" and node.input[0] in reshaped]
 
 
+def test_onnxruntime_casts_signs_when_they_are_needed_not_before_the_network(tmp_path):
+    onnxruntime = load_onnxruntime("onnxruntime-cpu")
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "run")
+    session = onnxruntime.InferenceSession(open_bundle("photos-10db").graph("transmitter-mix"), options)
+    images = np.zeros((1, 3, 180, 180), np.float32)
+    keys = mix.transmitter_inputs(mix.derive_keys(KEY, SESSION, [1], DIGEST, 32400), 32400)
+    session.run(None, dict(zip([value.name for value in session.get_inputs()], [images, *keys], strict=True)))
+    events = json.loads(Path(session.end_profiling()).read_text())
+    order = [event["args"]["op_name"] for event in events if event.get("name", "").endswith("_kernel_time")]
+    last_of_network = len(order) - 1 - order[::-1].index("Conv")
+    assert order[last_of_network:].count("Cast") >= mix.LAYERS
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("engine", ["onnxruntime-cpu", "openvino"])
@@ -50,7 +68,7 @@ def test_the_graph_mixes_as_the_reference_does(bundle, small_images, engine, pre
     keys = mix.derive_keys(KEY, SESSION, range(5, 5 + batch), DIGEST, 192)
     expected = mix.mix(plain.reshape(batch, -1), keys)
     raw = open_engine(engine, bundle.graph("transmitter-mix", precision))(images, *mix.transmitter_inputs(keys, 192))
-    on_air = mix.normalize(raw)
+    on_air = mix.normalize(raw)[0]
     np.testing.assert_allclose(on_air.reshape(batch, -1), expected, rtol=0, atol=ROUNDING)
     assert np.abs(np.square(on_air, dtype=np.float64).sum(axis=(1, 2)) / on_air.shape[1] - 1).max() < 1e-8
     back = open_engine(engine, bundle.graph("receiver-mix", precision))(on_air, *mix.receiver_inputs(keys, 192))
@@ -126,7 +144,7 @@ def test_any_size_padded_or_not_and_each_image_its_own_power(n):
     keys = mix.derive_keys(KEY, SESSION, range(3), DIGEST, n)
     plain = open_engine("onnxruntime-cpu", transmitter)(images, identity(3, 2))
     mixing = with_mix(transmitter, "transmitter", 2, n // 2, 3)
-    on_air = mix.normalize(open_engine("onnxruntime-cpu", mixing)(images, *mix.transmitter_inputs(keys, n)))
+    on_air = mix.normalize(open_engine("onnxruntime-cpu", mixing)(images, *mix.transmitter_inputs(keys, n)))[0]
     np.testing.assert_allclose(on_air.reshape(3, -1), mix.mix(plain.reshape(3, -1), keys), rtol=0, atol=ROUNDING)
     unmixing = open_engine("onnxruntime-cpu", with_mix(receiver, "receiver", 2, n // 2, 3))
     back = unmixing(on_air, *mix.receiver_inputs(keys, n))
@@ -144,7 +162,7 @@ def test_a_picture_that_the_encoder_answers_with_zero_is_sent_like_others():
     mixing = open_engine("onnxruntime-cpu", with_mix(model.SerializeToString(), "transmitter", 2, n // 2, 3))
     keys = mix.derive_keys(KEY, SESSION, [0], DIGEST, n)
     black = np.zeros((1, 3, 2, n // 6), np.float32)
-    on_air = mix.normalize(mixing(black, *mix.transmitter_inputs(keys, n)))
+    on_air = mix.normalize(mixing(black, *mix.transmitter_inputs(keys, n)))[0]
     np.testing.assert_allclose(on_air.reshape(1, -1), mix.mix(black.reshape(1, -1), keys), rtol=0, atol=ROUNDING)
     assert np.square(on_air, dtype=np.float64).sum() / on_air.shape[1] == pytest.approx(1, abs=1e-8)
 

@@ -64,7 +64,7 @@ def test_every_graph_builds_for_every_generation_and_the_index_stays_an_input(gr
 
 
 @builds
-@pytest.mark.parametrize("name", ["photos-0db", "photos-10db", "photos-20db"])
+@pytest.mark.parametrize("name", ["edge", "edge-quality", "photos-10db"])
 def test_packaged_graphs_build(name, side):
     bundle = open_bundle(packaged_bundle(name))
     for precision in bundle.manifest["precisions"]:

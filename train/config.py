@@ -91,6 +91,11 @@ class TrainConfig:
         if self.crop < 0 or self.crop % 4:
             raise ValueError(f"crop must be a multiple of 4, got {self.crop}")
 
+    @property
+    def snr_range(self) -> list[float]:
+        """The lowest and the highest SNR in dB that the model is for."""
+        return [float(self.snr_db - self.snr_span_db), float(self.snr_db + self.snr_span_db)]
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
@@ -101,7 +106,7 @@ class TrainConfig:
         if not path.is_file():
             raise TrainingError(
                 f"{run} is not a run: it has no config.json",
-                f"make one with semseal train --preset photos-10db --data photos --out {run}",
+                f"make one with semseal train --preset edge --data photos --out {run}",
             )
         try:
             fields: dict[str, Any] = json.loads(path.read_text())
@@ -115,11 +120,12 @@ class TrainConfig:
 
 _EDGE: dict[str, Any] = {
     "snr_span_db": 10.0,
+    "lr": 1.5e-3,
     "batch": 16,
     "crop": 96,
     "ema": 0.999,
     "warmup": 500,
-    "steps": 45_000,
+    "steps": 30_000,
     "precision": "bf16-mixed",
 }
 
@@ -131,5 +137,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     "photos-10db": {"snr_db": 10.0, "steps": 12_000, "batch": 16, "precision": "bf16-mixed"},
     "edge": {"model": ModelConfig(network="edge"), **_EDGE},
     # started from a run of edge (--init), whose transmitter it keeps
-    "edge-quality": {"model": ModelConfig(network="edge", receiver_blocks=4), **_EDGE, "freeze_transmitter": True},
+    "edge-quality": {"model": ModelConfig(network="edge", receiver_blocks=4), **_EDGE, "steps": 20_000, "freeze_transmitter": True},
 }

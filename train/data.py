@@ -136,8 +136,9 @@ def _levels(pictures: Pictures, path: Path, height: int, width: int) -> list[Bat
     rows, columns = picture.shape[:2]
     image = Image.fromarray(picture)
     scale = max(min(LARGEST_SIDE / min(rows, columns), 1.0), height / rows, width / columns)
-    levels = []
-    while not levels or (rows * scale >= height and columns * scale >= width and min(rows, columns) * scale >= SMALLEST_SIDE - 1):
+    levels: list[Batch] = []
+    least = max(SMALLEST_SIDE - 1, height, width)
+    while not levels or min(rows, columns) * scale >= least:
         size = max(round(columns * scale), width), max(round(rows * scale), height)
         levels.append(np.asarray(image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)))
         scale /= 2**0.5

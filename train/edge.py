@@ -28,6 +28,13 @@ BLOCK = 4  # pixels of a block's side
 MIN_DB, MAX_DB = -3.0, 26.0  # the SNR that it is trained for, with a margin; what is told beyond that is taken as that
 NOMINAL_DB = 10.0  # the SNR at which what is told is 0
 _WIDTH = 64  # channels inside
+_SENDER_INSIDE = 48  # of the transmitter's block, which also has to take the picture apart in the same time
+
+
+def to_unit_power(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [batch, h, w*c] times what makes the power of each image 1 per complex symbol, and these scales [batch]."""
+    scale = torch.rsqrt((2 * rows.square().mean(dim=(1, 2))).clamp_min(1e-12))
+    return rows * scale[:, None, None], scale
 
 
 def space_to_depth(x: Tensor) -> Tensor:
@@ -45,59 +52,60 @@ def depth_to_space(y: Tensor) -> Tensor:
     batch, channels, h, w = y.shape
     colours = channels // BLOCK**2
     if torch.onnx.is_in_onnx_export():
-        attributes: dict[str, int | str] = {"blocksize": BLOCK, "mode": "DCR"}
         shape = (batch, colours, h * BLOCK, w * BLOCK)
-        return torch.onnx.ops.symbolic("DepthToSpace", [y], attributes, dtype=y.dtype, shape=shape)
+        return torch.onnx.ops.symbolic("DepthToSpace", [y], {"blocksize": BLOCK, "mode": "DCR"}, dtype=y.dtype, shape=shape)
     blocks = y.reshape(batch, BLOCK, BLOCK, colours, h, w)
     return blocks.permute(0, 3, 4, 1, 5, 2).reshape(batch, colours, h * BLOCK, w * BLOCK)
 
 
 class _ResidualBlock(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, inside: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1)
-        self.second = nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1)
+        self.first = nn.Conv2d(_WIDTH, inside, 3, padding=1)
+        self.second = nn.Conv2d(inside, _WIDTH, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.relu(x + self.second(functional.relu(self.first(x))))
 
 
 class _Modulation(nn.Module):
-    """Scale and shift of every channel by what is known of the channel: [batch, known] to twice [batch, 64, 1, 1]."""
+    """Scale and shift of every channel by what is known of the radio: [batch, known, 1, 1] to twice [batch, 64, 1, 1]."""
 
     def __init__(self, known: int) -> None:
         super().__init__()
-        self.hidden = nn.Linear(known, 32)
-        self.out = nn.Linear(32, 2 * _WIDTH)
+        self.hidden = nn.Conv2d(known, 32, 1)
+        self.out = nn.Conv2d(32, 2 * _WIDTH, 1)
         nn.init.zeros_(self.out.weight)
+        assert self.out.bias is not None
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor, known: Tensor) -> Tensor:
-        scale, shift = self.out(functional.relu(self.hidden(known)))[:, :, None, None].chunk(2, dim=1)
+        scale, shift = self.out(functional.relu(self.hidden(known))).chunk(2, dim=1)
         return x * (1 + scale) + shift
 
 
-def _convolutions(inputs: int, outputs: int, blocks: int) -> tuple[nn.Conv2d, nn.Sequential, nn.Conv2d]:
+def _convolutions(inputs: int, outputs: int, blocks: int, inside: int) -> tuple[nn.Conv2d, nn.Sequential, nn.Conv2d]:
     first = nn.Conv2d(inputs, _WIDTH, 3, padding=1)
     last = nn.Conv2d(_WIDTH, outputs, 3, padding=1)
     nn.init.zeros_(last.weight)
     assert last.bias is not None
     nn.init.zeros_(last.bias)
-    return first, nn.Sequential(*[_ResidualBlock() for _ in range(blocks)]), last
+    return first, nn.Sequential(*[_ResidualBlock(inside) for _ in range(blocks)]), last
 
 
 class Gains(nn.Module):
-    """ln of the factor of every feature as Alice's SNR moves from the nominal one: [batch] in dB to [batch, c, 1, 1].
+    """ln of the factor of every feature as Alice's SNR moves from the nominal one: told [batch, 1, 1, 1] to [batch, c, 1, 1].
 
     Both ends have it, so Bob undoes what Alice did.
     """
 
     def __init__(self, c: int) -> None:
         super().__init__()
-        self.slope = nn.Parameter(torch.zeros(2, c))
+        self.slope = nn.Parameter(torch.zeros(c, 1, 1))
+        self.bend = nn.Parameter(torch.zeros(c, 1, 1))
 
     def forward(self, told: Tensor) -> Tensor:
-        return (told[:, None] * (self.slope[0] + told[:, None] * self.slope[1]))[:, :, None, None]
+        return told * (self.slope + told * self.bend)
 
 
 class Encoder(nn.Module):
@@ -106,14 +114,14 @@ class Encoder(nn.Module):
     def __init__(self, c: int, blocks: int) -> None:
         super().__init__()
         self.linear = nn.Conv2d(3 * BLOCK**2, c, 1)
-        self.first, self.blocks, self.last = _convolutions(3 * BLOCK**2, c, blocks)
+        self.first, self.blocks, self.last = _convolutions(3 * BLOCK**2, c, blocks, _SENDER_INSIDE)
         self.modulate = _Modulation(1)
 
     def forward(self, x: Tensor, told: Tensor, gains: Tensor) -> Tensor:
         blocks = space_to_depth(x)
         with torch.autocast(x.device.type, enabled=False):
             features = self.linear(blocks)
-        z = functional.relu(self.modulate(self.first(blocks - 0.5), told[:, None]))
+        z = functional.relu(self.modulate(self.first(blocks - 0.5), told))
         return (features + self.last(self.blocks(z)).float()) * gains.exp()
 
 
@@ -122,20 +130,21 @@ class Decoder(nn.Module):
 
     def __init__(self, c: int, blocks: int) -> None:
         super().__init__()
-        self.log_signal = nn.Parameter(torch.zeros(c))  # ln of each feature's variance, at the nominal SNR
+        self.log_signal = nn.Parameter(torch.zeros(c, 1, 1))  # ln of each feature's variance, at the nominal SNR
         self.linear = nn.Conv2d(c, 3 * BLOCK**2, 1)
-        self.level = nn.Parameter(torch.ones(c))  # brings the features to one range for the network beside
-        self.first, self.blocks, self.last = _convolutions(c, 3 * BLOCK**2, blocks)
+        self.level = nn.Parameter(torch.ones(c, 1, 1))  # brings the features to one range for the network beside
+        self.first, self.blocks, self.last = _convolutions(c, 3 * BLOCK**2, blocks, _WIDTH)
         self.modulate = _Modulation(2)
 
-    def forward(self, y: Tensor, log_noise: Tensor, told: Tensor, gains: Tensor) -> Tensor:
-        signal = self.log_signal[:, None, None] + 2 * gains
-        # 1 / (1 + noise / signal), the Wiener filter, in logarithms: FP16 holds them
-        y = y * (torch.sigmoid(signal - log_noise[:, None, None, None]) * (-gains).exp())
+    def forward(self, received: Tensor, scale: Tensor, log_noise: Tensor, told: Tensor, gains: Tensor) -> Tensor:
+        signal = self.log_signal + 2 * gains
+        # 1 / (1 + noise / signal) is the Wiener filter
+        shrink = torch.sigmoid(signal - log_noise) * (-gains).exp()
+        y = received * (shrink / scale)
         with torch.autocast(y.device.type, enabled=False):
             linear = self.linear(y)
-        known = torch.stack([log_noise / 4 + 1, told], dim=1)
-        z = functional.relu(self.modulate(self.first(y * self.level[:, None, None]), known))
+        known = torch.cat([log_noise / 4 + 1, told], dim=1)
+        z = functional.relu(self.modulate(self.first(y * self.level), known))
         return depth_to_space(linear + self.last(self.blocks(z)).float())
 
 
@@ -144,7 +153,11 @@ def _told(snr_db: Tensor) -> Tensor:
 
 
 class EdgeCodec(nn.Module):
-    """Transmitter and receiver for images [batch, 3, height, width] in 0..1 of any size in multiples of 4."""
+    """Transmitter and receiver for images [batch, 3, height, width] in 0..1 of any size in multiples of 4.
+
+    What is told of the channel is float32: ``snr_db`` [batch], what Alice expects; ``side_information`` [batch, 3], the scale
+    of each image, the noise power in a complex symbol as received, and Alice's ``snr_db``.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -153,39 +166,38 @@ class EdgeCodec(nn.Module):
         self.encoder = Encoder(config.c, blocks=1)
         self.decoder = Decoder(config.c, config.receiver_blocks)
 
-    def encode_rows(self, x: Tensor, snr_db: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and the SNR that Alice expects, in dB [batch], to unit-power rows [batch, h, w*c] and the scale [batch]."""
-        told = _told(snr_db)
-        features = self.encoder(x, told, self.gains(told))
-        rows = features.permute(0, 2, 3, 1).flatten(2)
-        power = 2 * rows.square().mean(dim=(1, 2))
-        scale = torch.rsqrt(power.clamp_min(1e-12))
-        return rows * scale[:, None, None], scale
+    def encode_rows(self, x: Tensor, snr_db: Tensor) -> Tensor:
+        """Images to rows [batch, h, w*c], as loud as they come: their power is for ``to_unit_power``."""
+        told = _told(snr_db.reshape(-1, 1, 1, 1))
+        return self.encoder(x, told, self.gains(told)).permute(0, 2, 3, 1).flatten(2)
 
-    def decode_rows(self, rows: Tensor, scale: Tensor, noise: Tensor, snr_db: Tensor) -> Tensor:
-        """Received rows [batch, h, w*c] to images.
-
-        ``scale`` and ``snr_db`` are Alice's, ``noise`` is the noise power in a complex symbol as received; all [batch].
-        """
-        told = _told(snr_db)
-        features = rows.unflatten(2, (-1, self.config.c)).permute(0, 3, 1, 2) / scale[:, None, None, None]
+    def decode_rows(self, rows: Tensor, side_information: Tensor) -> Tensor:
+        """Rows [batch, h, w*c] of unit power, as received, to images."""
+        scale, noise, snr_db = side_information.reshape(-1, 3, 1, 1).split(1, dim=1)
         noise = noise.clamp(10 ** (-MAX_DB / 10), 10 ** (-MIN_DB / 10))
-        log_noise = torch.log(noise / 2) - 2 * torch.log(scale)  # of a feature's noise power
-        return self.decoder(features, log_noise, told, self.gains(told))
+        log_noise = torch.log(noise / (2 * scale.square()))  # of what is in a feature
+        told = _told(snr_db)
+        received = rows.unflatten(2, (-1, self.config.c)).permute(0, 3, 1, 2)
+        return self.decoder(received, scale, log_noise, told, self.gains(told))
 
-    def encode(self, x: Tensor, snr_db: Tensor) -> tuple[Tensor, Tensor]:
-        """Images to symbols [batch, N, 2], mean power 1 per complex symbol and image, and the scale [batch]."""
-        rows, scale = self.encode_rows(x, snr_db)
-        return rows.reshape(x.shape[0], -1, 2), scale
+    def encode(self, x: Tensor, snr_db: Tensor) -> Tensor:
+        """Images to symbols [batch, N, 2], as loud as they come."""
+        return self.encode_rows(x, snr_db).reshape(x.shape[0], self.config.n_symbols, 2)
+
+    def decode(self, symbols: Tensor, side_information: Tensor) -> Tensor:
+        """Symbols [batch, N, 2] of unit power, as received, to images in 0..1."""
+        rows = symbols.reshape(symbols.shape[0], self.config.h, self.config.w * self.config.c)
+        return self.decode_rows(rows, side_information).clamp(0, 1)
 
     def forward(self, x: Tensor, snr_db: Tensor, noise: Tensor, drawn: Tensor) -> Tensor:
-        """The whole link: images to images.
+        """The whole link: images to images, which may be beyond 0..1.
 
         ``snr_db`` is what both ends believe, ``noise`` the noise power in a complex symbol, [batch]; ``drawn`` standard normal
         [batch, h, w*c].
         """
-        rows, scale = self.encode_rows(x, snr_db)
-        return self.decode_rows(rows + drawn * (noise / 2).sqrt()[:, None, None], scale, noise, snr_db)
+        rows, scale = to_unit_power(self.encode_rows(x, snr_db))
+        received = rows + drawn * (noise / 2).sqrt()[:, None, None]
+        return self.decode_rows(received, torch.stack([scale, noise, snr_db], dim=1))
 
     def start_linear(self, blocks: NDArray) -> None:
         """Make this the linear code of blocks float [n, 48], channels as ``space_to_depth`` has them, values in 0..1."""
@@ -194,11 +206,14 @@ class EdgeCodec(nn.Module):
         variances, vectors = torch.linalg.eigh((values - mean).T @ (values - mean) / len(values))
         variances, vectors = variances.flip(0)[: self.config.c].clamp_min(1e-8), vectors.flip(1)[:, : self.config.c]
         gains = variances**-0.25
+        analysis_bias, synthesis_bias = self.encoder.linear.bias, self.decoder.linear.bias
+        assert analysis_bias is not None
+        assert synthesis_bias is not None
         with torch.no_grad():
             analysis = gains[:, None] * vectors.T
             self.encoder.linear.weight.copy_(analysis[:, :, None, None])
-            self.encoder.linear.bias.copy_(-analysis @ mean)
+            analysis_bias.copy_(-analysis @ mean)
             self.decoder.linear.weight.copy_((vectors / gains)[:, :, None, None])
-            self.decoder.linear.bias.copy_(mean)
-            self.decoder.log_signal.copy_((gains.square() * variances).log())
-            self.decoder.level.copy_((gains.square() * variances).rsqrt())
+            synthesis_bias.copy_(mean)
+            self.decoder.log_signal.copy_((gains.square() * variances).log()[:, None, None])
+            self.decoder.level.copy_((gains.square() * variances).rsqrt()[:, None, None])

@@ -110,6 +110,17 @@ def train(
         forget(out)
 
 
+def resized(model: Link, height: int, width: int) -> Link:
+    """The same weights for pictures of another size. Raises TrainingError for one that is no multiple of 4."""
+    try:
+        config = dataclasses.replace(model.config, height=height, width=width)
+    except ValueError as error:
+        raise TrainingError(str(error), "choose another --size") from None
+    other = build(config)
+    other.load_state_dict(model.state_dict())
+    return other.eval()
+
+
 def load_run(run: Path) -> Link:
     """The trained model of a run folder, float32 on the CPU, in evaluation mode.
 
@@ -136,11 +147,7 @@ def _launch(config: TrainConfig, devices: int) -> Fabric:
     """The processes and devices that share the batch. Raises TrainingError where they cannot be had."""
     world = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
     try:
-        fabric = Fabric(
-            accelerator="auto",
-            devices=world,
-            strategy="ddp" if world > 1 else "auto",
-        )
+        fabric = Fabric(accelerator="auto", devices=world, strategy="ddp" if world > 1 else "auto")
     except (MisconfigurationException, TypeError) as error:
         raise TrainingError(f"{world} devices cannot be had here: {error}", "choose another number of --devices") from None
     fabric.launch()
@@ -223,8 +230,9 @@ def _check_finite(loss: float, gradient: float, step: int, config: TrainConfig, 
 def _step(
     link: Any, optimizer: Any, fabric: Fabric, config: TrainConfig, batch: NDArray[np.uint8], step: int, whole: bool, stop: bool
 ) -> tuple[float, float, float, bool]:
-    """One update; the loss and mean square error over all devices, the gradient's norm before clipping, whether any wants to stop.
+    """One update.
 
+    Returns the loss and mean square error over all devices, the gradient's norm before clipping, and whether any wants to stop.
     Where loss or gradient is not finite, the weights are left as they were.
     """
     for group in optimizer.param_groups:
@@ -305,10 +313,9 @@ def _validate(model: Link, config: TrainConfig, x: Tensor) -> dict[str, float]:
     for snr_db in [config.snr_db - span, config.snr_db, config.snr_db + span] if span else [config.snr_db]:
         generator = torch.Generator(x.device).manual_seed(config.seed)
         if isinstance(model, EdgeCodec):
-            rows, scale = model.encode_rows(x, told := torch.full((len(x),), snr_db, device=x.device))
-            noise = torch.randn(rows.shape, generator=generator, device=x.device)
-            power = 10 ** (-told / 10)
-            x_hat = model.decode_rows(rows + noise * (power / 2).sqrt()[:, None, None], scale, power, told).clamp(0, 1)
+            told = torch.full((len(x),), snr_db, device=x.device)
+            noise = torch.randn(len(x), config.model.h, config.model.w * config.model.c, generator=generator, device=x.device)
+            x_hat = model(x, told, 10 ** (-told / 10), noise).clamp(0, 1)
         else:
             x_hat = model.decode(transmit(model.encode(x), config, generator))
         measured[f"{snr_db:g}"] = float(psnr((x_hat - x).square().mean(dim=(1, 2, 3))).mean())

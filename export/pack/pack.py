@@ -118,7 +118,7 @@ def pack(
     recorded = ("gain", "own_power", "psnr_original", "psnr_packed", "notes")
     manifest = {
         "model": {name: getattr(packed, name) for name in ("height", "width", "h", "w", "c")},
-        "snr_db": snr_db,
+        "snr_db": [snr_db, snr_db],
         "packed": {name: getattr(packed, name) for name in recorded},
     }
     graphs = rewrite(packed.transmitter), rewrite(packed.receiver)

@@ -1,8 +1,8 @@
 """semseal: semantic communication links on ONNX engines, and what an eavesdropper sees of them.
 
-    tx = Transmitter("photos-10db", key="alice.key", defense="mix")
+    tx = Transmitter("edge", key="alice.key", defense="mix")
     frames = tx.send(images)                                        images float32 [batch, 3, height, width] in 0..1
-    images_hat = Receiver("photos-10db", key="alice.key").receive(frames)
+    images_hat = Receiver("edge", key="alice.key").receive(frames)
 
 These names are the public interface. Each is loaded when it is first used, so that ``import semseal`` costs nothing and a link
 runs where only NumPy and an engine are installed; ``audit`` needs the extra of that name.

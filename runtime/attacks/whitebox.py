@@ -44,8 +44,11 @@ def invert(
     settings: WhiteBoxSettings = FAST,
     batch: int = 16,
     advance: Callable[[int], None] = lambda image_steps: None,
+    scales: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Symbols complex64 [n, N] to images float32 [n, 3, height, width] in 0..1; ``h`` is the number of feature rows.
+
+    ``scales`` [n] is by what the transmitter's symbols are multiplied before they are sent; None: 1.
 
     Every image starts from ``start``, float32 [3, height, width] in 0..1, such as the mean of the attacker's images; with
     ``settings.from_zero`` only its shape matters. The images of a batch do not influence each other. ``advance`` is called
@@ -57,11 +60,12 @@ def invert(
         part = received[first : first + batch]
         target = torch.from_numpy(np.ascontiguousarray(part).view(np.float32).reshape(len(part), -1, 2))
         index = torch.arange(len(part) * h, dtype=torch.int32).reshape(len(part), h)
+        scale = torch.ones(len(part)) if scales is None else torch.from_numpy(scales[first : first + batch])
 
-        def distance(x: Tensor, _: int, target: Tensor = target, index: Tensor = index) -> Tensor:
+        def distance(x: Tensor, _: int, target: Tensor = target, index: Tensor = index, scale: Tensor = scale) -> Tensor:
             with bf16_where_native():
                 symbols = transmitter(x, index)
-            return (symbols.float() - target).square().sum()
+            return (symbols.float() * scale[:, None, None] - target).square().sum()
 
         out[first : first + len(part)] = minimise(initial_images(start, len(part), settings), distance, settings, advance)
     return out

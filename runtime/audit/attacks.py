@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from semseal.runtime import metrics
 from semseal.runtime.attacks import (
     accumulate,
     blackbox,
@@ -65,6 +66,7 @@ class Attack:
     published: bool = False  # the paper's own
     misuse: bool = False
     noiseless: bool = False  # does without Eve's channel, so that one of her SNRs is enough
+    of_scale: bool = False  # for models whose scale is in the header
 
 
 # attacks that end in pictures
@@ -76,26 +78,34 @@ def _white_box(scene: Scene, cell: Cell, advance: Advance) -> Images:
     # half way to grey: from the plain mean, as from black, a few pictures do not get away
     start = (scene.mean_picture + np.float32(0.5)) / np.float32(2)
     told = _in_seconds(advance, WHITE_BOX_S)
-    return whitebox.invert(scene.surrogate, received, start, scene.bundle.h, settings, advance=told)
+    if not scene.bundle.has_scale:
+        return whitebox.invert(scene.surrogate, received, start, scene.bundle.h, settings, advance=told)
+    if cell.defense != "none":
+        return whitebox.invert(scene.surrogate_on_air, received, start, scene.bundle.h, settings, advance=told)
+    scales = scene.scales[: len(few)]
+    return whitebox.invert(scene.surrogate, received, start, scene.bundle.h, settings, advance=told, scales=scales)
 
 
 def _black_box(scene: Scene, cell: Cell, advance: Advance) -> Images:
     defense, settings = DEFENSES[cell.defense], scene.settings
     network = blackbox.new_network(*scene.feature_shape, scene.bundle.height, scene.bundle.width, settings.seed)
     practice = scene.received_symbols(scene.attacker_images, defense, _snr(cell), 2)
+    received = scene.received_symbols(scene.images, defense, _snr(cell), 1)
+    if defense.name == "none":  # the network is given them as loud as they were, where Eve knows that
+        practice, received = practice / scene.attacker_scales[:, None], received / scene.scales[:, None]
     steps, told = settings.blackbox_steps, _in_seconds(advance, BLACK_BOX_S)
     blackbox.train_inverse(network, practice, scene.attacker_images, steps=steps, seed=settings.seed, advance=told)
-    return blackbox.invert(network, scene.received_symbols(scene.images, defense, _snr(cell), 1))
+    return blackbox.invert(network, received)
 
 
 def _no_key(scene: Scene, cell: Cell, _: Advance) -> Images:
     received = scene.received_rows(scene.images, DEFENSES[cell.defense], _snr(cell), 1)
-    return scene.decode(received.reshape(-1, *received.shape[2:]))
+    return _decoded(scene, cell, received.reshape(-1, *received.shape[2:]))
 
 
 def _row_ordering(scene: Scene, cell: Cell, _: Advance) -> Images:
     received = scene.received_rows(scene.images, DEFENSES[cell.defense], _snr(cell), 1)
-    return _ordered(scene, _row_model(scene, _snr(cell)), received)
+    return _ordered(scene, cell, _row_model(scene, _snr(cell)), received)
 
 
 def _brute_force(scene: Scene, cell: Cell, _: Advance) -> Images:
@@ -105,7 +115,7 @@ def _brute_force(scene: Scene, cell: Cell, _: Advance) -> Images:
     for group in received:
         found = bruteforce.search(_row_model(scene, _snr(cell)), list(group), permutations, swapped)
         rows.append(ordering.arrange(group.reshape(-1, group.shape[2]), found.order))
-    return scene.decode(np.concatenate(rows))
+    return _decoded(scene, cell, np.concatenate(rows))
 
 
 def _row_matching(scene: Scene, cell: Cell, advance: Advance) -> Images:
@@ -113,7 +123,7 @@ def _row_matching(scene: Scene, cell: Cell, advance: Advance) -> Images:
     received = scene.received_rows(few, DEFENSES[cell.defense], _snr(cell), 1)
     rows = _in_order(_row_model(scene, _snr(cell)), received).reshape(received.shape)
     told = _in_seconds(advance, ROW_MATCHING_S)
-    found = rowmatching.invert(scene.surrogate, rows, scene.mean_picture, settings, settings.steps // 3, advance=told)
+    found = rowmatching.invert(scene.surrogate_on_air, rows, scene.mean_picture, settings, settings.steps // 3, advance=told)
     return scene.best_order(found.reshape(-1, *found.shape[2:]), received.shape[1])
 
 
@@ -145,7 +155,7 @@ def _reused_scheme(scene: Scene, cell: Cell, _: Advance) -> Images:
     clean = np.concatenate([scene.clean_rows(scene.attacker_images[:2]), scene.clean_rows(scene.images)])
     pools = under_one_key(scene, defense, clean, _snr(cell)).reshape(-1, defense.streams * h, r)
     found = reuse.match_rows(clean[: defense.streams].reshape(1, defense.streams * h, r), pools[:1])
-    return scene.decode(pools[:, found].reshape(clean.shape)[2:])
+    return _decoded(scene, cell, pools[:, found].reshape(clean.shape)[2:])
 
 
 def _reused_stream(scene: Scene, cell: Cell, _: Advance) -> Images:
@@ -156,7 +166,7 @@ def _reused_stream(scene: Scene, cell: Cell, _: Advance) -> Images:
     packets = np.concatenate([scene.attacker_rows[:known], clean])
     received = under_one_key(scene, DEFENSES[cell.defense], packets, _snr(cell))
     rows = reuse.unmix(mine[known:], mine[:known], received[:known], received[known:], _snr(cell))
-    return scene.decode(rows.reshape(clean.shape))
+    return _decoded(scene, cell, rows.reshape(clean.shape))
 
 
 def _four_packets(scene: Scene, cell: Cell, _: Advance) -> Images:
@@ -166,7 +176,7 @@ def _four_packets(scene: Scene, cell: Cell, _: Advance) -> Images:
     groups, repeats, streams, h, r = packets.shape
     one, four = _row_model(scene, snr), _row_model(scene, snr + accumulate.gain_db(REPEATS))
     mean = np.stack([accumulate.average(one, group.reshape(repeats, streams * h, r)) for group in packets])
-    return _ordered(scene, four, mean.reshape(groups, streams, h, r))
+    return _ordered(scene, cell, four, mean.reshape(groups, streams, h, r))
 
 
 # games
@@ -191,6 +201,15 @@ def _identify(scene: Scene, defense: Defense, snr: float) -> tuple[GameResult, .
     guess = identification.identify(eve, scene.clean_rows(scene.images), np.concatenate(packets), truth)
     rates = (("top-1", guess.top1, guess.chance), ("true positives at 1 % false", guess.tpr_at_1_percent, 0.01))
     return tuple(GameResult(name, rate.value, rate.low, rate.high, rate.n, chance, "rate") for name, rate, chance in rates)
+
+
+def _leaked_scale(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, ...]:
+    """Whatever the defence is, she names the picture whose scale is nearest to that of the packet."""
+    sent = np.log(scene.scales)
+    distances = np.abs(sent[:, None] - sent)
+    distances += 1e-9 * np.random.default_rng([scene.settings.seed, 23]).random(distances.shape)  # of equal ones any
+    rate = metrics.proportion(int((distances.argmin(axis=1) == np.arange(len(sent))).sum()), len(sent))
+    return (GameResult("top-1", rate.value, rate.low, rate.high, rate.n, 1 / len(sent), "rate"),)
 
 
 def _linkability(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, ...]:
@@ -248,8 +267,13 @@ def _in_seconds(advance: Advance, seconds: float) -> Callable[[int], None]:
     return lambda pictures: advance(pictures * seconds)
 
 
-def _ordered(scene: Scene, model: ordering.RowModel, received: Rows) -> Images:
-    return scene.best_order(scene.decode(_in_order(model, received)), received.shape[1])
+def _decoded(scene: Scene, cell: Cell, rows: Rows) -> Images:
+    """The rows [n, h, r] of all images, undefended as Eve believes, through Bob's decoder."""
+    return scene.decode(rows, scene.known_scales(DEFENSES[cell.defense]), _snr(cell))
+
+
+def _ordered(scene: Scene, cell: Cell, model: ordering.RowModel, received: Rows) -> Images:
+    return scene.best_order(_decoded(scene, cell, _in_order(model, received)), received.shape[1])
 
 
 def _in_order(model: ordering.RowModel, received: Rows) -> Rows:
@@ -387,6 +411,17 @@ ATTACKS = (
         cost=_seconds_of_packets,
         game=True,
         noiseless=True,
+    ),
+    Attack(
+        "leaked-scale",
+        "names the picture by the scale in its header, were it not sealed; semseal seals it under every key",
+        "the scale of each frame, and all pictures that may have been sent",
+        "none",
+        _leaked_scale,
+        game=True,
+        misuse=True,
+        noiseless=True,
+        of_scale=True,
     ),
     Attack(
         "linkability",

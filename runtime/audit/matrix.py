@@ -59,6 +59,7 @@ def both(one: Settings, two: Settings) -> Settings:
     return dataclasses.replace(
         one,
         eve_snrs=tuple(sorted({*one.eve_snrs, *two.eve_snrs})),
+        main_snrs=tuple(sorted({*one.main_snrs, *two.main_snrs})),
         defenses=either(tuple(DEFENSES), "defenses"),
         attacks=either(tuple(BY_NAME), "attacks"),
         precisions=either(PRECISIONS, "precisions"),

@@ -37,12 +37,16 @@ from semseal.runtime.errors import AuditError
 from semseal.runtime.files import write_atomically
 from semseal.runtime.pictures import open_pictures
 
+Link = tuple[Bundle, float]  # and the SNR of its main channel
+
 PACKAGES = ("semseal", "numpy", "scipy", "onnxruntime", "torch", "scikit-image", "scikit-learn")  # that figures depend on
 MIN_PICTURES = 6  # an answer is compared with those to the other pictures, and under substitution with those to other pairs
 
 
 def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL, jobs: int = 1) -> Results:
-    """Run or continue an audit of one bundle per main SNR; returns what it wrote to ``out``/results.json.
+    """Run or continue an audit; returns what it wrote to ``out``/results.json.
+
+    One bundle for each main SNR, or one for a range of them: that is audited at ``settings.main_snrs``, or at the middle.
 
     Beside it: report.html, tables.md, first-look.png, and one file for each cell. ``jobs`` processes measure cells side by
     side, and share the cores.
@@ -50,8 +54,9 @@ def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL, 
     Raises AuditError for two bundles of one SNR or of different shapes, and for an ``out`` that holds another audit;
     PictureError when the data has too few pictures.
     """
-    opened = sorted((open_bundle(path) for path in bundles), key=lambda bundle: bundle.snr_db)
-    _check(opened, settings)
+    links = _links([open_bundle(path) for path in bundles], settings)
+    _check(links, settings)
+    opened = [bundle for bundle, _ in links]
     height, width = opened[0].height, opened[0].width
     sent, attackers = open_pictures(data, "valid"), open_pictures(data, "test")
     images = sent.take(settings.pictures, height, width)
@@ -62,17 +67,18 @@ def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL, 
     everything = _with_earlier(settings, out)
     threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
     planned: list[tuple[Cell, _Work]] = []
-    for bundle in opened:
+    for bundle, main_snr in links:
         unsupported = _unsupported(bundle, everything)
         skipped |= {f"{optimised()} on {bundle.path}, {name}": reason for name, reason in unsupported.items()}
         work = {
-            name: _Work(json.dumps(identity), bundle.path, name, threads, images, attacker_images, settings)
+            name: _Work(json.dumps(identity), bundle.path, name, threads, main_snr, images, attacker_images, settings)
             for name in everything.precisions
         }
-        planned += [(cell, work[cell.precision]) for cell in _wanted(settings, everything, bundle.snr_db, unsupported)]
+        planned += [(cell, work[cell.precision]) for cell in _wanted(settings, everything, bundle, main_snr, unsupported)]
     _measure_all(planned, out / "cells", settings, jobs)
-    pictures, games = _read(out / "cells", [cell for bundle in opened for cell in cells(everything, bundle.snr_db)])
-    results = summarise(pictures, games, opened, data, everything, skipped)
+    links = _links(opened, everything)
+    pictures, games = _read(out / "cells", [cell for _, main_snr in links for cell in cells(everything, main_snr)])
+    results = summarise(pictures, games, links, data, everything, skipped)
     write_atomically(out / "tables.md", markdown_tables(results).encode())
     write_first_look(out / "first-look.png", results, pictures, images)
     write_report(out / "report.html", results, pictures, images)
@@ -81,7 +87,7 @@ def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL, 
 
 
 def summarise(
-    pictures: Pictures, games: Games, bundles: list[Bundle], data: str, settings: Settings, skipped: dict[str, str]
+    pictures: Pictures, games: Games, links: list[Link], data: str, settings: Settings, skipped: dict[str, str]
 ) -> Results:
     """The results of these cells: environment, seeds, rows with intervals, games, and the orderings."""
     among = count_figures(pictures, games)
@@ -93,13 +99,13 @@ def summarise(
         ssim="Wang et al. 2004, Gaussian window, sigma 1.5, per colour",
         bundles=tuple(
             AuditedBundle(
-                main_snr=bundle.snr_db,
+                main_snr=main_snr,
                 digest=bundle.digest.hex(),
                 c=bundle.manifest["model"]["c"],
                 bandwidth_ratio=bundle.bandwidth_ratio,
                 engine=ENGINE,
             )
-            for bundle in bundles
+            for bundle, main_snr in links
         ),
         pictures=(
             "crops of three photographs: the intervals cover the crops, not pictures in general"
@@ -113,11 +119,24 @@ def summarise(
     )
 
 
-def _check(bundles: list[Bundle], settings: Settings) -> None:
+def _links(bundles: list[Bundle], settings: Settings) -> list[Link]:
+    """Each bundle with the main SNRs at which it is audited, by these."""
+    links = []
+    for bundle in dict.fromkeys(bundle.path for bundle in bundles):
+        opened = next(other for other in bundles if other.path == bundle)
+        snrs = settings.main_snrs if opened.has_scale and settings.main_snrs else (opened.snr_db,)
+        links += [(opened, snr) for snr in snrs]
+    return sorted(links, key=lambda link: link[1])
+
+
+def _check(links: list[Link], settings: Settings) -> None:
     """Raise for what cannot be measured, before anything is written."""
-    for one, two in pairwise(bundles):
-        if one.snr_db == two.snr_db:
-            raise AuditError(f"{one.path} and {two.path} are both trained for {one.snr_db:g} dB", "audit them one at a time")
+    bundles = [bundle for bundle, _ in links]
+    if settings.main_snrs and not any(bundle.has_scale for bundle in bundles):
+        raise AuditError("a main SNR can be chosen only for a model that is for a range of them", "leave out --main-snr")
+    for (one, snr), (two, other) in pairwise(links):
+        if snr == other:
+            raise AuditError(f"{one.path} and {two.path} are both for {snr:g} dB", "audit them one at a time")
     if len({(bundle.height, bundle.width) for bundle in bundles}) > 1:
         raise AuditError("the bundles take images of different sizes", "audit them one at a time")
     if not settings.eve_snrs or not np.isfinite(settings.eve_snrs).all():
@@ -136,7 +155,9 @@ def _check(bundles: list[Bundle], settings: Settings) -> None:
 # which cells
 
 
-def _wanted(settings: Settings, everything: Settings, main_snr: float, unsupported: dict[str, str]) -> list[Cell]:
+def _wanted(
+    settings: Settings, everything: Settings, bundle: Bundle, main_snr: float, unsupported: dict[str, str]
+) -> list[Cell]:
     """The cells that were asked for now, and of all others what they are compared with: Bob and the mean picture."""
     asked = set(cells(settings, main_snr))
     return [
@@ -144,6 +165,7 @@ def _wanted(settings: Settings, everything: Settings, main_snr: float, unsupport
         for cell in cells(everything, main_snr)
         if (cell in asked or cell.eve_snr is None)
         and not (cell.precision in unsupported and cell.eve_snr is not None and BY_NAME[cell.attack].optimised)
+        and not (cell.eve_snr is not None and BY_NAME[cell.attack].of_scale and not bundle.has_scale)
     ]
 
 
@@ -171,6 +193,7 @@ class _Work:
     bundle: Path
     precision: str
     threads: int | None
+    main_snr: float
     images: Images = field(compare=False)
     attacker_images: Images = field(compare=False)
     settings: Settings = field(compare=False)
@@ -179,7 +202,7 @@ class _Work:
 @lru_cache(maxsize=1)
 def _scene(work: _Work) -> Scene:
     bundle = open_bundle(work.bundle)
-    return Scene(bundle, work.images, work.attacker_images, work.settings, work.precision, work.threads)
+    return Scene(bundle, work.images, work.attacker_images, work.settings, work.precision, work.threads, work.main_snr)
 
 
 def _measure(work: _Work, cell: Cell, file: Path) -> Cell:

@@ -4,21 +4,28 @@
                                                                    └────── Eve's channel ── rows [groups, streams, h, w*c]
 
 A group is what belongs together on air: the two frames of a substituted pair (two streams), or a single frame (one).
+
+Of a model whose scale is in the header, Eve knows each image's scale where nothing seals it: without a defence. Elsewhere she
+takes the mean of her own images'. What Alice expects of the channel, and her own noise, she knows.
 """
 
 import warnings
 from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from semseal.runtime import channel, metrics
+from semseal.runtime.attacks.whitebox import DifferentiableTransmitter
 from semseal.runtime.audit.settings import Settings
 from semseal.runtime.audit.surrogate import Surrogate
 from semseal.runtime.bundle import Bundle
 from semseal.runtime.defense.defenses import BY_NAME, Defense
+from semseal.runtime.defense.header import HeaderSealer
 from semseal.runtime.defense.keys import derive, generate_key
 from semseal.runtime.engine import open_engine
 from semseal.runtime.link import BrokenDefenseWarning, Frame, Receiver, Transmitter
+from torch import Tensor
 
 ENGINE = "onnxruntime-cpu"
 
@@ -38,9 +45,11 @@ class Scene:
         settings: Settings,
         precision: str = "fp32",
         threads: int | None = None,
+        main_snr: float | None = None,
     ) -> None:
-        """``threads`` limits those of the engines (None: all cores)."""
+        """``threads`` limits those of the engines (None: all cores); ``main_snr`` is Bob's, None: the bundle's."""
         self.bundle, self.images, self.attacker_images = bundle, images, attacker_images
+        self.main_snr = bundle.snr_db if main_snr is None else main_snr
         self.settings, self.precision = settings, precision
         self.key, self._threads = generate_key(), threads
         self._decode = open_engine(ENGINE, bundle.graph("receiver", precision), threads=threads)
@@ -57,9 +66,46 @@ class Scene:
         return model["h"], model["w"], model["c"]
 
     @cached_property
-    def surrogate(self) -> Surrogate:
-        """The transmitter as Eve differentiates it. Raises GraphError."""
-        return Surrogate(self.bundle.graph("transmitter", self.precision))
+    def surrogate(self) -> DifferentiableTransmitter:
+        """The transmitter as Eve differentiates it, its symbols as loud as the graph gives them. Raises GraphError."""
+        graph = Surrogate(self.bundle.graph("transmitter", self.precision))
+        if not self.bundle.has_scale:
+            return graph
+        return lambda images, index: graph(images, index, torch.full((len(images),), self.main_snr))
+
+    @property
+    def surrogate_on_air(self) -> DifferentiableTransmitter:
+        """The same with symbols of unit power, as they are on air."""
+        if not self.bundle.has_scale:
+            return self.surrogate
+
+        def on_air(images: Tensor, index: Tensor) -> Tensor:
+            symbols = self.surrogate(images, index).float()
+            return symbols * torch.rsqrt(2 * symbols.square().mean(dim=(1, 2), keepdim=True) + 1e-12)
+
+        return on_air
+
+    @cached_property
+    def scales(self) -> NDArray[np.float32]:
+        """Of every image that is sent, as its header says; 1 for models without."""
+        return self._scales(self.images)
+
+    @cached_property
+    def attacker_scales(self) -> NDArray[np.float32]:
+        """The same of Eve's images."""
+        return self._scales(self.attacker_images)
+
+    def known_scales(self, defense: Defense) -> NDArray[np.float32]:
+        """What Eve takes for the scale of every image that is sent: the right one where it is not sealed."""
+        if defense.name == "none":
+            return self.scales
+        return np.full(len(self.images), np.exp(np.log(self.attacker_scales).mean()), np.float32)
+
+    def _scales(self, images: Images) -> NDArray[np.float32]:
+        if not self.bundle.has_scale:
+            return np.ones(len(images), np.float32)
+        sealer = HeaderSealer(self.key, self.bundle.digest)
+        return np.array([sealer.open(frame.header).scale for frame in self.send(images, BY_NAME["none"])], np.float32)
 
     @cached_property
     def mean_picture(self) -> Images:
@@ -78,7 +124,8 @@ class Scene:
         mode = "none" if defense.conceal else defense.name
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", BrokenDefenseWarning)  # that is what is measured here
-            alice = Transmitter(self.bundle.path, key, mode, precision=self.precision, threads=self._threads)
+            told = self.main_snr if self.bundle.has_scale else None
+            alice = Transmitter(self.bundle.path, key, mode, precision=self.precision, threads=self._threads, snr_db=told)
             frames = alice.send(images)
         if defense.conceal is None:
             return frames
@@ -131,18 +178,24 @@ class Scene:
         symbols = np.stack([frame.symbols for frame in self.send(images, BY_NAME["none"])])
         return symbols.view(np.float32).reshape(len(images), *self.row_shape)
 
-    def decode(self, rows: Rows) -> Images:
-        """Rows [n, h, w*c] through the deployed receiver as they are, which is Bob's decoder without a key."""
+    def decode(self, rows: Rows, scales: NDArray[np.float32], snr_db: float) -> Images:
+        """Rows [n, h, w*c] through the deployed receiver as they are, which is Bob's decoder without a key.
+
+        ``scales`` [n] is what Eve takes for theirs, ``snr_db`` her own.
+        """
+        known = np.stack([scales, np.full(len(rows), 10 ** (-snr_db / 10)), np.full(len(rows), self.main_snr)], axis=1)
         out = []
-        for part in np.array_split(rows, -(-len(rows) // 32)):
+        for chosen in np.array_split(np.arange(len(rows)), -(-len(rows) // 32)):
+            part = np.ascontiguousarray(rows[chosen]).reshape(len(chosen), -1, 2)
             index = np.arange(len(part) * self.bundle.h, dtype=np.int32).reshape(len(part), -1)
-            out.append(self._decode(np.ascontiguousarray(part).reshape(len(part), -1, 2), index))
+            told = [known[chosen].astype(np.float32)] if self.bundle.has_scale else []
+            out.append(self._decode(part, index, *told))
         return np.concatenate(out)
 
     def bob(self, defense: Defense) -> Images:
         """What Bob gets with the key, at the main channel's SNR."""
         frames = self.send(self.images, defense)
-        received = self.add_noise(np.stack([frame.symbols for frame in frames]), self.bundle.snr_db, 0)
+        received = self.add_noise(np.stack([frame.symbols for frame in frames]), self.main_snr, 0)
         if defense.reveal is not None:
             keys = (_image_key(self.key, frame) for frame in frames)
             received = np.stack([defense.reveal(symbols, key) for symbols, key in zip(received, keys, strict=True)])

@@ -21,12 +21,13 @@ class Settings:
     learned_steps: int = 1500
     trials: int = 1000  # of each chosen pair in "distinguishing"
     eve_snrs: tuple[float, ...] = (0.0, 10.0, 20.0)
+    main_snrs: tuple[float, ...] = ()  # of Bob, with a model for a range of them; none: the middle of the range
     precisions: tuple[str, ...] = ("fp32",)
     seed: int = 0
 
     def effort(self) -> dict[str, object]:
         """What the content of a cell depends on, besides its place; the rest only says which cells are measured."""
-        chosen = ("eve_snrs", "defenses", "attacks", "precisions")
+        chosen = ("eve_snrs", "main_snrs", "defenses", "attacks", "precisions")
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in chosen}
 
 

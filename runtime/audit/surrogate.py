@@ -39,6 +39,7 @@ class Surrogate(nn.Module):
             )
         constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self._inputs = [value.name for value in model.graph.input if value.name not in constants]
+        self.inputs = len(self._inputs)
         self._output = model.graph.output[0].name
         self._nodes = _join_prelu(self._nodes, constants, self._output)
         # shapes and axes are used as lists; only what takes part in the arithmetic is a tensor
@@ -56,16 +57,19 @@ class Surrogate(nn.Module):
         values: dict[str, Any] = dict(zip(self._inputs, inputs, strict=True)) | self._lists | {"": None}
         for node, attributes in self._nodes:
             args = [values[name] if name in values else self._tensors[_key(name)] for name in node.input]
-            values[node.output[0]] = _OPERATORS[node.op_type](attributes, *args)
-        result: Tensor = values[self._output]
-        return result
+            result = _OPERATORS[node.op_type](attributes, *args)
+            values |= dict(zip(node.output, result, strict=True)) if len(node.output) > 1 else {node.output[0]: result}
+        output: Tensor = values[self._output]
+        return output
 
 
 def why_unsupported(transmitter: bytes, height: int, width: int, h: int) -> str:
     """Why a transmitter's graph for pictures of this size, with h feature rows, cannot be differentiated; empty if it can."""
     try:
         with torch.no_grad():
-            Surrogate(transmitter)(torch.zeros(1, 3, height, width), torch.arange(h, dtype=torch.int32)[None])
+            surrogate = Surrogate(transmitter)
+            inputs = torch.zeros(1, 3, height, width), torch.arange(h, dtype=torch.int32)[None], torch.zeros(1)
+            surrogate(*inputs[: surrogate.inputs])
     except GraphError as error:
         return error.message
     return ""
@@ -189,6 +193,18 @@ def _depth_to_space(attributes: dict[str, Any], x: Tensor) -> Tensor:
     return F.pixel_shuffle(x, attributes["blocksize"])
 
 
+def _space_to_depth(attributes: dict[str, Any], x: Tensor) -> Tensor:
+    """Channels in the order row, column of the block, channel before."""
+    size = attributes["blocksize"]
+    blocks = x.unflatten(3, (-1, size)).unflatten(2, (-1, size))  # [batch, channels, h, row, w, column]
+    return blocks.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
+
+
+def _split(attributes: dict[str, Any], x: Tensor, sizes: list[int] | None = None) -> tuple[Tensor, ...]:
+    axis = attributes.get("axis", 0)
+    return x.split(sizes or -(-x.shape[axis] // attributes["num_outputs"]), axis)
+
+
 def _gemm(attributes: dict[str, Any], a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     a, b = (x.T if attributes.get(name) else x for x, name in ((a, "transA"), (b, "transB")))
     product = attributes.get("alpha", 1.0) * (a @ b)
@@ -238,6 +254,8 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "Reshape": _reshape,
     "Sigmoid": lambda _, x: torch.sigmoid(x),
     "Softmax": lambda a, x: x.softmax(a.get("axis", -1)),
+    "SpaceToDepth": _space_to_depth,
+    "Split": _split,
     "Sqrt": lambda _, x: x.sqrt(),
     "Squeeze": lambda _, x, axes: x.squeeze(tuple(axes)),
     "Sub": lambda _, a, b: a - b,

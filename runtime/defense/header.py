@@ -1,17 +1,22 @@
-"""The frame header: what Bob must know about a frame, authenticated, with V = {p, s} encrypted.
+"""The frame header: what Bob must know about a frame, authenticated, with V = {p, s} and the scale encrypted.
 
-    magic 2 | version 1 | mode 1 | flags 1 | session 16 | counter 8 | V sealed 4 + 16      little-endian
-    └────────────────────── associated data, with the model digest ─┘
+    magic 2 | version 1 | mode 1 | flags 1 | session 16 | counter 8 | p 2 | s 2 | scale 2 | SNR 1 | tag 16      little-endian
+    └────────────────────── associated data, with the model digest ─┘ └──────── sealed ─────────┘
 
-ChaCha20-Poly1305 (RFC 8439) under HKDF(K, session); the nonce is the counter, which a session never repeats.
+The scale is log-quantised: 0 for none, else 1024 log2(scale) + 32768, so that it is off by 0.034 % at most. The SNR that Alice
+expects is in quarters of a dB above -32.
 
-Promised, where both ends have K: nobody without it reads V, and a header that was changed, made under another key, meant
-for another model or shown twice to one receiver is refused. Not promised: anything about the analog symbols, which carry
-no tag; the mode, flags, session and counter are readable by all; a receiver that was restarted has forgotten which headers
-it saw, and while it runs it remembers a few bytes of every session; nothing tells the two directions of a link apart, so
-use a key for each. Without a key nothing is promised at all.
+ChaCha20-Poly1305 (RFC 8439) under HKDF(K, session); the nonce is the counter, which a session never repeats. Without a key the
+same fields stand there in the clear, and no tag.
+
+Promised, where both ends have K: nobody without it reads V or the scale, and a header that was changed, made under another
+key, meant for another model or shown twice to one receiver is refused. Not promised: anything about the analog symbols, which
+carry no tag; the mode, flags, session and counter are readable by all; a receiver that was restarted has forgotten which
+headers it saw, and while it runs it remembers a few bytes of every session; nothing tells the two directions of a link apart,
+so use a key for each. Without a key nothing is promised at all.
 """
 
+import math
 import secrets
 import struct
 from dataclasses import dataclass, field
@@ -26,8 +31,8 @@ SESSION_SIZE = 16
 WINDOW = 1024  # counters this far behind the newest are still accepted, once
 
 _CLEAR = struct.Struct(f"<2sBBB{SESSION_SIZE}sQ")
-_CHOICE = struct.Struct("<HH")
-_MAGIC, _VERSION = b"sS", 1
+_SECRET = struct.Struct("<HHHB")
+_MAGIC, _VERSION = b"sS", 2
 _NOISE, _SEALED = 1, 2
 
 
@@ -35,7 +40,8 @@ _NOISE, _SEALED = 1, 2
 class Header:
     """``p`` and ``s`` select from the scheme sets; ``noise`` marks the noise tensor that pairs a single image.
 
-    For ``mix`` both are 0: its keys follow from K, session and counter, and nothing secret is sent.
+    For ``mix`` both are 0: its keys follow from K, session and counter. ``scale`` is the factor that the symbols were
+    multiplied by, of models that declare it, else None; ``snr_db`` what Alice expects of the channel. Both are sent rounded.
     """
 
     mode: str
@@ -44,6 +50,21 @@ class Header:
     p: int = field(default=0, repr=False)
     s: int = field(default=0, repr=False)
     noise: bool = False
+    scale: float | None = field(default=None, repr=False)
+    snr_db: float = -32.0
+
+
+def quantized_snr(snr_db: float) -> float:
+    """The nearest SNR in dB that a header can carry, -32 to 31.75."""
+    return _snr_code(snr_db) / 4 - 32
+
+
+def _scale_code(scale: float) -> int:
+    return min(max(round(1024 * math.log2(scale)) + 32768, 1), 65535)
+
+
+def _snr_code(snr_db: float) -> int:
+    return min(max(round(4 * (snr_db + 32)), 0), 255)
 
 
 def new_session() -> bytes:
@@ -64,9 +85,10 @@ class HeaderSealer:
             raise ValueError(f"defense {header.mode!r} needs a key")
         flags = _NOISE * header.noise | _SEALED * (self._key is not None)
         clear = _CLEAR.pack(_MAGIC, _VERSION, MODES.index(header.mode), flags, header.session, header.counter)
+        scale = 0 if header.scale is None else _scale_code(header.scale)
+        secret = _SECRET.pack(header.p, header.s, scale, _snr_code(header.snr_db))
         if self._key is None:
-            return clear
-        secret = _CHOICE.pack(header.p, header.s)
+            return clear + secret
         return clear + self._cipher(header.session).encrypt(_nonce(header.counter), secret, clear + self._model_digest)
 
     def open(self, data: bytes) -> Header:
@@ -76,7 +98,7 @@ class HeaderSealer:
         clear, sealed = data[: _CLEAR.size], data[_CLEAR.size :]
         magic, version, mode, flags, session, counter = _CLEAR.unpack(clear)
         if magic != _MAGIC or version != _VERSION:
-            raise HeaderError("not a semseal header of version 1")
+            raise HeaderError("not a semseal header of version 2")
         if mode >= len(MODES) or flags & ~(_NOISE | _SEALED):
             raise HeaderError("header has an unknown mode or flag")
         if not flags & _SEALED:
@@ -85,9 +107,9 @@ class HeaderSealer:
                     "header is not authenticated, and this receiver has a key: refused",
                     "give the sender the same key; a receiver without a key takes what is not protected",
                 )
-            if sealed or MODES[mode] != "none":
+            if len(sealed) != _SECRET.size or MODES[mode] != "none":
                 raise HeaderError("header without a seal is damaged")
-            return Header(MODES[mode], session, counter, noise=bool(flags & _NOISE))
+            return _header(MODES[mode], session, counter, flags, sealed)
         if self._key is None:
             raise HeaderError("header is sealed and this receiver has no key", "give the receiver the sender's key file: key=")
         try:
@@ -97,8 +119,7 @@ class HeaderSealer:
                 "header does not authenticate: wrong key, another model, or it was changed",
                 "use one key file and one bundle at both ends",
             ) from None
-        p, s = _CHOICE.unpack(secret)
-        return Header(MODES[mode], session, counter, p, s, bool(flags & _NOISE))
+        return _header(MODES[mode], session, counter, flags, secret)
 
     def _cipher(self, session: bytes) -> ChaCha20Poly1305:
         assert self._key is not None
@@ -106,6 +127,12 @@ class HeaderSealer:
         if found is None or found[0] != session:
             found = self._last = session, ChaCha20Poly1305(derive(self._key, b"semseal/v1/header", session))
         return found[1]
+
+
+def _header(mode: str, session: bytes, counter: int, flags: int, secret: bytes) -> Header:
+    p, s, scale, snr = _SECRET.unpack(secret)
+    found = None if scale == 0 else 2.0 ** ((scale - 32768) / 1024)
+    return Header(mode, session, counter, p, s, bool(flags & _NOISE), found, snr / 4 - 32)
 
 
 class ReplayWindow:

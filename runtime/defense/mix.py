@@ -69,7 +69,9 @@ _FEW = 2**14  # reals, below which rounding to float32 moves the power by up to 
 _LANES = 16  # floats in the widest registers of today's processors
 _PAD_UNIT = np.float32(math.sqrt(1.5) * 2.0**-32)  # the sum of four 32-bit words has a deviation of 2^32 / sqrt(3)
 
-_SIGNS = (1 - 2 * (np.arange(256)[:, None] >> np.arange(8) & 1)).astype(np.int8).view(np.uint64)[:, 0]  # eight, of a byte
+_MINUS_MEAN = np.int64(-2 * (2**32 - 1))  # of such a sum
+_TAG_SIZE = 16  # of Poly1305
+_ONE, _HALF = np.int8(1), np.int64(32)  # ready made, as NumPy takes long for Python's
 
 Matrix = NDArray[np.float32]
 
@@ -179,32 +181,28 @@ def derive_keys(key: bytes, session: bytes, counters: Sequence[int], model_diges
         raise ValueError(
             f"session must be {SESSION_SIZE} bytes and digest {DIGEST_SIZE}, got {len(session)} and {len(model_digest)}"
         )
-    a, b, c = factors(n)
-    size = a * b * c
-    pads, packed = size - n, LAYERS * size // 8 + _WIDEST // 8
-    digits = _digits(a * b)
-    words = 4 * pads + ROUNDS // 2 * sum(digits) + c
-    batch = len(counters)
-    signs = np.empty((batch, packed), np.uint64)
-    noise = np.empty((batch, pads), np.float32)
-    rows = np.empty((batch, a * b), np.int32)
-    columns = np.empty((batch, c), np.int32)
-    cipher, nothing = _cipher(key, session + model_digest), bytes(packed + 4 * words)
-    for i, counter in enumerate(counters):
+    plan, cipher, streams = _plan(n), _cipher(key, session + model_digest), []
+    for counter in counters:
         if not 0 <= counter < 2**64:
             raise ValueError(f"counter must be in 0..2^64-1, got {counter}")
         # the seal of so many zeros is the stream, and a tag that nobody needs: it costs less than a cipher made for each packet
-        stream = cipher.encrypt(counter.to_bytes(12, "little"), nothing, None)
-        _SIGNS.take(np.frombuffer(stream, np.uint8, packed), out=signs[i], mode="clip")  # the default mode would copy once more
-        drawn = np.frombuffer(stream, "<u4", words, packed)
-        total = drawn[: 4 * pads].reshape(4, pads).sum(0, dtype=np.float64)
-        total -= 2 * (2**32 - 1)  # exact, as the sum is
-        np.multiply(total.astype(np.float32), _PAD_UNIT, out=noise[i])
-        rows[i] = _shuffled_rows(drawn[4 * pads : -c], *digits)
-        columns[i] = drawn[-c:].argsort(kind="stable")
-    each = signs.view(np.int8)
-    of_columns = each[:, LAYERS * size : LAYERS * size + c, None]
-    return MixKeys(each[:, : LAYERS * size].reshape(batch, LAYERS, size), of_columns, noise, rows, columns)
+        streams.append(cipher.encrypt(counter.to_bytes(12, "little"), plan.zeros, None))
+    drawn = np.frombuffer(b"".join(streams), np.uint8).reshape(len(streams), len(plan.zeros) + _TAG_SIZE)
+    signs = np.unpackbits(drawn[:, : plan.packed], axis=1, bitorder="little").view(np.int8)
+    np.negative(signs, out=signs)
+    np.bitwise_or(signs, _ONE, out=signs)
+    # one type for all that follows: engines empty the caches, and each other kind of operation is code to be read again
+    words = drawn[:, plan.packed : -_TAG_SIZE].view("<u4").astype(np.int64)
+    of_pads, of_rows, of_columns = words[:, : 4 * plan.pads], words[:, 4 * plan.pads : -plan.columns], words[:, -plan.columns :]
+    rows = [_shuffled_rows(of_image, plan) for of_image in of_rows]
+    reals = LAYERS * plan.size
+    return MixKeys(
+        signs[:, :reals].reshape(-1, LAYERS, plan.size),
+        signs[:, reals : reals + plan.columns, None],
+        _pads(of_pads, plan.pads),
+        rows[0] if len(rows) == 1 else np.concatenate(rows),
+        of_columns.argsort(axis=1, kind="stable").astype(np.int32),
+    )
 
 
 def stack_keys(each: Sequence[MixKeys]) -> MixKeys:
@@ -246,31 +244,36 @@ def mix(symbols: NDArray[np.float32], keys: MixKeys) -> NDArray[np.float32]:
     x = signed(1) @ right.take(keys.columns, axis=0)  # whose rows are moved instead of the columns of x
     x = columns_mixed(signed(2))
     x = signed(3) @ right
-    return normalize(signed(4).reshape(batch, -1))
+    return normalize(signed(4).reshape(batch, -1))[0]
 
 
-def normalize(on_air: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Float32 [batch, ...] times what makes the mean power of each image 1 per complex symbol, to 1e-8, in a new array.
+def normalize(on_air: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Float32 [batch, ...] times what makes the mean power of each image 1 per complex symbol, to 1e-8; in its own memory.
 
-    The energy is added up in double precision and every real is rounded once. In images of few reals the rounding errors do not
-    average out far enough; there the largest real takes what they left. Raises EngineError where an image is silent or not
-    finite: its encoder overflowed.
+    Squares are added up in double precision and every real is rounded once. In images of few reals the rounding errors do not
+    average out far enough; there the largest real takes what they left. What is not contiguous is copied first. Returns the
+    factors [batch] too. Raises EngineError where an image is silent or not finite: its encoder overflowed.
     """
-    x = on_air.reshape(len(on_air), -1).astype(np.float64)
-    for i, image in enumerate(x):
-        energy = float(np.einsum("i,i->", image, image))  # a dot product would take all cores, whatever the engine was given
+    images = on_air.reshape(len(on_air), -1)
+    factors = np.empty(len(images))
+    for i, image in enumerate(images):
+        energy = _energy(image)
         if not 0 < energy < math.inf:
             raise EngineError(
                 f"image {i} of a run came out of the encoder with energy {energy:g}", "try another picture or precision"
             )
-        image *= math.sqrt(image.size / 2 / energy)
-    out = x.astype(np.float32)
-    if x.shape[1] < _FEW:
-        for rounded in out:
-            largest = np.abs(rounded).argmax()
-            exact = rounded.astype(np.float64)
-            rounded[largest] += (rounded.size / 2 - np.einsum("i,i->", exact, exact)) / (2 * exact[largest])
-    return out.reshape(on_air.shape)
+        factors[i] = math.sqrt(image.size / 2 / energy)
+        # NumPy widens, multiplies and rounds a part of the image at a time, which stays in the caches
+        np.multiply(image, factors[i], out=image, dtype=np.float64, casting="same_kind")
+        if image.size < _FEW:
+            largest = np.abs(image).argmax()
+            image[largest] += (image.size / 2 - _energy(image)) / (2 * float(image[largest]))
+    return images.reshape(on_air.shape), factors
+
+
+def _energy(image: NDArray[np.float32]) -> float:
+    """The sum of all squares. A dot product would take all cores, whatever the engine was given."""
+    return float(np.add.reduce(np.multiply(image, image), dtype=np.float64))
 
 
 def unmix(received: NDArray[np.float32], keys: MixKeys, n: int) -> NDArray[np.float32]:
@@ -305,7 +308,10 @@ def unmix(received: NDArray[np.float32], keys: MixKeys, n: int) -> NDArray[np.fl
 def sign_inputs(keys: MixKeys, n: int) -> list[NDArray[np.int8]]:
     """The signs as the graphs of images of n reals take them: LAYERS arrays int8 [batch, a*b, c]."""
     a, b, c = factors(n)
-    return [np.ascontiguousarray(keys.signs[:, k]).reshape(-1, a * b, c) for k in range(LAYERS)]
+    batch = len(keys.signs)
+    if batch == 1:
+        return list(keys.signs.reshape(LAYERS, 1, a * b, c))
+    return list(np.ascontiguousarray(keys.signs.swapaxes(0, 1)).reshape(LAYERS, batch, a * b, c))
 
 
 def transmitter_inputs(keys: MixKeys, n: int) -> list[NDArray[np.float32] | NDArray[np.int8] | NDArray[np.int32]]:
@@ -379,50 +385,89 @@ def _is_prime(q: int) -> bool:
     return q > 2 and all(q % d for d in range(2, math.isqrt(q) + 1))
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What the keys of images of n reals are made of.
+
+    A row's number has two digits, p and q the numbers of their values: p*q rows, p >= q, as near to each other as can be.
+    """
+
+    size: int  # reals on air
+    pads: int
+    packed: int  # bytes of signs, at the beginning of the stream
+    columns: int
+    first: NDArray[np.int64]  # values of the first digit, [p, 1]
+    second: NDArray[np.int64]  # of the second, [q]
+    zeros: bytes  # as many as the stream has bytes
+    places: NDArray[np.int64]  # of each shift of the shuffle, turn by turn: the word that it is drawn from
+    values: NDArray[np.int64]  # and the number of its values
+    of_first: NDArray[np.int32]  # what the digits add to the row's number, again and again
+    of_second: NDArray[np.int32]
+
+
 @lru_cache
-def _digits(rows: int) -> tuple[int, int]:
-    """(p, q) with p*q = rows, p >= q, as near to each other as can be."""
+def _plan(n: int) -> _Plan:
+    a, b, c = factors(n)
+    size, rows = a * b * c, a * b
+    pads, packed = size - n, LAYERS * size // 8 + _WIDEST // 8
     q = max(m for m in range(1, math.isqrt(rows) + 1) if rows % m == 0)
-    return rows // q, q
+    p = rows // q
+    words = 4 * pads + ROUNDS // 2 * (p + q) + c
+    first, second = np.arange(p, dtype=np.int64), np.arange(q, dtype=np.int64)
+    # the tables repeat, so that digits may go on and on and no remainder is taken before the end
+    once = np.concatenate([np.tile(first, _TURNS), np.tile(p + second, _TURNS)])
+    return _Plan(
+        size=size,
+        pads=pads,
+        packed=packed,
+        columns=c,
+        first=first[:, None],
+        second=second,
+        zeros=bytes(packed + 4 * words),
+        places=once + np.arange(0, ROUNDS // 2 * (p + q), p + q)[:, None],
+        values=np.repeat(np.array([q, p], np.int64), (_TURNS * p, _TURNS * q)),
+        of_first=np.tile(first * q, _TURNS).astype(np.int32),
+        of_second=np.tile(second, _TURNS).astype(np.int32),
+    )
 
 
-def _shuffled_rows(words: NDArray[np.uint32], p: int, q: int) -> NDArray[np.integer]:
-    """A keyed order of the rows 0..p*q-1 from ROUNDS/2 * (p + q) words: a Feistel network on the digits (row // q, row % q).
+def _pads(words: NDArray[np.int64], count: int) -> NDArray[np.float32]:
+    """Pads [batch, count] from four words for each, [batch, 4 * count]."""
+    total = words[:, :count] + words[:, count : 2 * count]
+    total += words[:, 2 * count : 3 * count]
+    total += words[:, 3 * count :]
+    total += _MINUS_MEAN
+    pads = total.astype(np.float32)
+    pads *= _PAD_UNIT
+    return pads
+
+
+def _shuffled_rows(words: NDArray[np.int64], plan: _Plan) -> NDArray[np.int32]:
+    """A keyed order [1, p*q] of the rows from ROUNDS/2 * (p + q) words: a Feistel network on the digits (row // q, row % q).
 
     Alternately the second digit is moved on by a random function of the first and the first by one of the second, both around
     the clock. No word is thrown away: some shifts are likelier than others, by a factor of 1 + 2^-23 at most.
     """
-    places, values, around = _clocks(p, q)
-    # the tables repeat, so that digits may go on and on and no remainder is taken before the end
-    shifts = words.take(places) * values
-    shifts >>= 32
-    of_high, of_low = np.split(shifts.view(np.int64), [_TURNS * p], axis=1)
-    low = of_high[0, :p, None] + around[2]  # [p, q]
-    high = of_low[0].take(low) + around[3]
+    p = len(plan.first)
+    shifts = words.take(plan.places)
+    shifts *= plan.values
+    shifts >>= _HALF
+    of_high, of_low = shifts[:, : _TURNS * p], shifts[:, _TURNS * p :]
+    low = of_high[0, :p, None] + plan.second  # [p, q]
+    high = of_low[0].take(low)
+    high += plan.first
     for turn in range(1, ROUNDS // 2):
         low += of_high[turn].take(high)
         high += of_low[turn].take(low)
-    return (around[0].take(high) + around[1].take(low)).ravel()
+    order = plan.of_first.take(high)
+    order += plan.of_second.take(low)
+    return order.reshape(1, -1)
 
 
 @lru_cache(maxsize=4)
 def _cipher(key: bytes, salt: bytes) -> ChaCha20Poly1305:
     """That of a session; kept, because packets of one session follow each other."""
     return ChaCha20Poly1305(derive(key, LABEL, salt))
-
-
-@lru_cache
-def _clocks(p: int, q: int) -> tuple[NDArray[np.intp], NDArray[np.uint64], tuple[NDArray[np.integer], ...]]:
-    """For the turns of ``_shuffled_rows``: where each shift is drawn, among how many values, and what the digits stand for."""
-    first, second = np.arange(p), np.arange(q)
-    once = np.concatenate([np.tile(first, _TURNS), np.tile(p + second, _TURNS)])
-    places = once + np.arange(0, ROUNDS // 2 * (p + q), p + q)[:, None]
-    values = np.repeat(np.array([q, p], np.uint64), (_TURNS * p, _TURNS * q))
-    return (
-        places,
-        values,
-        (np.tile(first.astype(np.int32) * q, _TURNS), np.tile(second.astype(np.int32), _TURNS), second, first[:, None]),
-    )
 
 
 def _absolute(rows: NDArray[np.int32]) -> NDArray[np.int32]:

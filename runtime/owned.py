@@ -1,0 +1,66 @@
+"""What every process has of its own: the locks, counters and engines of one end of a link.
+
+A forked child waits for no lock that its parent held, takes no counter of its parent's session, and opens engines itself.
+"""
+
+import os
+import threading
+from dataclasses import replace
+
+from semseal.runtime.bundle import Bundle
+from semseal.runtime.defense.header import new_session
+from semseal.runtime.engine import open_engine
+from semseal.runtime.gpu.device import Engine
+from semseal.runtime.libraries import forks
+
+
+class Locks:
+    """Locks, one for each process: a forked child finds its parent's held, perhaps for ever."""
+
+    def __init__(self) -> None:
+        self._locks: dict[tuple[int, int], threading.Lock] = {}
+
+    def lock(self) -> threading.Lock:
+        """That of this process. Threads that ask at once get the same one."""
+        return self._locks.get(process()) or self._locks.setdefault(process(), threading.Lock())
+
+
+class Counters:
+    """The counters of one process: a session that nobody else has, and the first counter that nobody has taken."""
+
+    def __init__(self) -> None:
+        self.lock, self.session, self.first = threading.Lock(), new_session(), 0
+
+
+class Engines:
+    """The engines of one end of a link, each opened when a process first needs it."""
+
+    def __init__(self, bundle: Bundle, engine: str, precision: str, threads: int | None) -> None:
+        self._bundle = replace(bundle, path=bundle.path.absolute())  # the program may change its folder meanwhile
+        self._engine, self._precision, self._threads = engine, precision, threads
+        self._opened: dict[tuple[tuple[int, int], str, bool], Engine] = {}  # those of the parent stay, as freeing one may hang
+        self._own = Locks()
+
+    def __repr__(self) -> str:
+        return f"engine={self._engine!r}, precision={self._precision!r}"
+
+    def check(self, side: str) -> None:
+        """Raises BundleError unless the bundle has what ``open`` needs for float32 images."""
+        self._bundle.program(side, self._precision, self._engine)
+
+    def open(self, side: str, pixels: bool) -> Engine:
+        """The engine of a side, for images as uint8 if ``pixels``. Raises BundleError or EngineError."""
+        place = process(), side, pixels
+        found = self._opened.get(place)
+        if found is None:
+            with self._own.lock():
+                found = self._opened.get(place)
+                if found is None:
+                    program = self._bundle.program(side, self._precision, self._engine, pixels)
+                    found = self._opened[place] = open_engine(self._engine, program, self._threads)
+        return found
+
+
+def process() -> tuple[int, int]:
+    """Names this process among those that it was forked from, some of which may have had its id."""
+    return forks(), os.getpid()
