@@ -17,6 +17,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def through_bundle(
     name: str, told: bool, images: Images, symbols: int, snrs: list[float], engine: str, precision: str
 ) -> Iterator[tuple[float, Images]]:
     """What Bob sees at each SNR. ``told``: both ends are given it, where the model can use it."""
-    can_be_told = open_bundle(name).manifest["model"].get("scale") == "header"
+    can_be_told = open_bundle(name).has_scale
     for snr_db in snrs:
         known: dict[str, Any] = {"snr_db": snr_db} if told and can_be_told else {}
         frames = Transmitter(name, engine=engine, precision=precision, **known).send(images)
@@ -98,13 +99,17 @@ def training_images(spec: str, height: int, width: int) -> Images:
     return open_pictures(spec, "train").take(TRAINING_PICTURES, height, width, fewer=True)
 
 
-@torch.inference_mode()
-def through_linear(spec: str, c: int, images: Images, snrs: list[float]) -> Iterator[tuple[float, Images]]:
-    """What Bob sees at each SNR through the linear code of the training pictures of ``spec``."""
-    height, width = images.shape[2:]
+def linear_codec(spec: str, c: int, height: int, width: int) -> EdgeCodec:
+    """The linear code of the training pictures of ``spec``."""
     codec = EdgeCodec(ModelConfig(height=height, width=width, c=c, network="edge")).eval()
     blocks = space_to_depth(torch.from_numpy(training_images(spec, height, width)))
     codec.start_linear(blocks.permute(0, 2, 3, 1).flatten(0, 2).numpy())
+    return codec
+
+
+@torch.inference_mode()
+def through_linear(codec: EdgeCodec, images: Images, snrs: list[float]) -> Iterator[tuple[float, Images]]:
+    """What Bob sees at each SNR; he knows it, and every image's scale."""
     rows, scale = codec.encode_rows(torch.from_numpy(images), torch.zeros(len(images)))
     on_air = np.ascontiguousarray(rows.numpy()).reshape(len(images), -1).view(np.complex64)
     noise = draw_noise(len(images), on_air.shape[1], np.random.default_rng(SEED))
@@ -235,18 +240,16 @@ def _contenders(
     bundles: tuple[str, ...], linear: tuple[str, ...], symbols: int, snrs: list[float], chosen: Any
 ) -> dict[str, Any]:
     """Functions from images to what Bob sees at each SNR, by name."""
-
-    def bundle(name: str, told: bool) -> Any:
-        return lambda images: through_bundle(name, told, images, symbols, snrs, chosen["engine"], chosen["precision"])
-
+    asked = {"symbols": symbols, "snrs": snrs, "engine": chosen["engine"], "precision": chosen["precision"]}
     found: dict[str, Any] = {}
     for name in bundles:
-        found[Path(name).name] = bundle(name, True)
-        if chosen["untold"] and open_bundle(name).manifest["model"].get("scale") == "header":
-            found[f"{Path(name).name}, not told the SNR"] = bundle(name, False)
+        found[Path(name).name] = partial(through_bundle, name, True, **asked)
+        if chosen["untold"] and open_bundle(name).has_scale:
+            found[f"{Path(name).name}, not told the SNR"] = partial(through_bundle, name, False, **asked)
     for spec in linear:
         kind = spec.partition(":")[2].rstrip("/").rpartition("/")[2] or spec
-        found[f"linear ({kind})"] = lambda images, spec=spec: through_linear(spec, chosen["channels"], images, snrs)
+        codec = linear_codec(spec, chosen["channels"], chosen["height"], chosen["width"])
+        found[f"linear ({kind})"] = partial(through_linear, codec, snrs=snrs)
     return found
 
 

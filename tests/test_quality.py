@@ -7,16 +7,18 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper
 from PIL import Image
+from semseal.export.bundle import export_model
 from semseal.runtime.link import Receiver, Transmitter
 from semseal.runtime.metrics import Proportion, psnr
 from semseal.runtime.pictures import open_pictures
+from semseal.runtime.signing import owner_key
 
 pytest.importorskip("sionna", reason="sionna-no-rt is not installed: in the source folder, pip install '.[quality]'")
 pytest.importorskip("pytorch_msssim", reason="pytorch-msssim is not installed: in the source folder, pip install '.[quality]'")
 
 import quality
 import rivals
-from cost import graph_cost
+from cost import arithmetic, graph_cost
 from digital import CODECS, CRC_BITS, Encodings, Frame, Link, Mcs, _file, _settings, capacity, open_file, pack, table, unpack
 from scores import Scores, score
 
@@ -199,11 +201,20 @@ def test_a_bundle_is_measured_over_the_air(images):
         next(quality.through_bundle("photos-10db", True, images, 8100, [0.0], "onnxruntime-cpu", "fp32"))
 
 
-def test_the_linear_code_follows_the_channel(images):
-    levels = [psnr(images, answers).mean() for _, answers in quality.through_linear("photos", 16, images, [0, 10, 20])]
-    assert levels[0] + 6 < levels[1] < levels[2] - 5
-    ((_, more),) = quality.through_linear("photos", 32, images, [20])
-    assert psnr(images, more).mean() > levels[2]
+def test_the_linear_code_follows_the_channel_and_is_what_a_bundle_of_it_gives(images, tmp_path):
+    images = images[:, :, 60:124, 60:124].copy()
+    codec = quality.linear_codec("photos", 16, 64, 64)
+    levels = [psnr(images, answers) for _, answers in quality.through_linear(codec, images, [0, 10, 20])]
+    assert levels[0].mean() + 5 < levels[1].mean() < levels[2].mean() - 3
+    ((_, more),) = quality.through_linear(quality.linear_codec("photos", 32, 64, 64), images, [20])
+    assert psnr(images, more).mean() > levels[2].mean()
+    export_model(codec, tmp_path / "linear", {"snr_db": [0, 20]}, precisions=["fp32"], signing_key=owner_key())
+    for told, close in ((True, 0.02), (False, 0.3)):
+        through = quality.through_bundle(str(tmp_path / "linear"), told, images, 2048, [0, 10, 20], "onnxruntime-cpu", "fp32")
+        for level, (_, answers) in zip(levels, through, strict=True):
+            assert psnr(images, answers) == pytest.approx(level, abs=close)
+    cost = arithmetic(str(tmp_path / "linear"), 64, 64)
+    assert cost["transmitter"]["macs"] > 16 * 16 * (48 * 16 + 9 * (48 * 64 + 2 * 64 * 64 + 64 * 16))
 
 
 def test_all_files_of_a_folder(tmp_path):
