@@ -42,7 +42,7 @@ from semseal.runtime.link import Receiver, Transmitter
 from semseal.runtime.metrics import Mean
 from semseal.runtime.pictures import SPLITS, Pictures, open_pictures
 from semseal.train.config import ModelConfig
-from semseal.train.edge import EdgeCodec, space_to_depth
+from semseal.train.edge import EdgeCodec, space_to_depth, to_unit_power
 
 PACKAGES = ("semseal", "numpy", "torch", "onnxruntime", "openvino", "pillow", "sionna-no-rt", "pytorch-msssim", "scikit-image")
 TRAINING_PICTURES = 128  # that the linear code and the mean colour are of
@@ -110,13 +110,14 @@ def linear_codec(spec: str, c: int, height: int, width: int) -> EdgeCodec:
 @torch.inference_mode()
 def through_linear(codec: EdgeCodec, images: Images, snrs: list[float]) -> Iterator[tuple[float, Images]]:
     """What Bob sees at each SNR; he knows it, and every image's scale."""
-    rows, scale = codec.encode_rows(torch.from_numpy(images), torch.zeros(len(images)))
+    told = torch.zeros(len(images))  # which changes nothing in a linear code
+    rows, scale = to_unit_power(codec.encode_rows(torch.from_numpy(images), told))
     on_air = np.ascontiguousarray(rows.numpy()).reshape(len(images), -1).view(np.complex64)
     noise = draw_noise(len(images), on_air.shape[1], np.random.default_rng(SEED))
     for snr_db in snrs:
         arrived = torch.from_numpy(awgn(on_air, noise, snr_db).view(np.float32).reshape(rows.shape))
         power = torch.full((len(images),), 10 ** (-snr_db / 10))
-        yield snr_db, codec.decode_rows(arrived, scale, power, torch.zeros(len(images))).clamp(0, 1).numpy()
+        yield snr_db, codec.decode_rows(arrived, torch.stack([scale, power, told], dim=1)).clamp(0, 1).numpy()
 
 
 def digital_rows(set_: str, codec: str, links: list[Rival], scores: list[Scores], lost: Scores) -> Iterator[Row]:
