@@ -62,6 +62,11 @@ class Row:
     lost: tuple[float, float, float] | None = None
 
 
+def short(spec: str) -> str:
+    """The name of a data spec's folder, or the spec."""
+    return spec.partition(":")[2].rstrip("/").rpartition("/")[2] or spec
+
+
 def pictures_of(spec: str, everything: bool, n: int, height: int, width: int) -> Images:
     """At most ``n`` pictures of the validation part; with ``everything`` of all files of a folder."""
     pictures = open_pictures(spec, "valid")
@@ -130,23 +135,30 @@ def digital_rows(set_: str, codec: str, links: list[Rival], scores: list[Scores]
             yield row(set_, codec, at.snr_db, mixed, design_db=rival.design_db, lost=at.frames)
 
 
-def show(rows: list[Row], set_: str, n: int, snrs: list[float]) -> None:
-    """A table for one set: PSNR, SSIM, MS-SSIM; a digital link stands at its design SNR only."""
-    shown = Table(
-        title=f"{set_}: {n} pictures; PSNR in dB ± half of the 95 % interval, SSIM, MS-SSIM; digital: a link for each SNR"
-    )
-    shown.add_column("")
-    for snr_db in snrs:
-        shown.add_column(f"{snr_db:g} dB", justify="right")
+def cells(rows: list[Row], set_: str, snrs: list[float]) -> list[list[str]]:
+    """A line for each contender of a set: its name, and PSNR, SSIM, MS-SSIM at each SNR; a digital link at its own SNR."""
     mine = [row for row in rows if row.set == set_ and row.design_db in (None, row.snr_db)]
+    lines = []
     for contender in dict.fromkeys(row.contender for row in mine):
-        cells = []
+        lines.append([contender])
         for snr_db in snrs:
             at = next(row for row in mine if row.contender == contender and row.snr_db == snr_db)
+            width = "" if at.psnr.half_width is None else f" ± {at.psnr.half_width:.2f}"
             scales = "" if at.ms_ssim is None else f" {at.ms_ssim.value:.4f}"
-            cells.append(f"{at.psnr.value:.2f} ± {at.psnr.half_width or 0:.2f}\n{at.ssim.value:.3f}{scales}")
-        shown.add_row(contender, *cells)
+            lines[-1].append(f"{at.psnr.value:.2f}{width}, {at.ssim.value:.3f}{scales}")
+    return lines
+
+
+def show(title: str, snrs: list[float], lines: list[list[str]]) -> str:
+    """The same lines printed, and in Markdown."""
+    shown = Table(title=title)
+    for i, name in enumerate(head := ["", *(f"{snr_db:g} dB" for snr_db in snrs)]):
+        shown.add_column(name, justify="right" if i else "left")
+    for line in lines:
+        shown.add_row(*(cell.replace(", ", "\n") if i else cell for i, cell in enumerate(line)))
     Console().print(shown)
+    table_ = [head, ["---"] * len(head), *lines]
+    return f"{title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in table_) + "\n"
 
 
 def compare(
@@ -193,7 +205,9 @@ def compare(
 @click.option("--jobs", default=1, show_default=True, help="processes that encode pictures")
 @click.option("--cache", type=click.Path(file_okay=False), help="keep what digital links and codecs gave, for the next run")
 @click.option("--latency", "timed", is_flag=True, help="time both sides of the bundles, one image, one thread")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="for quality.json and the curves")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="for quality.json, quality.md, curves"
+)
 def main(
     bundles: tuple[str, ...], specs: tuple[str, ...], snrs: tuple[float, ...], linear: tuple[str, ...], **chosen: Any
 ) -> None:
@@ -206,19 +220,21 @@ def main(
         out: Path = chosen["out"]
         out.mkdir(parents=True, exist_ok=True)
         rows: list[Row] = []
+        tables = ""
         sets: dict[str, Any] = {}
         for spec in specs:
             pictures = pictures_of(spec, chosen["all_files"], chosen["pictures"], height, width)
-            name = spec.partition(":")[2].rstrip("/").rpartition("/")[2] or spec
+            name = short(spec)
             found, sent = compare(name, pictures, contenders, levels, digital)
             rows += found
             sets[name] = {"pictures": len(pictures), "really sent": sent}
-            show(rows, name, len(pictures), levels)
+            title = f"{name}: {len(pictures)} pictures; PSNR in dB ± half of the 95 % interval, SSIM, MS-SSIM"
+            tables += show(title, levels, cells(found, name, levels))
             draw([dataclasses.asdict(row) for row in found], name, len(pictures), c / 96, out / f"quality-{name}.png")
-        costs = {name: arithmetic(name, height, width) for name in bundles}
+        costs = {Path(name).name: arithmetic(name, height, width) for name in bundles}
         if chosen["timed"]:
             for name, figures in latency(bundles, pictures[:1]).items():
-                costs[name]["latency"] = figures
+                costs[Path(name).name]["latency"] = figures
     except SemsealError as error:
         raise click.ClickException(str(error)) from None
     kept = {key: value for key, value in chosen.items() if key not in ("out", "cache", "jobs")}
@@ -227,13 +243,14 @@ def main(
         "seed": SEED,
         "symbols": symbols,
         "bandwidth_ratio": c / 96,
-        "asked": {**kept, "bundles": bundles, "linear": linear},
+        "asked": {**kept, "snr": levels, "contenders": list(contenders)},
         "sets": sets,
         "digital links": None if digital is None else [dataclasses.asdict(rival) for rival in digital["links"]],
         "cost": costs,
         "rows": [dataclasses.asdict(row) for row in rows],
     }
     write_atomically(out / "quality.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_atomically(out / "quality.md", tables.encode())
     Console().print_json(data=costs)
 
 
@@ -248,9 +265,8 @@ def _contenders(
         if chosen["untold"] and open_bundle(name).has_scale:
             found[f"{Path(name).name}, not told the SNR"] = partial(through_bundle, name, False, **asked)
     for spec in linear:
-        kind = spec.partition(":")[2].rstrip("/").rpartition("/")[2] or spec
         codec = linear_codec(spec, chosen["channels"], chosen["height"], chosen["width"])
-        found[f"linear ({kind})"] = partial(through_linear, codec, snrs=snrs)
+        found[f"linear ({short(spec)})"] = partial(through_linear, codec, snrs=snrs)
     return found
 
 

@@ -272,6 +272,8 @@ def test_the_program_compares_and_writes_what_it_found(monkeypatch, tmp_path):
     done = CliRunner().invoke(quality.main, [*asked, "--out", str(tmp_path)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert (tmp_path / "quality-photos.png").stat().st_size > 5000
+    table_ = (tmp_path / "quality.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in table_[4:8]] == ["| linear (photos)", "| jpeg", "| webp", "| avif"]
     found = json.loads((tmp_path / "quality.json").read_text())
     assert found["environment"]["packages"]["sionna-no-rt"][0].isdigit()
     assert found["symbols"] == 2048
