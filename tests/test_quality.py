@@ -16,6 +16,7 @@ from semseal.runtime.signing import owner_key
 pytest.importorskip("sionna", reason="sionna-no-rt is not installed: in the source folder, pip install '.[quality]'")
 pytest.importorskip("pytorch_msssim", reason="pytorch-msssim is not installed: in the source folder, pip install '.[quality]'")
 
+import cost
 import quality
 import rivals
 from cost import arithmetic, graph_cost
@@ -248,6 +249,17 @@ def test_multiplications_are_counted():
     at = 8 * 6  # places after the stride
     macs = at * 4 * 27 + at * 8 + at * 8 * 5 * 4 + 5 * 7 + 7 * 2
     assert graph_cost(data, 16, 12) == {"macs": macs, "parameters": 108 + 8 + 160 + 35 + 14}
+
+
+def test_both_sides_are_timed_in_every_form_that_is_there(images, monkeypatch):
+    monkeypatch.setattr(cost, "ROUNDS", 2)
+    monkeypatch.setattr(cost, "WARM_UP", 0)
+    monkeypatch.setattr(cost, "FORMS", (("onnxruntime-cpu", "fp32"), ("onnxruntime-cpu", "int9")))
+    timed = cost.latency(["photos-10db"], images[:1])["photos-10db"]
+    assert sorted(timed["onnxruntime-cpu fp32"]) == ["receiver ms", "transmitter ms"]
+    assert all(0 < ms < 60_000 for ms in timed["onnxruntime-cpu fp32"].values())
+    assert timed["onnxruntime-cpu int9"]["value"] is None
+    assert "int9" in timed["onnxruntime-cpu int9"]["reason"]
 
 
 def test_the_program_compares_and_writes_what_it_found(monkeypatch, tmp_path):
