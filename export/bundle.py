@@ -64,12 +64,10 @@ def model_of(bundle: Bundle) -> EdgeCodec:
             if tensor.name.startswith(_WEIGHTS):
                 weights[tensor.name.removeprefix(_WEIGHTS)] = torch.from_numpy(numpy_helper.to_array(tensor).copy())
     blocks = {name.split(".")[2] for name in weights if name.startswith("decoder.blocks.")}
-    model = bundle.manifest["model"]
-    config = ModelConfig(bundle.height, bundle.width, int(model["c"]), "edge", len(blocks))
-    network = EdgeCodec(config)
     try:
+        network = EdgeCodec(ModelConfig(bundle.height, bundle.width, int(bundle.manifest["model"]["c"]), "edge", len(blocks)))
         network.load_state_dict(weights)
-    except RuntimeError:
+    except (ValueError, RuntimeError):  # of the sizes, of the weights
         raise BundleError(f"{bundle.name} holds no edge network", "export the run that it was made from") from None
     return network.eval()
 
@@ -126,19 +124,14 @@ def deploy(
         raise GraphError(
             f"features of {reals} floats per image, and mix takes up to {MAX_REALS}", "let the transmitter give fewer"
         )
-    graphs = {("transmitter", "fp32"): transmitter, ("receiver", "fp32"): receiver}
-    if "fp16" in made:
-        graphs |= {(side, "fp16"): to_fp16(graphs[side, "fp32"]) for side in ("transmitter", "receiver")}
-    if "int8" in made:
-        feeds = _calibration(transmitter, model, manifest["snr_db"], calibration)
-        graphs |= {(side, "int8"): to_int8(graphs[side, "fp32"], feeds[side]) for side in ("transmitter", "receiver")}
     images = open_pictures(calibration, "valid").take(PARITY_PICTURES, model["height"], model["width"], fewer=True)
+    graphs = _precisions(transmitter, receiver, made, manifest, calibration)
     files = {f"{side}.{precision}.onnx": graph for (side, precision), graph in graphs.items()}
     if engines:
-        channels, width = model["c"], model["w"] * model["c"]
-        mixing = {(f"{k[0]}-mix", k[1]): with_mix(graph, k[0], model["h"], width, channels) for k, graph in graphs.items()}
+        graphs_of_plans = graphs | _mixing(graphs, model)
     for engine in engines:
-        files |= plan_files(engine, graphs | mixing, capabilities=(capabilities or None) if engine == "tensorrt-rtx" else None)
+        chosen = (capabilities or None) if engine == "tensorrt-rtx" else None
+        files |= plan_files(engine, graphs_of_plans, capabilities=chosen)
     parity = measure_parity(encode, decode, graphs, images, model["h"], "scale" in model)
     return write_bundle(
         out,
@@ -154,6 +147,25 @@ def deploy(
         signing_key,
         force=force,
     )
+
+
+def _precisions(
+    transmitter: bytes, receiver: bytes, made: Sequence[str], manifest: dict[str, Any], calibration: str
+) -> dict[tuple[str, str], bytes]:
+    """The two fp32 graphs and what is made of them, by (side, precision)."""
+    graphs = {("transmitter", "fp32"): transmitter, ("receiver", "fp32"): receiver}
+    if "fp16" in made:
+        graphs |= {(side, "fp16"): to_fp16(graphs[side, "fp32"]) for side in ("transmitter", "receiver")}
+    if "int8" in made:
+        feeds = _calibration(transmitter, manifest["model"], manifest["snr_db"], calibration)
+        graphs |= {(side, "int8"): to_int8(graphs[side, "fp32"], feeds[side]) for side in ("transmitter", "receiver")}
+    return graphs
+
+
+def _mixing(graphs: dict[tuple[str, str], bytes], model: dict[str, Any]) -> dict[tuple[str, str], bytes]:
+    """The same graphs made to mix, by (side, precision), as plans are built of them too."""
+    h, c = model["h"], model["c"]
+    return {(f"{side}-mix", name): with_mix(graph, side, h, model["w"] * c, c) for (side, name), graph in graphs.items()}
 
 
 def _calibration(

@@ -17,7 +17,7 @@ OWNER = Ed25519PrivateKey.from_private_bytes(b"o" * 32)
 OTHER = Ed25519PrivateKey.from_private_bytes(b"e" * 32)
 PIN = public_text(OWNER)
 MODEL = {"height": 8, "width": 8, "h": 2, "w": 2, "c": 2}
-ABOUT = {"model": MODEL, "snr_db": 10.0, "precisions": ["fp32", "int8"]}
+ABOUT = {"model": MODEL, "snr_db": [10.0, 10.0], "precisions": ["fp32", "int8"]}
 PLAN = "engines/transmitter.fp32.tensorrt-rtx.engine"
 
 
@@ -74,7 +74,7 @@ def test_what_was_written_is_read(made):
         [*FILES, "manifest.json", "signature"]
     )
     bundle = open_bundle(made)
-    assert bundle.manifest["format"] == 4
+    assert bundle.manifest["format"] == 5
     digests = [hashlib.sha256(FILES[f"{side}.fp32.onnx"]).digest() for side in ("transmitter", "receiver")]
     assert bundle.digest == hashlib.sha256(b"".join(digests)).digest()
 
@@ -153,7 +153,7 @@ def test_a_signature_of_another_size_is_refused(made, size):
 
 def test_parts_of_two_bundles_of_one_owner_do_not_mix(made, tmp_path):
     other = {**FILES, "transmitter.int8.onnx": tiny("other"), PLAN: b"a pla2"}
-    write_bundle(tmp_path / "second", other, {**ABOUT, "snr_db": 3.0}, OWNER)
+    write_bundle(tmp_path / "second", other, {**ABOUT, "snr_db": [3.0, 3.0]}, OWNER)
     shutil.copy(tmp_path / "second" / "transmitter.int8.onnx", made)
     shutil.copy(tmp_path / "second" / PLAN, made / PLAN)
     for name in ("transmitter.int8.onnx", PLAN):
@@ -373,12 +373,12 @@ def test_an_interrupted_write_keeps_the_older_bundle_and_can_be_tried_again(made
     else:
         monkeypatch.setattr(module.os, "replace", lambda *a: interrupt(*a) if a[0].name in ("new", "made") else replace(*a))
     with pytest.raises(KeyboardInterrupt):
-        write_bundle(made, FILES, {**ABOUT, "snr_db": 3.0}, OWNER, force=True)
+        write_bundle(made, FILES, {**ABOUT, "snr_db": [3.0, 3.0]}, OWNER, force=True)
     monkeypatch.undo()
     assert read_all(made, PIN) == FILES
     assert open_bundle(made, PIN).snr_db == 10
     assert [path.name for path in made.parent.iterdir()] == ["made"]
-    assert write_bundle(made, FILES, {**ABOUT, "snr_db": 3.0}, OWNER, force=True).snr_db == 3.0
+    assert write_bundle(made, FILES, {**ABOUT, "snr_db": [3.0, 3.0]}, OWNER, force=True).snr_db == 3.0
     assert open_bundle(made, PIN).snr_db == 3.0
 
 

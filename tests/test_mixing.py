@@ -3,7 +3,6 @@
 import numpy as np
 import onnx
 import pytest
-from semseal.runtime.mixing import with_mix
 from semseal.runtime import channel
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense import mix
@@ -12,6 +11,7 @@ from semseal.runtime.engine import open_engine
 from semseal.runtime.errors import HeaderError
 from semseal.runtime.link import BrokenDefenseWarning, Frame, Receiver, Transmitter
 from semseal.runtime.metrics import psnr
+from semseal.runtime.mixing import with_mix
 
 KEY = bytes(range(32))
 SESSION, DIGEST = bytes(16), bytes(32)
