@@ -176,7 +176,16 @@ def test_damaged_manifests_are_refused_whoever_signed_them(made):
     good = json.loads((made / "manifest.json").read_text())
     sizes = [{"h": 0}, {"h": 10**12}, {"height": float("inf")}, {"width": "wide"}, {"digest": "00" * 32}, {"digest": "xyz"}]
     bad = [{"model": {**MODEL, **size}} for size in sizes]
-    bad += [{"format": 1}, {"format": 3}, {"format": 4}, {"format": 6}, {"model": {}}, {"files": []}, {"files": {}}, {"precisions": [1]}]
+    bad += [
+        {"format": 1},
+        {"format": 3},
+        {"format": 4},
+        {"format": 6},
+        {"model": {}},
+        {"files": []},
+        {"files": {}},
+        {"precisions": [1]},
+    ]
     snrs = (10.0, None, [], [10.0], [0.0, 10.0, 20.0], [20.0, 0.0], [0.0, float("inf")], [float("nan")] * 2, ["low", "high"])
     bad += [{"snr_db": snr} for snr in snrs]
     bad += [{"model": {**good["model"], "scale": scale}} for scale in ("frame", None, True)]
@@ -385,7 +394,11 @@ def test_an_interrupted_write_keeps_the_older_bundle_and_can_be_tried_again(made
 
 
 def test_a_manifest_that_could_not_be_read_is_not_written(made, monkeypatch):
-    for about in ({**ABOUT, "snr_db": [float("nan")] * 2}, {**ABOUT, "precisions": []}, {**ABOUT, "notes": "x" * MAX_MANIFEST_BYTES}):
+    for about in (
+        {**ABOUT, "snr_db": [float("nan")] * 2},
+        {**ABOUT, "precisions": []},
+        {**ABOUT, "notes": "x" * MAX_MANIFEST_BYTES},
+    ):
         with pytest.raises(BundleError, match=r"damaged|more than"):
             write_bundle(made, FILES, about, OWNER, force=True)
     with pytest.raises(BundleError, match=r"needs receiver\.fp32\.onnx"):
