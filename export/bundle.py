@@ -38,7 +38,7 @@ def export_run(run: Path, out: Path, size: tuple[int, int] | None = None, **depl
     """Write the bundle of a finished run; ``deploy`` says how, and takes the other arguments.
 
     ``size`` is the height and width of the pictures, those that it was trained for if None. Raises TrainingError for a folder
-    that is no finished run or whose model has its size fixed, and what ``deploy`` raises.
+    that is no finished run, or a size that is no multiple of 4, and what ``deploy`` raises.
     """
     model = load_run(run)
     config = TrainConfig.read(run)
