@@ -33,7 +33,7 @@ from semseal.runtime.defense.defenses import BY_NAME, MODES
 from semseal.runtime.defense.header import Header, HeaderSealer, ReplayWindow, quantized_snr
 from semseal.runtime.defense.keys import load_key
 from semseal.runtime.defense.schemes import SchemeSets, draw_choice, noise_rows, scheme_sets
-from semseal.runtime.errors import HeaderError
+from semseal.runtime.errors import EngineError, HeaderError
 from semseal.runtime.frame import Frame, all_below, power
 from semseal.runtime.gpu.device import Engine
 from semseal.runtime.owned import Counters, Engines, Locks, process
@@ -186,8 +186,10 @@ class Transmitter:
         """The same with a model whose scale is in the header."""
         rows = engine(images, tables, self._told(len(images))).reshape(*tables.shape, -1)
         image = tables // self.bundle.h  # whose a row is
-        power = np.bincount(image.ravel(), np.einsum("bij,bij->bi", rows, rows).ravel()) / self.bundle.n_symbols
-        scales = 1 / np.sqrt(np.maximum(power, channel.SILENCE))
+        powers = np.bincount(image.ravel(), np.einsum("bij,bij->bi", rows, rows).ravel()) / self.bundle.n_symbols
+        if not np.isfinite(powers).all():
+            raise EngineError("an image came out of the encoder with symbols too large", "try another picture or precision")
+        scales = 1 / np.sqrt(np.maximum(powers, channel.SILENCE))
         rows *= scales.astype(np.float32)[image, None]
         return rows, scales.tolist()
 
