@@ -1,18 +1,22 @@
 """The link with a model whose scale is in the header, against the network in torch."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+from semseal.export.bundle import export_model
 from semseal.runtime import channel
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense import index, mix
 from semseal.runtime.defense.defenses import MODES
 from semseal.runtime.defense.header import Header, HeaderSealer
 from semseal.runtime.defense.schemes import scheme_sets
-from semseal.runtime.errors import HeaderError
+from semseal.runtime.errors import EngineError, HeaderError
 from semseal.runtime.frame import power
 from semseal.runtime.link import Frame, Receiver, Transmitter
 from semseal.runtime.metrics import psnr
+from semseal.runtime.signing import owner_key
 
 KEY = b"k" * 32
 REALS, H = 192, 8
@@ -234,3 +238,14 @@ def test_the_scale_cannot_be_changed_on_the_way(edge_bundle, small_images):
         changed[i] ^= 0x10
         with pytest.raises(HeaderError, match="does not authenticate"):
             Receiver(edge_bundle, KEY).receive([Frame(frame.symbols, bytes(changed))])
+
+
+def test_an_encoder_that_overflows_is_an_engine_error(edge_model, small_images, tmp_path):
+    loud = copy.deepcopy(edge_model)
+    with torch.no_grad():
+        loud.encoder.linear.weight.mul_(1e30)
+    with np.errstate(all="ignore"):
+        export_model(loud, tmp_path / "loud", {"snr_db": [0.0, 20.0]}, precisions=("fp32",), signing_key=owner_key())
+        for defense in MODES:
+            with pytest.raises(EngineError, match="came out of the encoder"):
+                Transmitter(tmp_path / "loud", KEY, defense).send(small_images(2))
