@@ -45,7 +45,7 @@ def test_help_lists_what_can_be_chosen():
     assert "[white-box|black-box|" in shown
     assert "[fp32|fp16|int8]" in shown
     shown = semseal("train", "--help").stdout
-    assert "[paper-0db|paper-10db|paper-20db|photos-10db|edge|edge-quality]" in shown
+    assert "[paper-0db|paper-10db|paper-20db|photos-10db|edge|edge-quality|edge-int8|edge-quality-int8]" in shown
     assert "--save-every" in shown
     assert "--seed" in shown
     assert "[tensorrt|tensorrt-rtx]" in semseal("export", "--help").stdout
@@ -105,6 +105,14 @@ def test_keygen(tmp_path):
         ),
         (["train", "--preset", "edge", "--data", "photos", "--out", "run", "--init", "gone"], 3, "gone is not a run"),
         (["export", "nowhere", "--out", "bundle"], 3, "nowhere is not a run"),
+        (["export", "run", "--out", "bundle", "--size", "1080"], 2, "'1080' is not HEIGHTxWIDTH, such as 1080x1920"),
+        (["export", "run", "--out", "bundle", "--size", "32x24x3"], 2, "is not HEIGHTxWIDTH"),
+        (["export", "run", "--out", "bundle", "--size", "-4x8"], 2, "is not HEIGHTxWIDTH"),
+        (["export", "run", "--out", "bundle", "--size", "123456x8"], 2, "is not HEIGHTxWIDTH"),
+        (["export", "nowhere", "--out", "bundle", "--size", "32x24"], 3, "nowhere is not a bundle"),
+        (["export", "photos-10db", "--out", "bundle", "--size", "64x64"], 3, "photos-10db holds no edge network"),
+        (["audit", "photos-10db", "--data", "photos", "--out", "results", "--main-snr", "5"], 3, "leave out --main-snr"),
+        (["audit", "photos-10db", "--data", "photos", "--out", "results", "--main-snr", "loud"], 2, "not a valid float"),
         (["audit", "nowhere", "--data", "photos", "--out", "results"], 3, "nowhere is not a bundle"),
         (["build", "nowhere", "--out", "plans", "--engine", "tensorrt"], 3, "nowhere is not a bundle"),
         (["build", "photos-10db", "--out", "plans", "--engine", "openvino"], 2, "not one of 'tensorrt', 'tensorrt-rtx'"),
@@ -144,7 +152,7 @@ def test_train_export_audit_from_the_shell(tmp_path):
     assert "difference from the reference" in done.stdout
     assert "SEMSEAL_OWNER=semseal-owner-v1:" in done.stdout
     written = {path.name for path in (tmp_path / "bundle").iterdir()}
-    names = ("transmitter", "receiver", "transmitter-mix", "receiver-mix")
+    names = ("transmitter", "receiver")  # those that mix are made when they are opened
     sides = {f"{side}.{precision}.onnx" for side in names for precision in ("fp32", "int8")}
     assert written == {"manifest.json", "signature", "engines", *sides}
     assert len(list((tmp_path / "bundle" / "engines").glob("*.engine"))) == 16
