@@ -500,13 +500,25 @@ def test_a_graph_that_cannot_mix_is_named(made):
     assert "make the bundle again" in caught.value.hint
 
 
-@pytest.mark.parametrize("snr", [0, 10, 20])
-def test_packaged_bundles_are_whole_and_small(snr):
-    bundle = open_bundle(packaged_bundle(f"photos-{snr}db"))
-    assert bundle.snr_db == snr
+@pytest.mark.parametrize(("name", "snrs"), [("edge", (0, 20)), ("edge-quality", (0, 20)), ("photos-10db", (10, 10))])
+def test_packaged_bundles_are_whole(name, snrs):
+    bundle = open_bundle(packaged_bundle(name))
+    assert bundle.snr_range == snrs
+    assert bundle.snr_db == 10
+    assert bundle.has_scale == name.startswith("edge")
     assert (bundle.height, bundle.width, bundle.manifest["model"]["c"]) == (180, 180, 16)
-    assert bundle.manifest["training"]["data"] == "photos"
-    assert len(bundle.graph("transmitter")) + len(bundle.graph("receiver")) < 1_000_000
+    assert bundle.manifest["training"]["data"].partition(":")[0] == ("folder" if bundle.has_scale else "photos")
+    for side in ("transmitter", "receiver"):
+        for precision in ("fp32", "fp16", "int8"):
+            assert bundle.graph(side, precision)
+
+
+def test_packaged_bundles_are_small_and_the_edge_ones_have_one_transmitter():
+    folders = [packaged_bundle(name) for name in ("edge", "edge-quality", "photos-10db")]
+    assert sorted(folders) == sorted(folders[0].parent.iterdir())
+    assert sum(file.stat().st_size for folder in folders for file in folder.iterdir()) < 8_000_000
+    for precision in ("fp32", "fp16", "int8"):
+        assert open_bundle("edge").graph("transmitter", precision) == open_bundle("edge-quality").graph("transmitter", precision)
 
 
 def test_packaged_bundles_need_no_owner_in_their_place_and_nowhere_else(tmp_path, monkeypatch):
