@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 
+import onnx
 import pytest
 from rich.console import Console
 from semseal.runtime import doctor
@@ -306,7 +307,12 @@ def test_a_benchmark_tells_an_engine_that_cannot_be_had_from_one_that_fails(monk
     shared.links(small_bundle, "onnxruntime-cpu", "fp32", expected_db + 1, None)
     assert [failure.partition(":")[0] for failure in shared.failures] == [f"onnxruntime-cpu fp32 {name}" for name in found]
     shared.failures.clear()
-    files = {name: bundle.read(name) for name in bundle.manifest["files"] if "-mix" not in name}
+    files = {name: bundle.read(name) for name in bundle.manifest["files"]}
+    graph = onnx.load_model_from_string(files["transmitter.fp32.onnx"])  # in which mix does not find the index
+    graph.graph.node.insert(0, onnx.helper.make_node("Identity", ["index"], ["same_index"]))
+    for node in graph.graph.node[1:]:
+        node.input[:] = ["same_index" if name == "index" else name for name in node.input]
+    files["transmitter.fp32.onnx"] = graph.SerializeToString()
     write_bundle(tmp_path / "half", files, bundle.manifest, owner_key())
     half = shared.links(tmp_path / "half", "onnxruntime-cpu", "fp32", expected_db, None)
     assert half["mix"]["value"] is None
