@@ -517,8 +517,9 @@ def test_packaged_bundles_are_small_and_the_edge_ones_have_one_transmitter():
     folders = [packaged_bundle(name) for name in ("edge", "edge-quality", "photos-10db")]
     assert sorted(folders) == sorted(folders[0].parent.iterdir())
     assert sum(file.stat().st_size for folder in folders for file in folder.iterdir()) < 8_000_000
+    edge, quality = open_bundle("edge"), open_bundle("edge-quality")
     for precision in ("fp32", "fp16", "int8"):
-        assert open_bundle("edge").graph("transmitter", precision) == open_bundle("edge-quality").graph("transmitter", precision)
+        assert edge.graph("transmitter", precision) == quality.graph("transmitter", precision)
 
 
 def test_packaged_bundles_need_no_owner_in_their_place_and_nowhere_else(tmp_path, monkeypatch):
