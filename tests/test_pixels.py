@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from semseal.runtime import channel
 from semseal.runtime.bundle import open_bundle, write_bundle
 from semseal.runtime.defense import mix
 from semseal.runtime.defense.defenses import MODES
@@ -82,23 +83,26 @@ def test_symbols_and_pictures_are_those_of_the_float_graphs(name, precision, eng
         for side in ("transmitter", "receiver", "transmitter-mix")
         for form in (False, True)
     }
-    expected = opened["transmitter", False](floats_of(pixels), index)
-    symbols = opened["transmitter", True](pixels, index)
+    snr_db = [np.array([3, 17], np.float32)] if bundle.has_scale else []
+    expected = opened["transmitter", False](floats_of(pixels), index, *snr_db)
+    symbols = opened["transmitter", True](pixels, index, *snr_db)
     keys = mix.derive_keys(KEY, bytes(16), range(2), bytes(32), 32400)
     secret = mix.transmitter_inputs(keys, 32400)
-    mixed = opened["transmitter-mix", True](pixels, *secret)
-    mixed_expected = opened["transmitter-mix", False](floats_of(pixels), *secret)
+    mixed = opened["transmitter-mix", True](pixels, *snr_db, *secret)
+    mixed_expected = opened["transmitter-mix", False](floats_of(pixels), *snr_db, *secret)
     if engine == "onnxruntime-cpu" and precision == "fp32":
         assert symbols.tobytes() == expected.tobytes()
         assert mixed.tobytes() == mixed_expected.tobytes()
     for found, wanted in ((symbols, expected), (mix.normalize(mixed)[0], mix.normalize(mixed_expected)[0])):
         assert np.abs(found - wanted).max() < ROUNDING[precision]
         assert np.abs(found - wanted).mean() < MEAN_ROUNDING[precision]
-    pictures, whole = separated(opened["receiver", True](expected, index))
+    on_air, scales = channel.to_unit_power(expected)
+    told = [np.stack([scales, [0.5, 0.02], [3, 17]], axis=1).astype(np.float32)] if bundle.has_scale else []
+    pictures, whole = separated(opened["receiver", True](on_air, index, *told))
     assert pictures.shape == pixels.shape
     assert pictures.dtype == np.uint8
     assert whole.tolist() == [True, True]
-    assert np.abs(pictures - bytes_of(opened["receiver", False](expected, index))).max() <= 1
+    assert np.abs(pictures - bytes_of(opened["receiver", False](on_air, index, *told))).max() <= 1
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -71,7 +71,9 @@ def test_packaged_graphs_build(name, side):
         graph = bundle.graph(side, precision)
         report = layer_report("tensorrt-rtx", build_plan("tensorrt-rtx", graph, capabilities=[86, 89, 120]), graph)
         first = ("image", "float32", ["batch", 3, 180, 180]), ("symbols", "float32", ["frames", 16200, 2])
-        assert described(report["inputs"]) == [first[side == "receiver"], ("index", "int32", ["batch", 45])]
+        told = ("snr_db", "float32", ["batch"]), ("side_information", "float32", ["batch", 3])
+        expected = [first[side == "receiver"], ("index", "int32", ["batch", 45])]
+        assert described(report["inputs"]) == expected + [told[side == "receiver"]] * bundle.has_scale
 
 
 KEYS = [
