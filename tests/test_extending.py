@@ -17,7 +17,7 @@ import semseal
 assert semseal.__file__.startswith(sys.argv[3]), semseal.__file__
 from semseal.runtime.audit.matrix import FULL
 settings = dataclasses.replace(
-    FULL, pictures=12, optimised_pictures=6, attacker_pictures=40, eve_snrs=(20.0,),
+    FULL, pictures=12, optimised_pictures=6, attacker_pictures=40, eve_snrs=(50.0,),
     attacks=("nearest", "no-key"), defenses=("none", "permute", "signs"),
 )
 semseal.audit([Path(sys.argv[1])], "photos", Path(sys.argv[2]), settings)

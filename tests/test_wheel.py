@@ -28,7 +28,7 @@ for name in sys.argv[2:]:
     assert getattr(semseal, name)
 assert semseal.__version__ == version("semseal")
 assert Path(semseal.errors.__file__).is_relative_to(place)
-models = [f"runtime/models/photos-{snr}db/manifest.json" for snr in (0, 10, 20)]
+models = [f"runtime/models/{name}/manifest.json" for name in ("edge", "edge-quality", "photos-10db")]
 for file in ("py.typed", "runtime/audit/templates/report.html", *models):
     assert files("semseal").joinpath(file).is_file(), file
 assert not files("semseal").joinpath("runtime/api").is_dir()  # it is the root, and there is no second copy
