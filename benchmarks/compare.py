@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from semseal.export.cut import without_gather
-from semseal.runtime.mixing import with_mix
 from semseal.export.onnx import export_graphs
 from semseal.export.quantize import to_fp16, to_int8
 from semseal.export.rewrite import rewrite
@@ -36,6 +35,7 @@ from semseal.runtime.defense import index, mix
 from semseal.runtime.defense.schemes import scheme_sets
 from semseal.runtime.engine import open_engine
 from semseal.runtime.environment import environment
+from semseal.runtime.mixing import with_mix
 from semseal.runtime.pictures import open_pictures
 from semseal.train.config import ModelConfig
 from semseal.train.model import DeepJSCC

@@ -1,7 +1,7 @@
 """A run -> a bundle, with the proof that the deployed graphs do what the trained model did."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def export_run(run: Path, out: Path, size: tuple[int, int] | None = None, **depl
     """Write the bundle of a finished run; ``deploy`` says how, and takes the other arguments.
 
     ``size`` is the height and width of the pictures, those that it was trained for if None. Raises TrainingError for a folder
-    that is no finished run or whose model has its size fixed, and what ``deploy`` raises.
+    that is no finished run, or a size that is no multiple of 4, and what ``deploy`` raises.
     """
     model = load_run(run)
     config = TrainConfig.read(run)
@@ -64,12 +64,10 @@ def model_of(bundle: Bundle) -> EdgeCodec:
             if tensor.name.startswith(_WEIGHTS):
                 weights[tensor.name.removeprefix(_WEIGHTS)] = torch.from_numpy(numpy_helper.to_array(tensor).copy())
     blocks = {name.split(".")[2] for name in weights if name.startswith("decoder.blocks.")}
-    model = bundle.manifest["model"]
-    config = ModelConfig(bundle.height, bundle.width, int(model["c"]), "edge", len(blocks))
-    network = EdgeCodec(config)
     try:
+        network = EdgeCodec(ModelConfig(bundle.height, bundle.width, int(bundle.manifest["model"]["c"]), "edge", len(blocks)))
         network.load_state_dict(weights)
-    except RuntimeError:
+    except (ValueError, RuntimeError):  # of the sizes, of the weights
         raise BundleError(f"{bundle.name} holds no edge network", "export the run that it was made from") from None
     return network.eval()
 
@@ -89,7 +87,10 @@ def export_model(model: Link, out: Path, manifest: dict[str, Any], **deployed: A
     sizes: dict[str, Any] = {name: getattr(model.config, name) for name in ("height", "width", "h", "w", "c")}
     if isinstance(model, EdgeCodec):
         sizes["scale"] = "header"
-    return deploy(out, transmitter, receiver, encode, decode, {"model": sizes, **manifest}, **deployed)
+    steps = {}
+    if isinstance(model, EdgeCodec):
+        steps = {_WEIGHTS + name: step for name, step in model.int8_steps().items()}
+    return deploy(out, transmitter, receiver, encode, decode, {"model": sizes, **manifest}, steps=steps, **deployed)
 
 
 def deploy(
@@ -104,6 +105,7 @@ def deploy(
     capabilities: Sequence[int] = (),
     calibration: str = "photos",
     *,
+    steps: Mapping[str, float] | None = None,
     signing_key: Ed25519PrivateKey | None,
     force: bool = False,
 ) -> Bundle:
@@ -113,9 +115,9 @@ def deploy(
     and "scale" if it is in the header) and "snr_db", the range. fp32 is always made; ``engines`` names those of ``tensorrt``,
     ``tensorrt-rtx`` whose plans are built, the latter for ``capabilities`` (86 for 8.6; empty: this machine's GPU).
     ``calibration`` is the data spec of the pictures that int8 is calibrated on (its split train) and parity is measured on
-    (valid). ``signing_key`` is the owner's, None for a packaged bundle. ``force`` replaces a bundle at ``out``, whole. Raises
-    BundleError for ``out``, ValueError for a precision that does not exist, GraphError where one cannot be made, EngineError
-    where a plan cannot be built.
+    (valid), ``steps`` as in ``to_int8``. ``signing_key`` is the owner's, None for a packaged bundle. ``force`` replaces a
+    bundle at ``out``, whole. Raises BundleError for ``out``, ValueError for a precision that does not exist, GraphError where
+    one cannot be made, EngineError where a plan cannot be built.
     """
     unknown = [precision for precision in precisions if precision not in PRECISIONS]
     if unknown:
@@ -126,19 +128,14 @@ def deploy(
         raise GraphError(
             f"features of {reals} floats per image, and mix takes up to {MAX_REALS}", "let the transmitter give fewer"
         )
-    graphs = {("transmitter", "fp32"): transmitter, ("receiver", "fp32"): receiver}
-    if "fp16" in made:
-        graphs |= {(side, "fp16"): to_fp16(graphs[side, "fp32"]) for side in ("transmitter", "receiver")}
-    if "int8" in made:
-        feeds = _calibration(transmitter, model, manifest["snr_db"], calibration)
-        graphs |= {(side, "int8"): to_int8(graphs[side, "fp32"], feeds[side]) for side in ("transmitter", "receiver")}
     images = open_pictures(calibration, "valid").take(PARITY_PICTURES, model["height"], model["width"], fewer=True)
+    graphs = _precisions(transmitter, receiver, made, manifest, calibration, steps)
     files = {f"{side}.{precision}.onnx": graph for (side, precision), graph in graphs.items()}
     if engines:
-        channels, width = model["c"], model["w"] * model["c"]
-        mixing = {(f"{k[0]}-mix", k[1]): with_mix(graph, k[0], model["h"], width, channels) for k, graph in graphs.items()}
+        graphs_of_plans = graphs | _mixing(graphs, model)
     for engine in engines:
-        files |= plan_files(engine, graphs | mixing, capabilities=(capabilities or None) if engine == "tensorrt-rtx" else None)
+        chosen = (capabilities or None) if engine == "tensorrt-rtx" else None
+        files |= plan_files(engine, graphs_of_plans, capabilities=chosen)
     parity = measure_parity(encode, decode, graphs, images, model["h"], "scale" in model)
     return write_bundle(
         out,
@@ -154,6 +151,30 @@ def deploy(
         signing_key,
         force=force,
     )
+
+
+def _precisions(
+    transmitter: bytes,
+    receiver: bytes,
+    made: Sequence[str],
+    manifest: dict[str, Any],
+    calibration: str,
+    steps: Mapping[str, float] | None,
+) -> dict[tuple[str, str], bytes]:
+    """The two fp32 graphs and what is made of them, by (side, precision)."""
+    graphs = {("transmitter", "fp32"): transmitter, ("receiver", "fp32"): receiver}
+    if "fp16" in made:
+        graphs |= {(side, "fp16"): to_fp16(graphs[side, "fp32"]) for side in ("transmitter", "receiver")}
+    if "int8" in made:
+        feeds = _calibration(transmitter, manifest["model"], manifest["snr_db"], calibration)
+        graphs |= {(side, "int8"): to_int8(graphs[side, "fp32"], feeds[side], steps) for side in ("transmitter", "receiver")}
+    return graphs
+
+
+def _mixing(graphs: dict[tuple[str, str], bytes], model: dict[str, Any]) -> dict[tuple[str, str], bytes]:
+    """The same graphs made to mix, by (side, precision), as plans are built of them too."""
+    h, c = model["h"], model["c"]
+    return {(f"{side}-mix", name): with_mix(graph, side, h, model["w"] * c, c) for (side, name), graph in graphs.items()}
 
 
 def _calibration(

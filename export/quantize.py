@@ -12,7 +12,7 @@ import contextlib
 import io
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +57,15 @@ def to_fp16(graph: bytes) -> bytes:
     return _checked(converted.model, "fp16")
 
 
-def to_int8(graph: bytes, feeds: Sequence[dict[str, NDArray[Any]]]) -> bytes:
+def to_int8(graph: bytes, feeds: Sequence[dict[str, NDArray[Any]]], steps: Mapping[str, float] | None = None) -> bytes:
     """The graph in 8 bits, calibrated on ``feeds``: inputs of the graph by name, one picture each.
 
-    Of several equalizations of the channels, the one whose output is nearest to the float graph's on ``feeds`` is taken.
-    Raises GraphError for a graph without a layer to quantise, and for one that has no such form.
+    ``steps`` are those that the model was trained with, of what a layer takes, by the name of its weights. Without them, of
+    several equalizations of the channels, the one whose output is nearest to the float graph's on ``feeds`` is taken. Raises
+    GraphError for a graph without a layer to quantise, and for one that has no such form.
     """
+    if steps:
+        return _quantize(graph, feeds, steps)
     expected = _outputs(graph, feeds)
     best, least = b"", np.inf
     for strength, quantile in EQUALIZATIONS:
@@ -78,9 +81,14 @@ def _outputs(graph: bytes, feeds: Sequence[dict[str, NDArray[Any]]]) -> NDArray[
     return np.concatenate([run(*feed.values()) for feed in feeds])
 
 
-def _quantize(graph: bytes, feeds: Sequence[dict[str, NDArray[Any]]]) -> bytes:
+def _quantize(graph: bytes, feeds: Sequence[dict[str, NDArray[Any]]], steps: Mapping[str, float] | None = None) -> bytes:
     model = onnx.load_model_from_string(graph)
     layers = [node for node in model.graph.node if node.op_type in LAYERS]
+    known = {node.input[0]: (steps or {}).get(node.input[1]) for node in layers}
+    zero = np.array(0, np.int8)
+    overrides = {
+        name: [{"scale": np.array(step, np.float32), "zero_point": zero}] for name, step in known.items() if step is not None
+    }
     in_float = [node.name for node in layers if node.input[0] == "image" or node.name.startswith(("linear/", "power/"))]
     if len(layers) == len(in_float):
         raise GraphError(f"nothing to quantise: the graph has no {', '.join(LAYERS)} beyond its input", "leave out int8")
@@ -107,6 +115,7 @@ def _quantize(graph: bytes, feeds: Sequence[dict[str, NDArray[Any]]]) -> bytes:
                     "MatMulConstBOnly": True,
                     "OpTypesToExcludeOutputQuantization": list(LAYERS),
                     "CalibPercentile": CALIBRATION_PERCENTILE,
+                    "TensorQuantOverrides": overrides,
                 },
             )
         finally:

@@ -14,9 +14,8 @@ What is neither of these is a bug, and shows as one: with its traceback.
 import dataclasses
 import errno
 import json
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 from semseal.runtime.bundle import PRECISIONS
 from semseal.runtime.defense.defenses import BY_NAME
-from semseal.runtime.engine import ENGINES
 from semseal.runtime.errors import SemsealError
+from semseal.runtime.options import FILE, FOLDER, PLAN_ENGINES, PRECISION, LazyChoice, Size, deployable, example, written
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -35,26 +34,6 @@ if TYPE_CHECKING:
     from semseal.runtime.bundle import Bundle
 
 out = Console(emoji=False)
-
-FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-PRECISION = click.Choice(PRECISIONS)
-PLAN_ENGINES = click.Choice([engine for engine in ENGINES if engine.startswith("tensorrt")])  # the others run the graphs
-
-
-class LazyChoice(click.ParamType):
-    """A click.Choice whose names are imported when they are first asked for, not when the program starts."""
-
-    name = "choice"
-
-    def __init__(self, names: Callable[[], Sequence[str]]) -> None:
-        self._names = names
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # click 8.2 and later pass ctx
-        return f"[{'|'.join(self._names())}]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return click.Choice(self._names()).convert(value, param, ctx)
 
 
 def _presets() -> Sequence[str]:
@@ -69,110 +48,54 @@ def _attacks() -> Sequence[str]:
     return tuple(BY_NAME)
 
 
-def _example(*lines: str) -> str:
-    """The end of a verb's --help."""
-    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
-
-
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=_example("semseal demo", "semseal audit edge --data photos --out audit --quick"),
+    epilog=example("semseal demo", "semseal audit edge --data photos --out audit --quick"),
 )
 @click.version_option(package_name="semseal")
 def cli() -> None:
     """Semantic communication links: train, deploy, protect, and measure what an eavesdropper sees."""
 
 
-@cli.command(epilog=_example("semseal train --preset edge --data photos --out run"))
-@click.option("--preset", required=True, type=LazyChoice(_presets), help="what is trained, and how long")
+@cli.command(epilog=example("semseal train --preset edge --data folder:photographs --out run"))
+@click.option("--preset", required=True, type=LazyChoice(_presets), help="what is trained, and how long; edge-quality: --init")
 @click.option("--data", required=True, metavar="SPEC", help="photos, celeba:FOLDER or folder:FOLDER")
 @click.option("--out", "run", required=True, type=FOLDER, metavar="RUN", help="run folder to write")
 @click.option("--resume", is_flag=True, help="continue an interrupted run; same --preset and options")
-@click.option("--init", type=FOLDER, metavar="RUN", help="start from this run's weights; with another --c, those that fit")
+@click.option("--init", type=FOLDER, metavar="RUN", help="start from the weights of this run that fit")
 @click.option("--channel", type=click.Choice(["awgn", "rayleigh", "multipath"]), help="main channel  [default: awgn]")
 @click.option("--c", type=int, help="feature channels: bandwidth ratio c/96  [default: 16]")
 @click.option("--steps", type=int, help="updates")
 @click.option("--batch", type=int, help="pictures per update, over all devices")
 @click.option("--lr", type=float, help="peak step size of Adam")
 @click.option("--precision", type=click.Choice(["32-true", "bf16-mixed"]), help="arithmetic of the layers")
+@click.option("--save-every", type=int, help="steps from one checkpoint to the next; Ctrl-C writes one too")
+@click.option("--seed", type=int, help="of all that is random: weights, crops, noise  [default: 0]")
 @click.option("--devices", type=int, default=1, show_default=True, help="processes or GPUs on this machine")
 def train(
     preset: str, data: str, run: Path, resume: bool, init: Path | None, c: int | None, devices: int, **overrides: Any
 ) -> None:
     """Train a link and write a run folder."""
-    from semseal.train.config import PRESETS, ModelConfig, TrainConfig
+    from semseal.train.config import PRESETS, TrainConfig
     from semseal.train.fit import train as fit
 
     chosen = {**PRESETS[preset], **{name: value for name, value in overrides.items() if value is not None}}
     try:
-        config = TrainConfig(**chosen) if c is None else TrainConfig(**chosen, model=ModelConfig(c=c))
+        config = TrainConfig(**chosen)
+        if c is not None:
+            config = dataclasses.replace(config, model=dataclasses.replace(config.model, c=c))
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     try:
         fit(config, data, run, resume=resume, init=init, devices=devices)
-    except KeyboardInterrupt:
-        click.echo(f"\ncontinue with --resume from the last checkpoint (one every {config.save_every} steps)", err=True)
+    except KeyboardInterrupt as stop:
+        if (run / "config.json").exists():
+            click.echo(f"\n{stop or 'the last checkpoint, if one was written, is good'}; continue with --resume", err=True)
         raise
 
 
-def _written(command: Any) -> Any:
-    """The options of every verb that writes a bundle."""
-    return _with_options(
-        command,
-        click.option("--out", "bundle", required=True, type=FOLDER, metavar="BUNDLE", help="bundle folder to write"),
-        click.option(
-            "--capability",
-            "capabilities",
-            multiple=True,
-            type=int,
-            help="a GPU that tensorrt-rtx builds for, such as 89 for 8.9; may be repeated  [default: the one here]",
-        ),
-        click.option("--sign", type=FILE, metavar="KEY", help="owner's signing key  [default: yours, made at first use]"),
-        click.option("--force", is_flag=True, help="replace the bundle that is there, whole"),
-    )
-
-
-def _deployed(command: Any) -> Any:
-    """The options of what is made from graphs."""
-    return _with_options(
-        _written(command),
-        click.option(
-            "--precision",
-            "precisions",
-            multiple=True,
-            type=PRECISION,
-            help="may be repeated; fp32 is always made  [default: all]",
-        ),
-        click.option(
-            "--engine",
-            "engines",
-            multiple=True,
-            type=PLAN_ENGINES,
-            help="also build the plans of this engine; may be repeated; the other engines run the ONNX graphs",
-        ),
-    )
-
-
-def _with_options(command: Any, *options: Any) -> Any:
-    for option in reversed(options):  # as stacked decorators apply
-        command = option(command)
-    return command
-
-
-class Size(click.ParamType):
-    """HEIGHTxWIDTH in pixels."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", str(value))
-        if found is None:
-            self.fail(f"{value!r} is not HEIGHTxWIDTH, such as 1080x1920", param, ctx)
-        return int(found[1]), int(found[2])
-
-
 @cli.command(
-    epilog=_example(
+    epilog=example(
         "semseal export run --out bundle --precision fp32 --precision int8", "semseal export edge --size 1080x1920 --out hd"
     )
 )
@@ -185,7 +108,7 @@ class Size(click.ParamType):
     metavar="SPEC",
     help="pictures that int8 is calibrated on and parity measured on",
 )
-@_deployed
+@deployable
 def export(source: str, size: tuple[int, int] | None, bundle: Path, sign: Path | None, force: bool, **deployed: Any) -> None:
     """Turn a run into a signed bundle and print what each precision costs in dB.
 
@@ -205,11 +128,11 @@ def export(source: str, size: tuple[int, int] | None, bundle: Path, sign: Path |
     _print_made(made, key)
 
 
-@cli.command(epilog=_example("semseal pack --transmitter encoder.onnx --receiver decoder.onnx --out bundle --snr 10"))
+@cli.command(epilog=example("semseal pack --transmitter encoder.onnx --receiver decoder.onnx --out bundle --snr 10"))
 @click.option("--transmitter", required=True, type=FILE, metavar="T.onnx", help="image [batch, 3, H, W] in 0..1 to features")
 @click.option("--receiver", required=True, type=FILE, metavar="R.onnx", help="features back to the image")
 @click.option("--snr", type=float, default=10.0, show_default=True, help="main channel's SNR in dB that it is meant for")
-@_deployed
+@deployable
 def pack(transmitter: Path, receiver: Path, snr: float, bundle: Path, sign: Path | None, force: bool, **deployed: Any) -> None:
     """Bring your own model: any pair of ONNX files becomes a bundle, with power normalisation and the scheme index."""
     from semseal.export.pack import pack as make
@@ -225,9 +148,9 @@ def pack(transmitter: Path, receiver: Path, snr: float, bundle: Path, sign: Path
     _print_made(made, key)
 
 
-@cli.command(epilog=_example("semseal build edge --out link --engine tensorrt-rtx --capability 86 --capability 120"))
+@cli.command(epilog=example("semseal build edge --out link --engine tensorrt-rtx --capability 86 --capability 120"))
 @click.argument("source", metavar="BUNDLE")
-@_written
+@written
 @click.option("--engine", required=True, type=PLAN_ENGINES, help="the engine that runs the plans")
 def build(source: str, bundle: Path, engine: str, capabilities: tuple[int, ...], sign: Path | None, force: bool) -> None:
     """Copy a bundle and add the TensorRT plans of all its graphs.
@@ -304,7 +227,7 @@ def _print_parity(bundle: "Bundle") -> None:
 
 
 @cli.command(
-    epilog=_example(
+    epilog=example(
         "semseal audit edge --data photos --out audit --quick",
         "semseal audit edge --data photos --out audit --quick --defense mix --budget 0.3",
     )
@@ -436,7 +359,7 @@ def _judge(results: "Results", settings: "Settings", judged: tuple[str, ...], bu
     sys.exit(1)
 
 
-@cli.command(epilog=_example("semseal demo --out demo"))
+@cli.command(epilog=example("semseal demo --out demo"))
 @click.option("--out", "folder", type=FOLDER, default="demo", show_default=True, metavar="DIR", help="folder of the results")
 def demo(folder: Path) -> None:
     """The main job on a packaged model and library photographs: link, defences, attacks; one to three minutes."""
@@ -452,7 +375,7 @@ def demo(folder: Path) -> None:
     print_results(out, run_audit([packaged_bundle("edge")], "photos", folder, DEMO), folder, DEMO)
 
 
-@cli.command(epilog=_example("semseal doctor"))
+@cli.command(epilog=example("semseal doctor"))
 @click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
 def doctor(as_json: bool) -> None:
     """Tell which engines and devices work on this machine, and how to fix the others; exit with 1 if no engine works."""
@@ -467,7 +390,7 @@ def doctor(as_json: bool) -> None:
         sys.exit(1)
 
 
-@cli.command(epilog=_example("semseal keygen alice.key"))
+@cli.command(epilog=example("semseal keygen alice.key"))
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 def keygen(file: Path) -> None:
     """Make a new key file that only you can read."""

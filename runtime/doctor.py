@@ -1,6 +1,6 @@
 """What works on this machine, why the rest does not, and the command that fixes it: ``semseal doctor``.
 
-An engine works when it has just carried pictures through the link of edge, from send to receive, without a defence, with
+An engine works when it has just carried pictures through the link of photos-10db, from send to receive, without a defence, with
 the paper's and with mix (``semseal.runtime.roundtrip``). It does so in a process of its own, so that a library that crashes
 takes nothing with it. Where it does not, the known causes are looked for: packages, libraries, drivers.
 """
@@ -33,7 +33,7 @@ from semseal.runtime.signing import generate_owner, public_text
 
 TIMEOUT_S = 300  # for one engine; TensorRT may take a minute to build on a small board
 CPU_ENGINES = ("onnxruntime-cpu", "openvino")
-BUNDLE = "edge"
+BUNDLE = "photos-10db"
 EXPECTED_DB = 25.23  # what the reference engine gives for BUNDLE; known here, because it need not be installed
 DEFENSES = ("none", "permute+substitute", "mix")
 SIDES = ("transmitter", "receiver", "transmitter-mix", "receiver-mix")

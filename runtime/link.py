@@ -16,7 +16,6 @@ lock of this module that its parent held, and opens engines of its own: one that
 OpenVINO has locks for the whole process too: with that engine fork while no thread sends or receives.
 """
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,7 +33,7 @@ from semseal.runtime.defense.defenses import BY_NAME, MODES
 from semseal.runtime.defense.header import Header, HeaderSealer, ReplayWindow, quantized_snr
 from semseal.runtime.defense.keys import load_key
 from semseal.runtime.defense.schemes import SchemeSets, draw_choice, noise_rows, scheme_sets
-from semseal.runtime.errors import HeaderError
+from semseal.runtime.errors import EngineError, HeaderError
 from semseal.runtime.frame import Frame, all_below, power
 from semseal.runtime.gpu.device import Engine
 from semseal.runtime.owned import Counters, Engines, Locks, process
@@ -46,6 +45,7 @@ BATCH = 64  # images in one run of the engine; even, so that no pair is split
 Images = NDArray[np.float32] | NDArray[np.uint8]
 Opened = tuple[Header, NDArray[np.complex64]]  # a frame whose header was opened
 
+_MAX_DB = 100.0  # of an SNR that is told; its noise is still a number in float32
 _QUIET_DB = 40.0  # an SNR above which noise is not told from none
 
 _ONE_BITS = 0x3F800000  # of 1.0; of all floats only those in 0..1 have bits up to these, if -0.0 is left aside
@@ -82,7 +82,7 @@ class Transmitter:
         for. It makes the best of that SNR; at others the pictures stay good.
 
         Raises BundleError, EngineError, KeyFileError, or ValueError for an unknown defense or one without a key, and for an
-        ``snr_db`` that is not finite or not for this model."""
+        ``snr_db`` beyond 100 dB or not for this model."""
         if defense not in MODES:
             raise ValueError(f"defense must be one of {', '.join(MODES)}, got {defense!r}")
         if key is None and defense != "none":
@@ -178,8 +178,10 @@ class Transmitter:
             return engine(images, tables), [None] * len(images)
         rows = engine(images, tables, self._told(len(images))).reshape(*tables.shape, -1)
         image = tables // self.bundle.h  # whose a row is
-        power = np.bincount(image.ravel(), np.einsum("bij,bij->bi", rows, rows).ravel()) / self.bundle.n_symbols
-        scales = 1 / np.sqrt(np.maximum(power, channel.SILENCE))
+        powers = np.bincount(image.ravel(), np.einsum("bij,bij->bi", rows, rows).ravel()) / self.bundle.n_symbols
+        if not np.isfinite(powers).all():
+            raise EngineError("an image came out of the encoder with symbols too large", "try another picture or precision")
+        scales = 1 / np.sqrt(np.maximum(powers, channel.SILENCE))
         rows *= scales.astype(np.float32)[image, None]
         return rows, scales.tolist()
 
@@ -349,7 +351,8 @@ class Receiver:
             place = {key: i for i, key in enumerate(taken)}
             own, other = (np.array([place[id(frames[end])] for _, _, frames in part]) for end in (0, -1))
             tables = index.absolute(np.stack([table for _, table, _ in part]), own, other)
-            known = self._side_information([(header, frames) for header, _, frames in part])
+            # of a frame that was not received nothing is measured
+            known = self._side_information([(header, [f for f in frames if f is not nothing]) for header, _, frames in part])
             parts.append(self._engines.open("receiver", pixels)(_reals(list(taken.values())), tables, *known))
         images, is_picture = self._joined(parts, pixels)
         if not is_picture.all():
@@ -462,8 +465,8 @@ def _reals(symbols: Sequence[NDArray[np.complex64]]) -> NDArray[np.float32]:
 def _check_snr(bundle: Bundle, snr_db: float | None) -> None:
     if snr_db is not None and not bundle.has_scale:
         raise ValueError(f"{bundle.name} is for an SNR of {bundle.snr_db:g} dB and is told none: leave snr_db out")
-    if snr_db is not None and not math.isfinite(snr_db):
-        raise ValueError(f"snr_db must be finite, got {snr_db}")
+    if snr_db is not None and not abs(snr_db) <= _MAX_DB:
+        raise ValueError(f"snr_db must be in -{_MAX_DB:g}..{_MAX_DB:g}, got {snr_db}")
 
 
 def _scheme(header: Header, sets: SchemeSets | None, h: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:

@@ -2,7 +2,7 @@
 
     photos           colour and grey photographs inside the installed scikit-image, scikit-learn packages
     celeba:FOLDER    the layout of the CelebA release: img_align_celeba/*.jpg and list_eval_partition.txt
-    folder:FOLDER    any pictures, searched recursively; the folders train, valid and test inside it, if there, are the splits
+    folder:FOLDER    any pictures, searched recursively; a folder train beside valid or test in it: these are the splits
 
 Every spec has three splits. Bob's link is trained on ``train``, Eve's networks on ``test`` (as in the paper), and every
 figure is measured on ``valid``, which neither of them saw (the paper measures on its training pictures).
@@ -11,6 +11,7 @@ figure is measured on ``valid``, which neither of them saw (the paper measures o
     photos    photographs without people   the same, other crops        three held-out photographs
     celeba    partition 0                  partition 2                  partition 1
     folder    3 files of 5, by name        every 5th                    every 5th, one further
+     split    FOLDER/train                 FOLDER/test                  FOLDER/valid
 """
 
 import hashlib
@@ -202,8 +203,11 @@ def _celeba(folder: Path, split: str) -> list[Path]:
 def _folder(folder: Path, split: str) -> list[Path]:
     if not folder.is_dir():
         raise PictureError(f"{folder} is not a folder", "check the name after folder:")
-    split_here = (folder / "train").is_dir() and (folder / "valid").is_dir()
+    parts = [name for name in SPLITS if (folder / name).is_dir()]
+    split_here = "train" in parts and len(parts) > 1
     if split_here:
+        if split not in parts:
+            raise PictureError(f"{folder} is split into {' and '.join(parts)}, and has no {split}", f"make {folder / split}")
         folder /= split
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from semseal.export.bundle import export_run
+import torch
+from semseal.export.bundle import export_model, export_run
+from semseal.runtime.pictures import open_pictures
 from semseal.runtime.signing import owner_key
 from semseal.train.config import ModelConfig, TrainConfig
+from semseal.train.edge import EdgeCodec, space_to_depth
 from semseal.train.fit import train
 
 SMALL = TrainConfig(
@@ -50,6 +53,28 @@ def small_run(tmp_path_factory):
 def small_bundle(small_run, tmp_path_factory) -> Path:
     bundle = tmp_path_factory.mktemp("bundles") / "small"
     export_run(small_run, bundle, signing_key=owner_key())
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def edge_model():
+    """An edge network of the same shape at its start, the linear code of photographs, and every other part moved a little:
+    what is told of the channel matters, and so does the network beside the linear path."""
+    model = EdgeCodec(ModelConfig(height=32, width=24, c=4, network="edge"))
+    photographs = torch.from_numpy(open_pictures("photos", "train").take(16, 96, 96))
+    model.start_linear(space_to_depth(photographs).permute(0, 2, 3, 1).flatten(0, 2).numpy())
+    generator = torch.Generator().manual_seed(0)
+    parts = [model.gains, model.encoder.last, model.decoder.last, model.encoder.modulate.out, model.decoder.modulate.out]
+    with torch.no_grad():
+        for weights in (weights for part in parts for weights in part.parameters()):
+            weights += 0.01 * torch.randn(weights.shape, generator=generator)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def edge_bundle(edge_model, tmp_path_factory) -> Path:
+    bundle = tmp_path_factory.mktemp("bundles") / "edge"
+    export_model(edge_model, bundle, {"snr_db": [0.0, 20.0]}, signing_key=owner_key())
     return bundle
 
 

@@ -17,7 +17,7 @@ OWNER = Ed25519PrivateKey.from_private_bytes(b"o" * 32)
 OTHER = Ed25519PrivateKey.from_private_bytes(b"e" * 32)
 PIN = public_text(OWNER)
 MODEL = {"height": 8, "width": 8, "h": 2, "w": 2, "c": 2}
-ABOUT = {"model": MODEL, "snr_db": 10.0, "precisions": ["fp32", "int8"]}
+ABOUT = {"model": MODEL, "snr_db": [10.0, 10.0], "precisions": ["fp32", "int8"]}
 PLAN = "engines/transmitter.fp32.tensorrt-rtx.engine"
 
 
@@ -74,7 +74,7 @@ def test_what_was_written_is_read(made):
         [*FILES, "manifest.json", "signature"]
     )
     bundle = open_bundle(made)
-    assert bundle.manifest["format"] == 4
+    assert bundle.manifest["format"] == 5
     digests = [hashlib.sha256(FILES[f"{side}.fp32.onnx"]).digest() for side in ("transmitter", "receiver")]
     assert bundle.digest == hashlib.sha256(b"".join(digests)).digest()
 
@@ -153,7 +153,7 @@ def test_a_signature_of_another_size_is_refused(made, size):
 
 def test_parts_of_two_bundles_of_one_owner_do_not_mix(made, tmp_path):
     other = {**FILES, "transmitter.int8.onnx": tiny("other"), PLAN: b"a pla2"}
-    write_bundle(tmp_path / "second", other, {**ABOUT, "snr_db": 3.0}, OWNER)
+    write_bundle(tmp_path / "second", other, {**ABOUT, "snr_db": [3.0, 3.0]}, OWNER)
     shutil.copy(tmp_path / "second" / "transmitter.int8.onnx", made)
     shutil.copy(tmp_path / "second" / PLAN, made / PLAN)
     for name in ("transmitter.int8.onnx", PLAN):
@@ -176,8 +176,19 @@ def test_damaged_manifests_are_refused_whoever_signed_them(made):
     good = json.loads((made / "manifest.json").read_text())
     sizes = [{"h": 0}, {"h": 10**12}, {"height": float("inf")}, {"width": "wide"}, {"digest": "00" * 32}, {"digest": "xyz"}]
     bad = [{"model": {**MODEL, **size}} for size in sizes]
-    bad += [{"format": 1}, {"format": 3}, {"format": 5}, {"model": {}}, {"files": []}, {"files": {}}, {"precisions": [1]}]
-    bad += [{"snr_db": float("inf")}]
+    bad += [
+        {"format": 1},
+        {"format": 3},
+        {"format": 4},
+        {"format": 6},
+        {"model": {}},
+        {"files": []},
+        {"files": {}},
+        {"precisions": [1]},
+    ]
+    snrs = (10.0, None, [], [10.0], [0.0, 10.0, 20.0], [20.0, 0.0], [0.0, float("inf")], [float("nan")] * 2, ["low", "high"])
+    bad += [{"snr_db": snr} for snr in snrs]
+    bad += [{"model": {**good["model"], "scale": scale}} for scale in ("frame", None, True)]
     bad += [{"files": {name: {"size": 1} for name in good["files"]}}]
     first = good["files"]["transmitter.int8.onnx"]
     for entry in (
@@ -373,17 +384,21 @@ def test_an_interrupted_write_keeps_the_older_bundle_and_can_be_tried_again(made
     else:
         monkeypatch.setattr(module.os, "replace", lambda *a: interrupt(*a) if a[0].name in ("new", "made") else replace(*a))
     with pytest.raises(KeyboardInterrupt):
-        write_bundle(made, FILES, {**ABOUT, "snr_db": 3.0}, OWNER, force=True)
+        write_bundle(made, FILES, {**ABOUT, "snr_db": [3.0, 3.0]}, OWNER, force=True)
     monkeypatch.undo()
     assert read_all(made, PIN) == FILES
     assert open_bundle(made, PIN).snr_db == 10
     assert [path.name for path in made.parent.iterdir()] == ["made"]
-    assert write_bundle(made, FILES, {**ABOUT, "snr_db": 3.0}, OWNER, force=True).snr_db == 3.0
+    assert write_bundle(made, FILES, {**ABOUT, "snr_db": [3.0, 3.0]}, OWNER, force=True).snr_db == 3.0
     assert open_bundle(made, PIN).snr_db == 3.0
 
 
 def test_a_manifest_that_could_not_be_read_is_not_written(made, monkeypatch):
-    for about in ({**ABOUT, "snr_db": float("nan")}, {**ABOUT, "precisions": []}, {**ABOUT, "notes": "x" * MAX_MANIFEST_BYTES}):
+    for about in (
+        {**ABOUT, "snr_db": [float("nan")] * 2},
+        {**ABOUT, "precisions": []},
+        {**ABOUT, "notes": "x" * MAX_MANIFEST_BYTES},
+    ):
         with pytest.raises(BundleError, match=r"damaged|more than"):
             write_bundle(made, FILES, about, OWNER, force=True)
     with pytest.raises(BundleError, match=r"needs receiver\.fp32\.onnx"):
@@ -459,17 +474,51 @@ def test_where_a_bundle_cannot_be_written_is_named():
 
 def test_a_bundle_shows_what_it_is(made):
     assert repr(open_bundle(made)) == (f"Bundle({str(made)!r}, images [3, 8, 8], 4 symbols, SNR 10 dB, fp32, int8)")
+    wide = write_bundle(made, FILES, {**ABOUT, "snr_db": [-2, 20.5]}, OWNER, force=True)
+    assert "4 symbols, SNR -2 to 20.5 dB," in repr(wide)
     packaged = repr(open_bundle("photos-10db"))
     assert packaged == "Bundle('photos-10db', images [3, 180, 180], 16200 symbols, SNR 10 dB, fp32, fp16, int8)"
 
 
-@pytest.mark.parametrize("snr", [0, 10, 20])
-def test_packaged_bundles_are_whole_and_small(snr):
-    bundle = open_bundle(packaged_bundle(f"photos-{snr}db"))
-    assert bundle.snr_db == snr
+def test_a_range_of_snrs_and_whether_the_scale_is_in_the_header(made):
+    bundle = open_bundle(made)
+    assert (bundle.snr_range, bundle.snr_db, bundle.has_scale) == ((10.0, 10.0), 10.0, False)
+    about = {**ABOUT, "snr_db": [0, 20.5], "model": {**MODEL, "scale": "header"}}
+    bundle = write_bundle(made, FILES, about, OWNER, force=True)
+    assert (bundle.snr_range, bundle.snr_db, bundle.has_scale) == ((0.0, 20.5), 10.25, True)
+
+
+@pytest.mark.parametrize("name", ["transmitter-mix.fp32.onnx", "receiver-mix.int8.onnx"])
+def test_a_bundle_holds_no_mix_graph(made, name):
+    with pytest.raises(BundleError, match="damaged"):
+        write_bundle(made, {**FILES, name: tiny("m")}, ABOUT, OWNER, force=True)
+
+
+def test_a_graph_that_cannot_mix_is_named(made):
+    with pytest.raises(BundleError, match=r"transmitter-mix int8: the graph has no scheme index") as caught:
+        open_bundle(made).graph("transmitter-mix", "int8")
+    assert "make the bundle again" in caught.value.hint
+
+
+@pytest.mark.parametrize(("name", "snrs"), [("edge", (0, 20)), ("edge-quality", (0, 20)), ("photos-10db", (10, 10))])
+def test_packaged_bundles_are_whole(name, snrs):
+    bundle = open_bundle(packaged_bundle(name))
+    assert bundle.snr_range == snrs
+    assert bundle.snr_db == 10
+    assert bundle.has_scale == name.startswith("edge")
     assert (bundle.height, bundle.width, bundle.manifest["model"]["c"]) == (180, 180, 16)
-    assert bundle.manifest["training"]["data"] == "photos"
-    assert len(bundle.graph("transmitter")) + len(bundle.graph("receiver")) < 1_000_000
+    assert bundle.manifest["training"]["data"].partition(":")[0] == ("folder" if bundle.has_scale else "photos")
+    for side in ("transmitter", "receiver"):
+        for precision in ("fp32", "fp16", "int8"):
+            assert bundle.graph(side, precision)
+
+
+def test_packaged_bundles_are_small_and_the_edge_ones_have_one_transmitter():
+    folders = [packaged_bundle(name) for name in ("edge", "edge-quality", "photos-10db")]
+    assert sorted(folders) == sorted(folders[0].parent.iterdir())
+    assert sum(file.stat().st_size for folder in folders for file in folder.iterdir()) < 8_000_000
+    for precision in ("fp32", "fp16", "int8"):
+        assert open_bundle("edge").graph("transmitter", precision) == open_bundle("edge-quality").graph("transmitter", precision)
 
 
 def test_packaged_bundles_need_no_owner_in_their_place_and_nowhere_else(tmp_path, monkeypatch):

@@ -1,9 +1,11 @@
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 
 import pytest
@@ -42,7 +44,10 @@ def test_help_lists_what_can_be_chosen():
     assert f"[{'|'.join(BY_NAME)}]" in shown
     assert "[white-box|black-box|" in shown
     assert "[fp32|fp16|int8]" in shown
-    assert "edge-quality]" in semseal("train", "--help").stdout
+    shown = semseal("train", "--help").stdout
+    assert "[paper-0db|paper-10db|paper-20db|photos-10db|edge|edge-quality|edge-int8|edge-quality-int8]" in shown
+    assert "--save-every" in shown
+    assert "--seed" in shown
     assert "[tensorrt|tensorrt-rtx]" in semseal("export", "--help").stdout
 
 
@@ -84,7 +89,30 @@ def test_keygen(tmp_path):
         (["train", "--preset", "photos-10db", "--data", "elsewhere", "--out", "run"], 3, "data spec must be"),
         (["train", "--preset", "photos-10db", "--data", "photos", "--out", "run", "--c", "3"], 2, "c must be even"),
         (["train", "--preset", "photos-10db", "--data", "photos", "--out", "run", "--resume"], 3, "no run to resume"),
+        (["train", "--preset", "photos-0db", "--data", "photos", "--out", "run"], 2, "'photos-10db', 'edge', 'edge-quality'"),
+        (["train", "--preset", "edge", "--data", "photos", "--out", "run", "--c", "50"], 2, "c must be at most 48"),
+        (["train", "--preset", "edge", "--data", "photos", "--out", "run", "--channel", "rayleigh"], 2, "trained for awgn"),
+        (["train", "--preset", "edge", "--data", "photos", "--out", "run", "--seed", "-1"], 2, "seed must be 0 or above"),
+        (
+            ["train", "--preset", "edge", "--data", "photos", "--out", "run", "--save-every", "0"],
+            2,
+            "save_every must be above 0",
+        ),
+        (
+            ["train", "--preset", "edge-quality", "--data", "photos", "--out", "run"],
+            3,
+            "hint: give a run of --preset edge with",
+        ),
+        (["train", "--preset", "edge", "--data", "photos", "--out", "run", "--init", "gone"], 3, "gone is not a run"),
         (["export", "nowhere", "--out", "bundle"], 3, "nowhere is not a run"),
+        (["export", "run", "--out", "bundle", "--size", "1080"], 2, "'1080' is not HEIGHTxWIDTH, such as 1080x1920"),
+        (["export", "run", "--out", "bundle", "--size", "32x24x3"], 2, "is not HEIGHTxWIDTH"),
+        (["export", "run", "--out", "bundle", "--size", "-4x8"], 2, "is not HEIGHTxWIDTH"),
+        (["export", "run", "--out", "bundle", "--size", "123456x8"], 2, "is not HEIGHTxWIDTH"),
+        (["export", "nowhere", "--out", "bundle", "--size", "32x24"], 3, "nowhere is not a bundle"),
+        (["export", "photos-10db", "--out", "bundle", "--size", "64x64"], 3, "photos-10db holds no edge network"),
+        (["audit", "photos-10db", "--data", "photos", "--out", "results", "--main-snr", "5"], 3, "leave out --main-snr"),
+        (["audit", "photos-10db", "--data", "photos", "--out", "results", "--main-snr", "loud"], 2, "not a valid float"),
         (["audit", "nowhere", "--data", "photos", "--out", "results"], 3, "nowhere is not a bundle"),
         (["build", "nowhere", "--out", "plans", "--engine", "tensorrt"], 3, "nowhere is not a bundle"),
         (["build", "photos-10db", "--out", "plans", "--engine", "openvino"], 2, "not one of 'tensorrt', 'tensorrt-rtx'"),
@@ -124,7 +152,7 @@ def test_train_export_audit_from_the_shell(tmp_path):
     assert "difference from the reference" in done.stdout
     assert "SEMSEAL_OWNER=semseal-owner-v1:" in done.stdout
     written = {path.name for path in (tmp_path / "bundle").iterdir()}
-    names = ("transmitter", "receiver", "transmitter-mix", "receiver-mix")
+    names = ("transmitter", "receiver")  # those that mix are made when they are opened
     sides = {f"{side}.{precision}.onnx" for side in names for precision in ("fp32", "int8")}
     assert written == {"manifest.json", "signature", "engines", *sides}
     assert len(list((tmp_path / "bundle" / "engines").glob("*.engine"))) == 16
@@ -150,6 +178,31 @@ def test_train_export_audit_from_the_shell(tmp_path):
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     assert manifest["training"]["data"] == "photos"
     assert semseal("audit", "bundle", "--data", "elsewhere", "--out", "results", cwd=tmp_path).returncode == 3
+
+
+def test_ctrl_c_says_which_checkpoint_was_written(tmp_path):
+    options = ("train", "--preset", "edge", "--data", "photos", "--out", "run", "--c", "8", "--batch", "2", "--steps", "2000",
+               "--seed", "3", "--save-every", "1000")  # fmt: skip
+
+    def as_in_a_terminal() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it, and so would its child
+
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, *options], cwd=tmp_path, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True, preexec_fn=as_in_a_terminal)  # fmt: skip
+    log = tmp_path / "run" / "log.jsonl"
+    while not (log.exists() and log.read_bytes()):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    *_, written, last = filter(None, error.splitlines())
+    assert re.fullmatch(r"the checkpoint of step \d+ is written; continue with --resume", written)
+    assert last == "interrupted; nothing is half written"
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["model"]["network"], config["model"]["c"], config["crop"]) == ("edge", 8, 96)
+    assert (config["seed"], config["save_every"]) == (3, 1000)
+    assert (tmp_path / "run" / "resume.ckpt").exists()
 
 
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")

@@ -1,9 +1,13 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -11,53 +15,164 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from semseal.runtime.errors import PictureError, TrainingError
-from semseal.runtime.pictures import open_pictures
 from semseal.train.config import PRESETS, ModelConfig, TrainConfig
-from semseal.train.data import StepBatches
 from semseal.train.fit import last_row, load_run, train
 
 TINY = TrainConfig(model=ModelConfig(height=16, width=16, c=2), batch=4, steps=30, warmup=4, save_every=10)
+EDGE = TrainConfig(
+    model=ModelConfig(height=16, width=16, c=4, network="edge"),
+    snr_span_db=10.0,
+    batch=4,
+    crop=16,
+    ema=0.99,
+    steps=100,
+    warmup=4,
+    save_every=40,
+    precision="bf16-mixed",
+)
+CONFIGS = {
+    "awgn": dataclasses.replace(TINY, steps=100, ema=0.9),
+    "rayleigh": dataclasses.replace(TINY, channel="rayleigh", steps=100),
+    "multipath": dataclasses.replace(TINY, channel="multipath", steps=100),
+    "edge": EDGE,
+}
 
 
 def losses(run):
     return {row["step"]: row["loss"] for row in map(json.loads, (run / "log.jsonl").read_text().splitlines())}
 
 
+def weights(run):
+    return (run / "weights.safetensors").read_bytes()
+
+
+def until_interrupted(config, run, data="photos") -> int:
+    """Train until the log has begun, as somebody does who then presses Ctrl-C; the step that is said to be written."""
+    done = threading.Event()
+
+    def press():
+        while not done.is_set() and not ((run / "log.jsonl").exists() and (run / "log.jsonl").read_bytes()):
+            time.sleep(0.002)
+        if not done.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    somebody = threading.Thread(target=press)
+    somebody.start()
+    try:
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            train(config, data, run)
+    finally:
+        done.set()
+        somebody.join()
+        assert signal.signal(signal.SIGINT, before) is signal.default_int_handler  # as it was found
+    return int(re.fullmatch(r"the checkpoint of step (\d+) is written", str(stopped.value))[1])
+
+
 def test_training_learns_and_writes_a_whole_run(small_run):
-    valid = [
-        row["valid_psnr"] for row in map(json.loads, (small_run / "log.jsonl").read_text().splitlines()) if "valid_psnr" in row
-    ]
+    rows = map(json.loads, (small_run / "log.jsonl").read_text().splitlines())
+    valid = [row["valid_psnr"]["10"] for row in rows if "valid_psnr" in row]
     assert len(valid) == 4
     assert valid[-1] > valid[0] + 1
     assert sorted(path.name for path in small_run.iterdir()) == ["config.json", "log.jsonl", "weights.safetensors"]
     assert load_run(small_run).config == TrainConfig.read(small_run).model
 
 
-@pytest.mark.parametrize("channel", ["awgn", "rayleigh", "multipath"])
-def test_resume_continues_exactly(tmp_path, monkeypatch, channel):
-    config = dataclasses.replace(TINY, channel=channel)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_ctrl_c_writes_a_checkpoint_and_resume_continues_exactly(tmp_path, name):
+    config = CONFIGS[name]
     train(config, "photos", tmp_path / "whole")
-
-    from semseal.train import fit
-
-    real = fit._step
-
-    def stop_at_17(*args):
-        done = real(*args)
-        if args[-1] == 17:  # after the weights have changed
-            raise KeyboardInterrupt
-        return done
-
-    monkeypatch.setattr(fit, "_step", stop_at_17)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, "photos", tmp_path / "broken")
-    monkeypatch.undo()
+    broken = tmp_path / "broken"
+    step = until_interrupted(config, broken)
+    assert 10 <= step < config.steps
+    assert (broken / "resume.ckpt").exists()
     with pytest.raises(TrainingError, match="--resume"):
-        train(config, "photos", tmp_path / "broken")
-    train(config, "photos", tmp_path / "broken", resume=True)
-    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
-    one, two = ((tmp_path / run / "weights.safetensors").read_bytes() for run in ("whole", "broken"))
-    assert one == two
+        train(config, "photos", broken)
+    train(config, "photos", broken, resume=True)
+    assert losses(broken) == losses(tmp_path / "whole")
+    assert weights(broken) == weights(tmp_path / "whole")
+    assert sorted(path.name for path in broken.iterdir()) == ["config.json", "log.jsonl", "weights.safetensors"]
+
+
+def test_a_run_in_the_background_goes_on_ignoring_ctrl_c(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        train(TINY, "photos", tmp_path / "run")
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_pictures_stay_decoded_until_the_run_is_finished(tmp_path):
+    pictures = [tmp_path / "pictures" / split / f"{i}.png" for split in ("train", "valid") for i in range(3)]
+    for seed, picture in enumerate(pictures):
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 20, 3), np.uint8)).save(picture)
+    run, data = tmp_path / "run", f"folder:{tmp_path / 'pictures'}"
+    until_interrupted(EDGE, run, data)
+    for picture in pictures[:3]:  # of the training split
+        picture.write_bytes(b"no picture")
+    train(EDGE, data, run, resume=True)
+    assert last_row(run)["step"] == EDGE.steps
+    assert sorted(path.name for path in run.iterdir()) == ["config.json", "log.jsonl", "weights.safetensors"]
+
+
+def test_every_checkpoint_is_validated(tmp_path):
+    train(dataclasses.replace(TINY, save_every=7), "photos", tmp_path / "run")
+    rows = map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
+    assert {row["step"]: "valid_psnr" in row for row in rows} == {
+        7: True, 10: False, 14: True, 20: False, 21: True, 28: True, 30: True
+    }  # fmt: skip
+
+
+def test_the_run_is_left_with_the_average(tmp_path):
+    """With a decay of nearly 1 the average lags behind; it is what is saved, validated, and started from."""
+    config = dataclasses.replace(EDGE, steps=40, ema=0.999, lr=1e-2)
+    train(config, "photos", tmp_path / "averaged")
+    train(dataclasses.replace(config, ema=0.0), "photos", tmp_path / "last")
+    one, two = (load_run(tmp_path / name).state_dict() for name in ("averaged", "last"))
+    far = [name for name in one if not torch.allclose(one[name], two[name], atol=1e-5)]
+    assert "decoder.last.weight" in far
+    assert last_row(tmp_path / "averaged")["valid_psnr"].keys() == {"0", "10", "20"}
+    assert last_row(tmp_path / "averaged")["loss"] == last_row(tmp_path / "last")["loss"]  # the average learns nothing itself
+
+
+def test_edge_quality_keeps_the_transmitter_bit_for_bit(tmp_path):
+    train(EDGE, "photos", tmp_path / "edge")
+    model = dataclasses.replace(EDGE.model, receiver_blocks=3)
+    config = dataclasses.replace(EDGE, model=model, freeze_transmitter=True, steps=12, save_every=1)
+    with pytest.raises(TrainingError, match=r"needs one to start from\nhint: give a run of --preset edge with --init RUN"):
+        train(config, "photos", tmp_path / "quality")
+    train(config, "photos", tmp_path / "quality", init=tmp_path / "edge")
+    before, after = (load_file(tmp_path / name / "weights.safetensors") for name in ("edge", "quality"))
+    kept = [name for name in after if not name.startswith("decoder.")]
+    assert len(kept) > 10
+    assert all(torch.equal(before[name], after[name]) for name in kept)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    first, *_ = map(json.loads, (tmp_path / "quality" / "log.jsonl").read_text().splitlines())
+    # one small step away from where it started
+    for snr, psnr in last_row(tmp_path / "edge")["valid_psnr"].items():
+        assert first["valid_psnr"][snr] > psnr - 0.1
+    other = dataclasses.replace(config, model=dataclasses.replace(model, c=8))
+    with pytest.raises(TrainingError, match=r"another transmitter \(c = 4\)"):
+        train(other, "photos", tmp_path / "wider", init=tmp_path / "edge")
+    assert not (tmp_path / "wider").exists()
+
+
+def test_init_of_another_network_is_refused(small_run, tmp_path):
+    with pytest.raises(TrainingError, match="is a run of the paper network, and this one is of the edge network"):
+        train(EDGE, "photos", tmp_path / "run", init=small_run)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_edge_run_with_another_c_is_not_worse_than_its_linear_code(tmp_path):
+    train(EDGE, "photos", tmp_path / "edge")
+    config = dataclasses.replace(EDGE, model=dataclasses.replace(EDGE.model, c=8), steps=1, lr=1e-9)
+    train(config, "photos", tmp_path / "linear")
+    train(config, "photos", tmp_path / "wider", init=tmp_path / "edge")
+    one, two = (last_row(tmp_path / name)["valid_psnr"] for name in ("linear", "wider"))
+    assert two == pytest.approx(one, abs=1e-3)
 
 
 def test_resume_wants_the_same_settings(small_run, tmp_path):
@@ -93,35 +208,30 @@ def test_weights_and_log_of_another_run_are_named(small_run, tmp_path):
             last_row(mixed)
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch):
-    from semseal.train import fit
-
-    real = fit._save
-
-    def stop_at_20(*args):
-        real(*args)
-        if args[4] == 20:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(fit, "_save", stop_at_20)
-    with pytest.raises(KeyboardInterrupt):
-        train(TINY, "photos", tmp_path / "run")
-    monkeypatch.undo()
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    config = dataclasses.replace(TINY, steps=100)
+    until_interrupted(config, tmp_path / "run")
     checkpoint = tmp_path / "run" / "resume.ckpt"
     whole = checkpoint.read_bytes()
     for data in (b"", whole[:1000], b"no checkpoint"):
         checkpoint.write_bytes(data)
         with pytest.raises(TrainingError, match=r"resume.ckpt is damaged") as raised:
-            train(TINY, "photos", tmp_path / "run", resume=True)
+            train(config, "photos", tmp_path / "run", resume=True)
         assert f"--init {tmp_path / 'run'}" in raised.value.hint
     checkpoint.write_bytes(whole)
-    train(TINY, "photos", tmp_path / "run", resume=True)
+    older = torch.load(checkpoint)
+    del older["averaged"]
+    torch.save(older, checkpoint)
+    with pytest.raises(TrainingError, match=r"is of another version of semseal: it has no 'averaged'"):
+        train(config, "photos", tmp_path / "run", resume=True)
+    checkpoint.write_bytes(whole)
+    train(config, "photos", tmp_path / "run", resume=True)
 
 
 def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path, monkeypatch):
-    from semseal.train import fit
+    from semseal.train import step
 
-    real, calls = fit.transmit, []
+    real, calls = step.transmit, []
 
     def poisoned(symbols, config, generator):
         calls.append(1)
@@ -130,23 +240,23 @@ def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path, monk
             received.register_hook(lambda gradient: gradient * float("nan"))
         return received
 
-    monkeypatch.setattr(fit, "transmit", poisoned)
+    monkeypatch.setattr(step, "transmit", poisoned)
     with pytest.raises(TrainingError, match="gradient's norm nan at step 10"):
         train(TINY, "photos", tmp_path / "run")
     assert not (tmp_path / "run" / "weights.safetensors").exists()
 
 
 def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
-    from semseal.train import fit
+    from semseal.train import step
 
-    real = fit.transmit
+    real = step.transmit
     calls = []
 
     def poisoned(symbols, config, generator):
         calls.append(1)
         return real(symbols, config, generator) * (float("nan") if len(calls) == 14 else 1)
 
-    monkeypatch.setattr(fit, "transmit", poisoned)
+    monkeypatch.setattr(step, "transmit", poisoned)
     with pytest.raises(TrainingError, match=r"loss is nan .* at step 13\nhint: use a smaller --lr"):
         train(TINY, "photos", tmp_path / "run")
     weights = load_file(tmp_path / "run" / "weights.safetensors")
@@ -156,27 +266,85 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     assert max(losses(tmp_path / "run")) == 10
 
 
-def test_two_processes_train_one_model(tmp_path):
-    script = tmp_path / "two.py"
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+def two_processes(script, *args, **options):
     script.write_text(
-        "from pathlib import Path\nfrom semseal.train.config import ModelConfig, TrainConfig\n"
-        "from semseal.train.fit import train\n"
-        "config = TrainConfig(model=ModelConfig(height=16, width=16, c=2), batch=4, steps=12, warmup=2, save_every=6)\n"
-        "from semseal.train import fit\nimport os\nfrom safetensors.torch import save_file\n"
+        "import dataclasses, os, sys\n"
+        "from pathlib import Path\n"
+        "import torch\n"
+        "from safetensors.torch import save_file\n"
+        "from semseal.train import fit\n"
+        "from semseal.train.config import ModelConfig, TrainConfig\n"
+        f"config = {EDGE!r}\n"
         "real = fit._save\n"
-        "def save_each(out, checkpoint, model, *rest):\n"
-        "    save_file({n: t.contiguous() for n, t in model.state_dict().items()}, f'{out}-{os.environ[\"RANK\"]}')\n"
-        "    real(out, checkpoint, model, *rest)\n"
+        "def save_each(training, out, step):\n"
+        "    name = f'{out}-{os.environ[\"RANK\"]}'\n"
+        "    save_file({n: t.contiguous() for n, t in training.model.state_dict().items()}, name)\n"
+        "    Path(name + '.step').write_text(str(step))\n"
+        "    real(training, out, step)\n"
         "fit._save = save_each\n"
-        f"train(config, 'photos', Path({str(tmp_path / 'run')!r}))\n"
+        "run, init, steps = sys.argv[1:4]\n"
+        "if init:\n"
+        "    model = dataclasses.replace(config.model, receiver_blocks=2)\n"
+        "    config = dataclasses.replace(config, model=model, freeze_transmitter=True)\n"
+        "config = dataclasses.replace(config, steps=int(steps))\n"
+        "fit.train(config, 'photos', Path(run), init=Path(init) if init else None, resume='--resume' in sys.argv)\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
+
+    def as_in_a_terminal() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it, and so would its child
+
+    return subprocess.Popen(
+        [*TORCHRUN, str(script), *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=as_in_a_terminal,
+    )
+
+
+def same_in_both_processes(run) -> bool:
+    one, two = (load_file(f"{run}-{rank}") for rank in (0, 1))
+    steps = {run.with_name(f"{run.name}-{rank}.step").read_text() for rank in (0, 1)}
+    return len(steps) == 1 and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_two_processes_train_one_model(tmp_path):
+    train(EDGE, "photos", tmp_path / "edge")
+    process = two_processes(tmp_path / "two.py", tmp_path / "run", tmp_path / "edge", 12)
+    shown, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, shown[-3000:]
     assert sorted(losses(tmp_path / "run")) == [10, 12]
-    one, two = (load_file(tmp_path / f"run-{rank}") for rank in (0, 1))
-    assert all(torch.equal(one[name], two[name]) for name in one)  # each saw other pictures, so gradients were shared
+    assert same_in_both_processes(tmp_path / "run")  # each saw other pictures, so gradients were shared
     assert TrainConfig.read(tmp_path / "run").devices == 2
+    before, after = (load_file(tmp_path / name / "weights.safetensors") for name in ("edge", "run"))
+    assert all(torch.equal(before[name], after[name]) for name in after if not name.startswith("decoder."))
+
+
+def test_two_processes_stop_at_the_same_step_and_go_on(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    process = two_processes(tmp_path / "two.py", whole, "", 150)
+    shown, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, shown[-3000:]
+    process = two_processes(tmp_path / "two.py", broken, "", 150)
+    deadline = time.monotonic() + 120
+    while not ((broken / "log.jsonl").exists() and (broken / "log.jsonl").read_bytes()):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    shown, _ = process.communicate(timeout=120)
+    assert "is written" in shown
+    assert same_in_both_processes(broken)
+    assert 10 <= int((tmp_path / "broken-0.step").read_text()) < 150
+    process = two_processes(tmp_path / "two.py", broken, "", 150, "--resume")
+    shown, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, shown[-3000:]
+    assert losses(broken) == losses(whole)
+    assert weights(broken) == weights(whole)
 
 
 def test_init_starts_from_another_runs_weights(small_run, tmp_path):
@@ -196,16 +364,6 @@ def test_init_with_another_c_keeps_all_but_the_channel_coder(small_run, tmp_path
     assert set(before) - set(same) == {"channel_encoder.weight", "channel_encoder.bias", "channel_decoder.0.weight"}
 
 
-def test_batches_depend_on_seed_step_and_device_alone():
-    pictures = open_pictures("photos", "train")
-    one, two = StepBatches(pictures, 4, 16, 16, 0, 0), StepBatches(open_pictures("photos", "train"), 4, 16, 16, 0, 0)
-    assert torch.equal(one[7][0], two[7][0])
-    assert one[7][0].shape == (4, 3, 16, 16)
-    assert not torch.equal(one[7][0], one[8][0])
-    assert not torch.equal(one[7][0], StepBatches(pictures, 4, 16, 16, 0, 1)[7][0])
-    assert not torch.equal(one[7][0], StepBatches(pictures, 4, 16, 16, 1, 0)[7][0])
-
-
 def test_training_skips_what_it_cannot_decode_and_stops_when_nothing_is_left(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for i in range(10):
@@ -222,10 +380,26 @@ def test_training_skips_what_it_cannot_decode_and_stops_when_nothing_is_left(tmp
         train(TINY, f"folder:{tmp_path}", tmp_path / "run2")
 
 
-@pytest.mark.parametrize("bad", [{"lr": 0.0}, {"batch": 0}, {"channel": "tin can"}, {"steps": -1}])
+@pytest.mark.parametrize(
+    "bad",
+    [{"lr": 0.0}, {"batch": 0}, {"channel": "tin can"}, {"steps": -1}, {"save_every": 0}, {"seed": -1}, {"warmup": -1},
+     {"ema": 1.0}, {"ema": -0.1}, {"precision": "16-mixed"}, {"snr_span_db": 5.0}, {"crop": 16}, {"freeze_transmitter": True}],
+)  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(bad):
     with pytest.raises(ValueError, match=str(next(iter(bad)))):
         TrainConfig(**bad)
+
+
+@pytest.mark.parametrize("bad", [{"crop": 18}, {"snr_span_db": -1.0}, {"channel": "rayleigh"}])
+def test_settings_that_the_edge_network_cannot_have_are_refused(bad):
+    with pytest.raises(ValueError, match=str(next(iter(bad)))):
+        dataclasses.replace(EDGE, **bad)
+
+
+@pytest.mark.parametrize("bad", [{"c": 50}, {"c": 3}, {"network": "eagle"}, {"receiver_blocks": 0}])
+def test_networks_that_cannot_be_are_refused(bad):
+    with pytest.raises(ValueError, match=str(next(iter(bad)))):
+        dataclasses.replace(EDGE.model, **bad)
 
 
 def test_presets_are_valid_and_the_papers_are_the_papers():
@@ -233,7 +407,23 @@ def test_presets_are_valid_and_the_papers_are_the_papers():
     for snr in (0, 10, 20):
         paper = configs[f"paper-{snr}db"]
         assert (paper.snr_db, paper.lr, paper.batch, paper.lam, paper.beta) == (snr, 1e-3, 128, 1.0, 1.0)
-        assert configs[f"photos-{snr}db"].snr_db == snr
+        assert (paper.model.network, paper.ema, paper.crop, paper.snr_span_db) == ("paper", 0.0, 0, 0.0)
+    edge, quality = configs["edge"], configs["edge-quality"]
+    assert edge.snr_range == quality.snr_range == [0.0, 20.0]
+    assert dataclasses.replace(quality.model, receiver_blocks=1) == edge.model
+    assert (edge.freeze_transmitter, quality.freeze_transmitter) == (False, True)
+
+
+def test_the_config_of_an_older_run_is_read_with_the_defaults(small_run, tmp_path):
+    text = json.loads((small_run / "config.json").read_text())
+    for name in ("snr_span_db", "crop", "ema", "freeze_transmitter"):
+        del text[name]
+    for name in ("network", "receiver_blocks"):
+        del text["model"][name]
+    shutil.copytree(small_run, tmp_path / "older")
+    (tmp_path / "older" / "config.json").write_text(json.dumps(text))
+    assert TrainConfig.read(tmp_path / "older") == TrainConfig.read(small_run)
+    assert load_run(tmp_path / "older").config == load_run(small_run).config
 
 
 def test_a_config_that_does_not_fit_names_its_file(small_run, tmp_path):

@@ -35,7 +35,7 @@ ORDER = (
     ("runtime.gpu",),
     ("runtime.engine", "runtime.signing"),
     ("runtime.bundle",),
-    ("runtime.owned",),
+    ("runtime.owned", "runtime.options"),
     ("runtime.link",),
     ("runtime.roundtrip",),
     ("runtime.doctor", "runtime.attacks"),

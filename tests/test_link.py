@@ -322,7 +322,7 @@ def test_two_receives_at_once_do_not_both_accept_a_frame(small_bundle, small_ima
 def test_without_a_key_a_forged_counter_blocks_nothing(small_bundle, small_images):
     tx, rx = Transmitter(small_bundle), Receiver(small_bundle)
     frame = tx.send(small_images(1))[0]
-    forged = Frame(frame.symbols, frame.header[:21] + b"\xff" * 8)
+    forged = Frame(frame.symbols, frame.header[:21] + b"\xff" * 8 + frame.header[29:])
     assert len(rx.receive([forged])) == 1
     assert len(rx.receive([frame])) == 1
 
@@ -405,7 +405,7 @@ def test_frame_bytes_round_trip(small_bundle, small_images):
     back = Frame.from_bytes(data)
     assert back.symbols.tobytes() == frame.symbols.tobytes()
     assert back.header == frame.header
-    assert len(data) == 10 + 49 + 8 * 96
+    assert len(data) == 10 + 52 + 8 * 96
 
 
 def test_damaged_frame_bytes_are_refused(small_bundle, small_images):

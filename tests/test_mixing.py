@@ -59,6 +59,44 @@ def test_onnxruntime_casts_signs_when_they_are_needed_not_before_the_network(tmp
     assert order[last_of_network:].count("Cast") >= mix.LAYERS
 
 
+@pytest.mark.parametrize("side", ["transmitter-mix", "receiver-mix"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("name", ["photos-10db", "edge", "small", "small edge"])
+def test_every_graph_that_mixes_is_valid(small_bundle, edge_bundle, name, precision, side):
+    opened = open_bundle({"small": small_bundle, "small edge": edge_bundle}.get(name, name))
+    model = onnx.load_model_from_string(opened.graph(side, precision))
+    onnx.checker.check_model(model, full_check=True)
+    names = [node.name for node in model.graph.node]
+    assert len(set(names)) == len(names)
+    used = {value for node in model.graph.node for value in node.input}
+    assert {tensor.name for tensor in model.graph.initializer} <= used
+    assert {value.name for value in model.graph.input} <= used
+    # what a graph is told comes behind the picture or the symbols
+    told = {"transmitter-mix": "snr_db", "receiver-mix": "side_information"}[side]
+    assert (model.graph.input[1].name == told) == opened.has_scale == ("edge" in name)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("engine", ["onnxruntime-cpu", "openvino"])
+def test_features_of_any_power_are_mixed_at_power_1_and_their_scale_is_found(edge_bundle, small_images, engine, precision):
+    opened, batch = open_bundle(edge_bundle), 3
+    images = small_images(batch) * np.array([1, 0.3, 0.02], np.float32)[:, None, None, None]
+    told = np.array([0, 10, 20], np.float32)
+    loud = open_engine(engine, opened.graph("transmitter", precision))(images, identity(batch), told).reshape(batch, -1)
+    keys = mix.derive_keys(KEY, SESSION, range(5, 5 + batch), DIGEST, 192)
+    plain, scales = channel.to_unit_power(loud)
+    inputs = mix.transmitter_inputs(keys, 192)
+    on_air, found = mix.normalize(open_engine(engine, opened.graph("transmitter-mix", precision))(images, told, *inputs))
+    np.testing.assert_allclose(on_air.reshape(batch, -1), mix.mix(plain, keys), rtol=0, atol=ROUNDING)
+    pads = (192 + 2 * np.square(keys.pads, dtype=np.float64).sum(axis=1)) / (192 + keys.pads.shape[1])  # power of all
+    np.testing.assert_allclose(found, scales / np.sqrt(pads), rtol=1e-4)
+    side = np.stack([found, np.full(batch, 0.01), told], axis=1).astype(np.float32)
+    back = open_engine(engine, opened.graph("receiver-mix", precision))(on_air, side, *mix.receiver_inputs(keys, 192))
+    rows = mix.unmix(on_air.reshape(batch, -1), keys, 192).reshape(batch, -1, 2)
+    without = open_engine(engine, opened.graph("receiver", precision))(rows, identity(batch), side)
+    assert np.abs(back - without).mean() < (1e-3 if precision == "int8" else 1e-4)
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("engine", ["onnxruntime-cpu", "openvino"])

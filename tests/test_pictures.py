@@ -82,6 +82,35 @@ def test_folder_splits_do_not_overlap(tmp_path):
     assert len(set.union(*parts.values())) == 11
 
 
+def test_a_folder_that_is_split_already_keeps_its_parts(tmp_path):
+    for split, n in (("train", 3), ("valid", 1), ("test", 2)):
+        for i in range(n):
+            write(tmp_path / split / "sub" / f"{i}.png")
+    write(tmp_path / "beside.png")  # belongs to none of them
+    parts = {split: open_pictures(f"folder:{tmp_path}", split).paths for split in ("train", "valid", "test")}
+    assert {split: len(part) for split, part in parts.items()} == {"train": 3, "valid": 1, "test": 2}
+    assert all(tmp_path / split in path.parents for split, part in parts.items() for path in part)
+
+
+@pytest.mark.parametrize("other", ["valid", "test"])
+def test_a_folder_that_lacks_a_part_says_so(tmp_path, other):
+    write(tmp_path / "train" / "a.png")
+    write(tmp_path / other / "b.png")
+    missing = {"valid": "test", "test": "valid"}[other]
+    assert len(open_pictures(f"folder:{tmp_path}", other).paths) == 1
+    with pytest.raises(PictureError, match=f"is split into train and {other}, and has no {missing}\nhint: make .*{missing}"):
+        open_pictures(f"folder:{tmp_path}", missing)
+    (tmp_path / other / "b.png").unlink()
+    with pytest.raises(PictureError, match=f"{other} holds no pictures"):
+        open_pictures(f"folder:{tmp_path}", other)
+
+
+def test_a_folder_of_trains_is_not_split(tmp_path):
+    for i in range(5):
+        write(tmp_path / "train" / f"{i}.png")
+    assert [len(open_pictures(f"folder:{tmp_path}", split).paths) for split in ("train", "valid", "test")] == [3, 1, 1]
+
+
 @pytest.mark.parametrize("spec", ["", "photo", "celeba", "celeba:", "folder", "folder:", "http://x"])
 def test_bad_specs_are_refused(spec):
     with pytest.raises(PictureError, match="data spec must be photos, celeba:FOLDER or folder:FOLDER"):

@@ -21,6 +21,7 @@ class ModelConfig:
     c: int = 16  # channels of the features y_f
     network: str = "paper"  # or edge
     receiver_blocks: int = 1  # residual blocks of edge's receiver
+    int8: bool = False  # the receiver knows the steps of its INT8 graph, and is trained with its rounding
 
     def __post_init__(self) -> None:
         if self.height < 4 or self.width < 4 or self.height % 4 or self.width % 4:
@@ -31,6 +32,10 @@ class ModelConfig:
             raise ValueError(f"network must be paper or edge, got {self.network!r}")
         if self.network == "edge" and self.c > 48:
             raise ValueError(f"c must be at most 48 for the edge network, got {self.c}")
+        if self.receiver_blocks < 1 or (self.receiver_blocks > 1 and self.network != "edge"):
+            raise ValueError(f"receiver_blocks must be 1, or above for the edge network, got {self.receiver_blocks}")
+        if self.int8 and self.network != "edge":
+            raise ValueError("int8 is for the edge network")
 
     @property
     def h(self) -> int:
@@ -88,8 +93,16 @@ class TrainConfig:
             raise ValueError(f"the edge network is trained for awgn, got channel {self.channel!r}")
         if self.snr_span_db < 0 or (self.snr_span_db and self.model.network != "edge"):
             raise ValueError(f"snr_span_db must be 0, or above for the edge network, got {self.snr_span_db}")
-        if self.crop < 0 or self.crop % 4:
-            raise ValueError(f"crop must be a multiple of 4, got {self.crop}")
+        if self.crop < 0 or self.crop % 4 or (self.crop and self.model.network != "edge"):
+            raise ValueError(f"crop must be 0, or a multiple of 4 for the edge network, got {self.crop}")
+        if self.warmup < 0 or self.seed < 0:
+            raise ValueError(f"warmup and seed must be 0 or above, got {self.warmup} and {self.seed}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be at least 0 and below 1, got {self.ema}")
+        if self.freeze_transmitter and self.model.network != "edge":
+            raise ValueError("freeze_transmitter is for the edge network")
+        if self.precision not in ("32-true", "bf16-mixed"):
+            raise ValueError(f"precision must be 32-true or bf16-mixed, got {self.precision!r}")
 
     @property
     def snr_range(self) -> list[float]:
@@ -101,7 +114,10 @@ class TrainConfig:
 
     @staticmethod
     def read(run: Path) -> "TrainConfig":
-        """The configuration of a run folder. Raises TrainingError for a folder or file that is none of this version."""
+        """The configuration of a run folder; what an older run does not name has its default.
+
+        Raises TrainingError for a folder or file that is none of this version or an older one.
+        """
         path = run / "config.json"
         if not path.is_file():
             raise TrainingError(
@@ -129,6 +145,8 @@ _EDGE: dict[str, Any] = {
     "precision": "bf16-mixed",
 }
 
+_INT8: dict[str, Any] = {"lr": 3e-4, "steps": 2_500, "warmup": 100, "freeze_transmitter": True}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "paper-0db": {"snr_db": 0.0},
     "paper-10db": {"snr_db": 10.0},
@@ -137,5 +155,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "photos-10db": {"snr_db": 10.0, "steps": 12_000, "batch": 16, "precision": "bf16-mixed"},
     "edge": {"model": ModelConfig(network="edge"), **_EDGE},
     # started from a run of edge (--init), whose transmitter it keeps
-    "edge-quality": {"model": ModelConfig(network="edge", receiver_blocks=4), **_EDGE, "steps": 20_000, "freeze_transmitter": True},
+    "edge-quality": {
+        "model": ModelConfig(network="edge", receiver_blocks=4),
+        **_EDGE,
+        "steps": 20_000,
+        "freeze_transmitter": True,
+    },
+    # the end of either (--init): the receiver once more, rounding as its INT8 graph does; what ships
+    "edge-int8": {"model": ModelConfig(network="edge", int8=True), **_EDGE, **_INT8},
+    "edge-quality-int8": {"model": ModelConfig(network="edge", receiver_blocks=4, int8=True), **_EDGE, **_INT8},
 }

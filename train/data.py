@@ -7,24 +7,30 @@ So a resumed run sees what an uninterrupted one saw, and what a step costs the h
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from semseal.runtime.errors import PictureError
-from semseal.runtime.files import write_atomically
+from semseal.runtime.files import named, write_atomically
 from semseal.runtime.pictures import Pictures, center_crop
 from torch import Tensor
 
 BYTES, TABLE = "pictures.u8", "pictures.json"  # in the run folder until the run is finished
 LARGEST_SIDE, SMALLEST_SIDE = 1448, 256  # of a scene's shorter side; from the one to the other by sqrt(2)
 
+BATCHES_AHEAD = 4
+
 Batch = NDArray[np.uint8]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Crops:
@@ -40,11 +46,11 @@ class Crops:
             raise PictureError(f"no picture is as large as the crops, {height} x {width}", "give larger pictures")
 
     def __getitem__(self, step: int) -> Batch:
-        return self.draw(np.random.default_rng([self.seed, step, self.rank]))
+        return self.draw(np.random.default_rng([self.seed, step, self.rank]), self.batch)
 
-    def draw(self, rng: np.random.Generator) -> Batch:
-        """A batch of random crops."""
-        crops = np.empty((self.batch, self.height, self.width, 3), np.uint8)
+    def draw(self, rng: np.random.Generator, n: int) -> Batch:
+        """n random crops."""
+        crops = np.empty((n, self.height, self.width, 3), np.uint8)
         for crop in crops:
             levels = self._sizes[rng.integers(len(self._sizes))]
             offset, rows, columns = levels[rng.integers(len(levels))]
@@ -55,14 +61,8 @@ class Crops:
 
 
 def ahead(crops: Crops, start: int, stop: int) -> Iterator[Batch]:
-    """The batches of steps start..stop-1 in order, each made while the one before is in use."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(crops.__getitem__, start)
-        for step in range(start, stop):
-            batch = waiting.result()
-            if step + 1 < stop:
-                waiting = pool.submit(crops.__getitem__, step + 1)
-            yield batch
+    """The batches of steps start..stop-1 in order, made while those before are in use."""
+    return _in_turn(crops.__getitem__, range(start, stop), BATCHES_AHEAD)
 
 
 def to_images(crops: Tensor, turn: bool, generator: torch.Generator) -> Tensor:
@@ -81,30 +81,35 @@ def to_images(crops: Tensor, turn: bool, generator: torch.Generator) -> Tensor:
 
 
 def decode(pictures: Pictures, height: int, width: int, folder: Path, report: Callable[[int, int], Any]) -> dict[str, str]:
-    """Decode all pictures into ``folder``, once; why which files were skipped.
+    """Decode all pictures into ``folder``, unless that is done; why which files were skipped.
 
     Whole pictures (faces) are centred crops of height x width; scenes are kept at every size that is at least that.
     ``report`` is called with how many of how many are done. Raises PictureError where none can be decoded.
     """
-    if (folder / TABLE).exists():
-        skipped: dict[str, str] = json.loads((folder / TABLE).read_text())["skipped"]
-        return skipped
-    sizes: list[list[tuple[int, int, int]]] = []
+    if (folder / TABLE).exists() and (folder / BYTES).exists():
+        known: dict[str, str] = json.loads((folder / TABLE).read_text())["skipped"]
+        return known
+    forget(folder)
     partial = folder / f".{BYTES}"
-    with open(partial, "wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, levels in enumerate(_in_turn(pool, lambda path: _levels(pictures, path, height, width), pictures.paths), 1):
-            sizes.append([])
-            for level in levels:
-                sizes[-1].append((file.tell(), *level.shape[:2]))
-                file.write(level.tobytes())
-            report(done, len(pictures.paths))
-    if len(pictures.skipped) == len(set(pictures.paths)):
-        partial.unlink()
-        raise PictureError(
-            f"{pictures.spec}: none of the {len(pictures.paths)} files can be decoded",
-            "point --data to a folder of readable pictures",
-        )
-    os.replace(partial, folder / BYTES)
+    sizes: list[list[tuple[int, int, int]]] = []
+    decoded = _in_turn(lambda path: _levels(pictures, path, height, width), pictures.paths, os.cpu_count() or 1)
+    try:
+        with named(folder / BYTES), open(partial, "wb") as file:
+            for done, levels in enumerate(decoded, 1):
+                sizes.append([])
+                for level in levels:
+                    sizes[-1].append((file.tell(), *level.shape[:2]))
+                    file.write(level.tobytes())
+                report(done, len(pictures.paths))
+        if not any(sizes):
+            raise PictureError(
+                f"{pictures.spec}: none of the {len(pictures.paths)} files can be decoded",
+                "point --data to a folder of readable pictures",
+            )
+        os.replace(partial, folder / BYTES)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     skipped = {str(path): reason for path, reason in pictures.skipped.items()}
     write_atomically(folder / TABLE, json.dumps({"sizes": sizes, "skipped": skipped}).encode())
     return skipped
@@ -116,24 +121,25 @@ def forget(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _in_turn(pool: ThreadPoolExecutor, work: Callable[[Path], list[Batch]], paths: list[Path]) -> Iterator[list[Batch]]:
-    """The results in order, with few of them in memory at a time."""
-    few = 2 * (os.cpu_count() or 1)
-    waiting = [pool.submit(work, path) for path in paths[:few]]
-    for path in [*paths[few:], *[None] * len(waiting)]:
-        yield waiting.pop(0).result()
-        if path is not None:
-            waiting.append(pool.submit(work, path))
+def _in_turn(work: Callable[[Item], Result], items: Iterable[Item], few: int) -> Iterator[Result]:
+    """What ``work`` makes of every item, in order; so many at a time are made, in threads, or wait."""
+    left = iter(items)
+    with ThreadPoolExecutor(few) as pool:
+        waiting = deque(pool.submit(work, item) for item in islice(left, few))
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(work, item) for item in islice(left, 1))
+            yield result
 
 
 def _levels(pictures: Pictures, path: Path, height: int, width: int) -> list[Batch]:
-    """A picture at its sizes, the largest first; none where it cannot be decoded."""
+    """A picture at its sizes, the largest first; none where it cannot be decoded. One that is too small is enlarged."""
     picture = pictures.load(path)
     if picture is None:
         return []
-    if pictures.whole:
-        return [center_crop(picture, height, width)]
     rows, columns = picture.shape[:2]
+    if pictures.whole or rows < height or columns < width:
+        return [center_crop(picture, height, width)]
     image = Image.fromarray(picture)
     scale = max(min(LARGEST_SIDE / min(rows, columns), 1.0), height / rows, width / columns)
     levels: list[Batch] = []

@@ -58,11 +58,47 @@ def depth_to_space(y: Tensor) -> Tensor:
     return blocks.permute(0, 3, 4, 1, 5, 2).reshape(batch, colours, h * BLOCK, w * BLOCK)
 
 
+class _Rounded(nn.Conv2d):
+    """A 3x3 convolution which in training rounds what it takes and its weights as an INT8 graph does.
+
+    What it takes has one step, which is learned (Esser et al., Learned Step Size Quantization, ICLR 2020), and weights one for
+    each output channel. Gradients pass straight through the rounding.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, padding=1)
+        self.log_step = nn.Parameter(torch.tensor(-torch.inf))  # its logarithm, so that a learning rate suits it
+
+    @property
+    def step(self) -> Tensor:
+        """0 until ``set_int8_steps``."""
+        return self.log_step.exp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        x = x.float()
+        if self.step == 0:
+            with torch.no_grad():
+                largest = torch.quantile(x.abs().flatten()[:: x.numel() // 2**20 + 1], 0.9999)
+                self.log_step.copy_(torch.log(largest / 127))
+        steps = self.weight.detach().abs().amax((1, 2, 3), keepdim=True) / 127
+        # of whole numbers, which bf16 holds
+        sums = functional.conv2d(_levels(x, self.step), _levels(self.weight, steps), padding=1)
+        assert self.bias is not None
+        return sums * (self.step * steps.reshape(-1, 1, 1)) + self.bias[:, None, None]
+
+
+def _levels(x: Tensor, step: Tensor) -> Tensor:
+    levels = (x / step).clamp(-127, 127)
+    return levels + (levels.round() - levels).detach()
+
+
 class _ResidualBlock(nn.Module):
-    def __init__(self, inside: int) -> None:
+    def __init__(self, inside: int, rounded: bool) -> None:
         super().__init__()
-        self.first = nn.Conv2d(_WIDTH, inside, 3, padding=1)
-        self.second = nn.Conv2d(inside, _WIDTH, 3, padding=1)
+        self.first = _convolution(_WIDTH, inside, rounded)
+        self.second = _convolution(inside, _WIDTH, rounded)
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.relu(x + self.second(functional.relu(self.first(x))))
@@ -84,13 +120,19 @@ class _Modulation(nn.Module):
         return x * (1 + scale) + shift
 
 
-def _convolutions(inputs: int, outputs: int, blocks: int, inside: int) -> tuple[nn.Conv2d, nn.Sequential, nn.Conv2d]:
-    first = nn.Conv2d(inputs, _WIDTH, 3, padding=1)
-    last = nn.Conv2d(_WIDTH, outputs, 3, padding=1)
+def _convolution(inputs: int, outputs: int, rounded: bool) -> nn.Conv2d:
+    return _Rounded(inputs, outputs) if rounded else nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+def _convolutions(
+    inputs: int, outputs: int, blocks: int, inside: int, rounded: bool
+) -> tuple[nn.Conv2d, nn.Sequential, nn.Conv2d]:
+    first = _convolution(inputs, _WIDTH, rounded)
+    last = _convolution(_WIDTH, outputs, rounded)
     nn.init.zeros_(last.weight)
     assert last.bias is not None
     nn.init.zeros_(last.bias)
-    return first, nn.Sequential(*[_ResidualBlock(inside) for _ in range(blocks)]), last
+    return first, nn.Sequential(*[_ResidualBlock(inside, rounded) for _ in range(blocks)]), last
 
 
 class Gains(nn.Module):
@@ -114,7 +156,7 @@ class Encoder(nn.Module):
     def __init__(self, c: int, blocks: int) -> None:
         super().__init__()
         self.linear = nn.Conv2d(3 * BLOCK**2, c, 1)
-        self.first, self.blocks, self.last = _convolutions(3 * BLOCK**2, c, blocks, _SENDER_INSIDE)
+        self.first, self.blocks, self.last = _convolutions(3 * BLOCK**2, c, blocks, _SENDER_INSIDE, False)
         self.modulate = _Modulation(1)
 
     def forward(self, x: Tensor, told: Tensor, gains: Tensor) -> Tensor:
@@ -128,12 +170,12 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Bob: received features, as Alice had them but for noise, to images."""
 
-    def __init__(self, c: int, blocks: int) -> None:
+    def __init__(self, c: int, blocks: int, rounded: bool) -> None:
         super().__init__()
         self.log_signal = nn.Parameter(torch.zeros(c, 1, 1))  # ln of each feature's variance, at the nominal SNR
         self.linear = nn.Conv2d(c, 3 * BLOCK**2, 1)
         self.level = nn.Parameter(torch.ones(c, 1, 1))  # brings the features to one range for the network beside
-        self.first, self.blocks, self.last = _convolutions(c, 3 * BLOCK**2, blocks, _WIDTH)
+        self.first, self.blocks, self.last = _convolutions(c, 3 * BLOCK**2, blocks, _WIDTH, rounded)
         self.modulate = _Modulation(2)
 
     def forward(self, received: Tensor, scale: Tensor, log_noise: Tensor, told: Tensor, gains: Tensor) -> Tensor:
@@ -164,7 +206,17 @@ class EdgeCodec(nn.Module):
         self.config = config
         self.gains = Gains(config.c)
         self.encoder = Encoder(config.c, blocks=1)
-        self.decoder = Decoder(config.c, config.receiver_blocks)
+        self.decoder = Decoder(config.c, config.receiver_blocks, config.int8)
+
+    @torch.no_grad()
+    def set_int8_steps(self, images: Tensor, noise: Tensor, drawn: Tensor) -> None:
+        """Begin with steps that hold nearly all of what images [batch, 3, height, width] bring; the rest as in ``forward``."""
+        self.train()(images, -10 * noise.log10(), noise, drawn)
+
+    def int8_steps(self) -> dict[str, float]:
+        """The step of what a convolution takes, by the name of its weights, for those that were trained with rounding."""
+        rounded = {name: module for name, module in self.named_modules() if isinstance(module, _Rounded)}
+        return {f"{name}.weight": float(module.step.detach()) for name, module in rounded.items()}
 
     def encode_rows(self, x: Tensor, snr_db: Tensor) -> Tensor:
         """Images to rows [batch, h, w*c], as loud as they come: their power is for ``to_unit_power``."""
@@ -198,6 +250,21 @@ class EdgeCodec(nn.Module):
         rows, scale = to_unit_power(self.encode_rows(x, snr_db))
         received = rows + drawn * (noise / 2).sqrt()[:, None, None]
         return self.decode_rows(received, torch.stack([scale, noise, snr_db], dim=1))
+
+    def fitting(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of another edge codec that this one can start from, after ``start_linear``.
+
+        With more blocks at Bob it starts as good as the other is: a new block changes nothing until it has learned. With
+        another c, or fewer blocks, what Bob's last layer adds would be meant for what is no longer there, so it starts at zero.
+        """
+        own = self.state_dict()
+        odd = [name for name in weights if name not in own or weights[name].shape != own[name].shape]
+        layers = {name.rpartition(".")[0] for name in odd}  # all of a layer, or nothing: its bias belongs to its weights
+        kept = {name: tensor for name, tensor in weights.items() if name.rpartition(".")[0] not in layers}
+        if any(name.startswith("decoder.") for name in odd):
+            kept = {name: tensor for name, tensor in kept.items() if not name.startswith("decoder.last.")}
+        new = [name for name in own if name not in weights and name.startswith("decoder.blocks.") and "log_step" not in name]
+        return kept | {name: torch.zeros_like(own[name]) for name in new if ".second." in name}
 
     def start_linear(self, blocks: NDArray) -> None:
         """Make this the linear code of blocks float [n, 48], channels as ``space_to_depth`` has them, values in 0..1."""

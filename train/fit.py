@@ -14,8 +14,9 @@ import pickle
 import signal
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -28,86 +29,134 @@ from safetensors.torch import load_file, save
 from semseal.runtime.errors import TrainingError
 from semseal.runtime.files import write_atomically
 from semseal.runtime.pictures import Pictures, open_pictures
-from semseal.train import channel
-from semseal.train.config import ModelConfig, TrainConfig
-from semseal.train.data import Crops, ahead, decode, forget, to_images
+from semseal.train.config import TrainConfig
+from semseal.train.data import Crops, ahead, decode, forget
 from semseal.train.edge import EdgeCodec, space_to_depth
-from semseal.train.loss import log_loss, psnr, reconstruction_loss
 from semseal.train.model import DeepJSCC
+from semseal.train.step import Link, average, build, update, validate
 from torch import Tensor
 
-Link = DeepJSCC | EdgeCodec
-
-LOG_EVERY = 10
+LOG_EVERY = 10  # steps
 VALID_PICTURES = 32
+START_CROPS = 1024  # of the linear code that the edge network starts at, if they are as small as
+START_SIDE = 96
 WEIGHTS, LOG = "weights.safetensors", "log.jsonl"
 CHECKPOINT = "resume.ckpt"  # there until the run is finished
+
+
+@dataclass
+class _Training:
+    """What one process trains, and the average of its weights where the run is left with that."""
+
+    config: TrainConfig
+    fabric: Fabric
+    model: Link
+    averaged: Link | None
+    link: Any  # the model as Fabric runs it
+    optimizer: Any
+
+    @property
+    def result(self) -> Link:
+        return self.model if self.averaged is None else self.averaged
 
 
 def train(
     config: TrainConfig, data: str, out: Path, *, resume: bool = False, init: Path | None = None, devices: int = 1
 ) -> None:
-    """Train into the run folder ``out``; ``init`` is a run whose weights are the start (with another c, those that fit).
+    """Train into the run folder ``out``; ``init`` is a run of the same network whose weights are the start, those that fit.
 
     With ``torchrun`` or ``devices`` above 1 every process takes its share of ``config.batch``. An interrupted run goes on
-    from its last checkpoint. Raises TrainingError for a folder that holds a run already (without ``resume``), for a resumed
-    run whose settings, pictures or devices differ, and when loss or gradient is not finite: the last checkpoint is then
+    from its last checkpoint; SIGINT writes one at the end of the step and raises KeyboardInterrupt, which then says so.
+    Raises TrainingError for a folder that holds a run already (without ``resume``), for a resumed run whose settings, pictures
+    or devices differ, for an ``init`` that does not fit, and when loss or gradient is not finite: the last checkpoint is then
     still good.
     """
     torch.set_float32_matmul_precision("high")
     fabric = _launch(config, devices)
     # everything that can be wrong is found before the run folder is made
     pictures, valid = open_pictures(data, "train"), _valid_pictures(data, config)
-    config = dataclasses.replace(config, data=pictures.identity(), init=init.name if init else "", devices=fabric.world_size)
-    checkpoint = out / CHECKPOINT
-    start = _open_run(config, out, checkpoint, resume, init, fabric)
+    name = init.resolve().name if init else ""
+    config = dataclasses.replace(config, data=pictures.identity(), init=name, devices=fabric.world_size)
+    start = _open_run(config, out, resume, init, fabric)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[shown]}"))
     with (
         Progress(*columns, TimeRemainingColumn(), disable=fabric.global_rank > 0, speed_estimate_period=120) as progress,
         open(out / LOG, "a" if fabric.global_rank == 0 else "r") as log,
-        _Interrupted() as interrupted,
     ):
         crops = _decoded(pictures, config, out, fabric, progress)
-        model, fresh = _first_model(config, None if start else init, None if start or init else crops)
-        averaged = None if config.ema == 0 else copy.deepcopy(model).to(fabric.device)
-        trained = [weights for weights in model.parameters() if weights.requires_grad]
-        link, optimizer = fabric.setup(model, torch.optim.Adam(trained, lr=config.lr))
         if start:
-            state = _read_checkpoint(checkpoint, fabric.device)
-            _load_weights(model, state["model"], checkpoint)
-            optimizer.load_state_dict(state["optimizer"])
-            if averaged is not None:
-                _load_weights(averaged, state["averaged"], checkpoint)
-        for line in _first_lines(config, start, resume, init, fresh):
-            progress.console.print(line)
-        bar = progress.add_task("train", total=config.steps, completed=start, shown="")
-        waited = begun = time.perf_counter()
-        idle = 0.0
-        for step, batch in enumerate(ahead(crops, start, config.steps), start + 1):
-            idle += time.perf_counter() - waited
-            loss, mse, gradient, stop = _step(link, optimizer, fabric, config, batch, step - 1, pictures.whole, interrupted.set)
+            lines = [f"resuming at step {start}"]
+        else:
+            lines = [f"no checkpoint yet (the first is at step {config.save_every}): starting again"] if resume else []
+        training = _begin(config, out, start, init, crops, fabric, lines)
+        for line in lines:
+            progress.console.print(line, markup=False)
+        turn = config.model.network == "edge" and not pictures.whole
+        _loop(training, crops, valid.to(fabric.device), turn, start, out, log, progress)
+
+
+def _begin(
+    config: TrainConfig, out: Path, start: int, init: Path | None, crops: Crops, fabric: Fabric, lines: list[str]
+) -> _Training:
+    """The model and its optimiser as they are before step ``start``; ``lines`` grows by what there is to say of it."""
+    with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator only
+        torch.manual_seed(config.seed)
+        model = build(config.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if not start:
+        lines += _first_weights(model, config, init, crops)
+    if config.freeze_transmitter:
+        assert isinstance(model, EdgeCodec)
+        model.encoder.requires_grad_(False)
+        model.gains.requires_grad_(False)
+    averaged = None if config.ema == 0 else copy.deepcopy(model).to(fabric.device)
+    trained = [weights for weights in model.parameters() if weights.requires_grad]
+    link, optimizer = fabric.setup(model, torch.optim.Adam(trained, lr=config.lr))
+    if start:
+        checkpoint = out / CHECKPOINT
+        state = _read_checkpoint(checkpoint, fabric.device)
+        _load_weights(model, state["model"], checkpoint)
+        optimizer.load_state_dict(state["optimizer"])
+        if averaged is not None:
+            _load_weights(averaged, state["averaged"], checkpoint)
+    return _Training(config, fabric, model, averaged, link, optimizer)
+
+
+def _loop(
+    training: _Training, crops: Crops, valid: Tensor, turn: bool, start: int, out: Path, log: TextIO, progress: Progress
+) -> None:
+    """Every step after ``start``, with its lines in the log and its checkpoints."""
+    config, fabric = training.config, training.fabric
+    bar = progress.add_task("train", total=config.steps, completed=start, shown="")
+    batches = ahead(crops, start, config.steps)
+    begun, idle = time.perf_counter(), 0.0
+    with _Interrupted() as interrupted:
+        for step in range(start + 1, config.steps + 1):
+            before = time.perf_counter()
+            batch = next(batches)
+            idle += time.perf_counter() - before
+            loss, mse, gradient, stop = update(
+                training.link, training.optimizer, fabric, config, batch, step - 1, turn, interrupted.set
+            )
             _check_finite(loss, gradient, step, config, out)
-            if averaged is not None:
-                _average(averaged, model, min(config.ema, step / (step + 10)))
+            if training.averaged is not None:
+                average(training.averaged, training.model, min(config.ema, step / (step + 10)))
             last = step == config.steps
-            if step % LOG_EVERY == 0 or last:
+            planned = step % config.save_every == 0 or last
+            if step % LOG_EVERY == 0 or planned:
                 speed = (progress.tasks[-1].speed or 0) * config.batch
                 share = idle / (time.perf_counter() - begun)
                 shown = f"PSNR {-10 * math.log10(mse):.2f} dB  {speed:.0f} pictures/s, {share:.0%} waiting for data"
                 progress.update(bar, completed=step, shown=shown)
                 row: dict[str, Any] = {"step": step, "loss": loss, "mse": mse}
-                if step % config.save_every == 0 or last:
-                    row["valid_psnr"] = _validate(averaged or model, config, valid.to(fabric.device))
+                if planned:
+                    row["valid_psnr"] = validate(training.result, config, valid)
                 if fabric.global_rank == 0:
                     log.write(json.dumps(row) + "\n")
                     log.flush()
-            if step % config.save_every == 0 or last or stop:
-                _save(out, checkpoint, model, averaged, optimizer, step, last, fabric)
+            if planned or stop:
+                _save(training, out, step)
             if stop and not last:
-                raise KeyboardInterrupt
-            waited = time.perf_counter()
-    if fabric.global_rank == 0:
-        forget(out)
+                raise KeyboardInterrupt(f"the checkpoint of step {step} is written")
 
 
 def resized(model: Link, height: int, width: int) -> Link:
@@ -159,64 +208,52 @@ def _launch(config: TrainConfig, devices: int) -> Fabric:
     return fabric
 
 
-def build(config: ModelConfig) -> Link:
-    """The untrained network of a configuration."""
-    return DeepJSCC(config) if config.network == "paper" else EdgeCodec(config)
-
-
 def _decoded(pictures: Pictures, config: TrainConfig, out: Path, fabric: Fabric, progress: Progress) -> Crops:
     """The crops to train on, decoded by the first process."""
     size = (config.crop, config.crop) if config.crop else (config.model.height, config.model.width)
     if fabric.global_rank == 0:
         bar = progress.add_task("decode", total=None, shown="pictures")
-        whole = (config.model.height, config.model.width) if pictures.whole else size
-        skipped = decode(pictures, *whole, out, lambda done, of: progress.update(bar, completed=done, total=of))
+        whole = (max(size[0], config.model.height), max(size[1], config.model.width))
+        wanted = whole if pictures.whole else size
+        skipped = decode(pictures, *wanted, out, lambda done, of: progress.update(bar, completed=done, total=of))
         progress.remove_task(bar)
         for name, reason in skipped.items():
-            progress.console.print(f"skipped {name}: {reason} ({len(skipped)} of {len(pictures.paths)})")
+            progress.console.print(f"skipped {name}: {reason} ({len(skipped)} of {len(pictures.paths)})", markup=False)
     fabric.barrier()
     return Crops(out, config.batch // fabric.world_size, *size, config.seed, fabric.global_rank)
 
 
-def _first_model(config: TrainConfig, init: Path | None, crops: Crops | None) -> tuple[Link, list[str]]:
-    """The model at step 0, and the weights that do not come from ``init`` although the others do, by name."""
-    with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator only
-        torch.manual_seed(config.seed)
-        model = build(config.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    fresh: list[str] = []
-    if init is not None:
-        initial, weights = model.state_dict(), _weights_of(init)
-        fresh = [name for name in initial if name not in weights or weights[name].shape != initial[name].shape]
-        kept = {name: weights[name] for name in weights if name in initial}
-        _load_weights(model, {**kept, **{name: initial[name] for name in fresh}}, init / WEIGHTS)
-    elif isinstance(model, EdgeCodec) and crops is not None:
+def _first_weights(model: Link, config: TrainConfig, init: Path | None, crops: Crops) -> list[str]:
+    """Give the model the weights of step 0; what there is to say of those that do not come from ``init``."""
+    if isinstance(model, EdgeCodec):
         model.start_linear(_blocks(crops, config.seed))
-    if config.freeze_transmitter:
-        assert isinstance(model, EdgeCodec)
-        model.encoder.requires_grad_(False)
-        model.gains.requires_grad_(False)
-    return model, fresh
+    if init is None:
+        return []
+    weights, initial = _weights_of(init), model.state_dict()
+    kept = model.fitting(weights) if isinstance(model, EdgeCodec) else {}
+    if isinstance(model, DeepJSCC):
+        kept = {name: tensor for name, tensor in weights.items() if name in initial and tensor.shape == initial[name].shape}
+    _load_weights(model, {**initial, **kept}, init / WEIGHTS)
+    if isinstance(model, EdgeCodec) and config.model.int8 and not all(model.int8_steps().values()):
+        images = torch.from_numpy(crops.draw(np.random.default_rng([config.seed, 1 << 32]), 32)).permute(0, 3, 1, 2) / 255
+        generator = torch.Generator().manual_seed(config.seed)
+        drawn = torch.randn(32, crops.height // 4, crops.width // 4 * config.model.c, generator=generator)
+        model.set_int8_steps(images, 10 ** (-torch.linspace(config.snr_range[0], config.snr_range[1], 32) / 10), drawn)
+    lines = []
+    if new := [name for name in initial if name not in kept]:
+        lines.append(f"new weights, where {init} has none that fit: {', '.join(new)}")
+    if left := [name for name in weights if name not in initial]:
+        lines.append(f"left out of {init}: {', '.join(left)}")
+    return lines
 
 
 def _blocks(crops: Crops, seed: int) -> NDArray[np.float64]:
-    """Blocks of 4x4 pixels [n, 48] in 0..1, from 64 batches of crops."""
+    """Blocks of 4x4 pixels [n, 48] in 0..1 of random crops."""
     rng = np.random.default_rng([seed, 1 << 32])  # not a step's
-    images = torch.from_numpy(np.concatenate([crops.draw(rng) for _ in range(64)]))
-    depth = space_to_depth(images.permute(0, 3, 1, 2))
+    n = min(START_CROPS, START_CROPS * START_SIDE**2 // (crops.height * crops.width) or 1)
+    depth = space_to_depth(torch.from_numpy(crops.draw(rng, n)).permute(0, 3, 1, 2))
     blocks: NDArray[np.float64] = depth.permute(0, 2, 3, 1).flatten(0, 2).numpy() / 255.0
     return blocks
-
-
-def _first_lines(config: TrainConfig, start: int, resume: bool, init: Path | None, fresh: list[str]) -> list[str]:
-    """What is printed before the first step."""
-    lines = []
-    if start:
-        lines.append(f"resuming at step {start}")
-    elif resume:
-        lines.append(f"no checkpoint yet (the first is at step {config.save_every}): starting again")
-    if fresh:
-        lines.append(f"with new weights, because c differs from that of {init}: {', '.join(fresh)}")
-    return lines
 
 
 def _check_finite(loss: float, gradient: float, step: int, config: TrainConfig, out: Path) -> None:
@@ -227,109 +264,14 @@ def _check_finite(loss: float, gradient: float, step: int, config: TrainConfig, 
         )
 
 
-def _step(
-    link: Any, optimizer: Any, fabric: Fabric, config: TrainConfig, batch: NDArray[np.uint8], step: int, whole: bool, stop: bool
-) -> tuple[float, float, float, bool]:
-    """One update.
-
-    Returns the loss and mean square error over all devices, the gradient's norm before clipping, and whether any wants to stop.
-    Where loss or gradient is not finite, the weights are left as they were.
-    """
-    for group in optimizer.param_groups:
-        group["lr"] = config.lr * _schedule(step, config)
-    generator = torch.Generator(fabric.device).manual_seed(_mix_seed(config.seed, step, fabric.global_rank))
-    x = to_images(torch.from_numpy(batch).to(fabric.device), config.model.network == "edge" and not whole, generator)
-    # not by Fabric's precision, which rounds the images to bf16 too
-    with torch.autocast(fabric.device.type, torch.bfloat16, enabled=config.precision == "bf16-mixed"):
-        if config.model.network == "edge":
-            x_hat = link(x, *_draw_channel(x, config, generator))
-        else:
-            x_hat = link(x, lambda symbols: transmit(symbols, config, generator))
-    if config.model.network == "edge":
-        loss, mse = log_loss(x, x_hat.float())
-    else:
-        loss, mse = reconstruction_loss(x, x_hat.float(), config.lam, config.beta)
-    optimizer.zero_grad()
-    fabric.backward(loss)
-    norm = fabric.clip_gradients(link, optimizer, max_norm=config.clip, error_if_nonfinite=False)
-    assert norm is not None
-    told = torch.tensor(float(stop), device=fabric.device)
-    means = fabric.all_reduce(torch.stack([loss.detach(), mse.detach(), told]), reduce_op="mean")
-    result = float(means[0]), float(means[1]), float(norm), float(means[2]) > 0
-    if math.isfinite(result[0]) and math.isfinite(result[2]):
-        optimizer.step()
-    return result
-
-
-def _draw_channel(x: Tensor, config: TrainConfig, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """What the edge network is told of the SNR, the noise power, and the noise; all random from the generator.
-
-    Two dB more than the span on either side. One image in five is sent at another SNR than it was told.
-    """
-    span = config.snr_span_db + 2
-    draws = torch.rand(3, len(x), generator=generator, device=generator.device)
-    snr_db = config.snr_db + (2 * draws[0] - 1) * span
-    told = torch.where(draws[2] < 0.2, config.snr_db + (2 * draws[1] - 1) * span, snr_db)
-    h, w = x.shape[2] // 4, x.shape[3] // 4
-    noise = torch.randn(len(x), h, w * config.model.c, generator=generator, device=generator.device)
-    return told, 10 ** (-snr_db / 10), noise
-
-
-def transmit(symbols: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
-    """The run's channel and equaliser on the paper network's symbols [batch, N, 2]; everything random from the generator."""
-    batch, n = symbols.shape[:2]
-    noise = channel.draw_noise(batch, n, generator)
-    if config.channel == "awgn":
-        return channel.awgn(symbols, noise, config.snr_db)
-    taps = channel.draw_taps(batch, 1 if config.channel == "rayleigh" else config.taps, generator)
-    return channel.fading(symbols, taps, noise, config.snr_db)
-
-
-@torch.no_grad()
-def _average(averaged: Link, model: Link, decay: float) -> None:
-    torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
-
-
-def _schedule(step: int, config: TrainConfig) -> float:
-    """Linear warm-up, then a half cosine down to zero at the last step; the factor of lr."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(config.steps - config.warmup, 1)))
-
-
-def _mix_seed(*parts: int) -> int:
-    """One generator seed of several small integers, by a multiplicative hash; torch's CPU generator uses its low 32 bits."""
-    value = 0
-    for part in parts:
-        value = ((value ^ part) * 0x9E3779B97F4A7C15 + 1) % 2**63
-    return value
-
-
-@torch.no_grad()
-def _validate(model: Link, config: TrainConfig, x: Tensor) -> dict[str, float]:
-    """Mean PSNR in dB on held-out pictures by SNR, in float32, always with the same noise."""
-    span = config.snr_span_db
-    measured = {}
-    for snr_db in [config.snr_db - span, config.snr_db, config.snr_db + span] if span else [config.snr_db]:
-        generator = torch.Generator(x.device).manual_seed(config.seed)
-        if isinstance(model, EdgeCodec):
-            told = torch.full((len(x),), snr_db, device=x.device)
-            noise = torch.randn(len(x), config.model.h, config.model.w * config.model.c, generator=generator, device=x.device)
-            x_hat = model(x, told, 10 ** (-told / 10), noise).clamp(0, 1)
-        else:
-            x_hat = model.decode(transmit(model.encode(x), config, generator))
-        measured[f"{snr_db:g}"] = float(psnr((x_hat - x).square().mean(dim=(1, 2, 3))).mean())
-    return measured
-
-
 def _valid_pictures(data: str, config: TrainConfig) -> Tensor:
     pictures = open_pictures(data, "valid")
     return torch.from_numpy(pictures.take(VALID_PICTURES, config.model.height, config.model.width, fewer=True))
 
 
-def _open_run(config: TrainConfig, out: Path, checkpoint: Path, resume: bool, init: Path | None, fabric: Fabric) -> int:
+def _open_run(config: TrainConfig, out: Path, resume: bool, init: Path | None, fabric: Fabric) -> int:
     """Make the run folder, or find the step to continue from and cut the log there."""
-    start = 0
+    start, checkpoint = 0, out / CHECKPOINT
     if (out / "config.json").exists():
         if not resume:
             raise TrainingError(f"{out} holds a run already", "continue it with --resume, or choose another --out")
@@ -348,8 +290,8 @@ def _open_run(config: TrainConfig, out: Path, checkpoint: Path, resume: bool, in
         raise TrainingError(f"{out} holds no run to resume", "leave out --resume to start one")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise TrainingError(f"{out} is neither an empty folder nor a run", "choose another --out")
-    if init is not None and not start:
-        _weights_of(init)  # raises before anything is written
+    if not start:
+        _check_init(config, init)
     fabric.barrier()
     if fabric.global_rank == 0:
         out.mkdir(parents=True, exist_ok=True)
@@ -362,20 +304,44 @@ def _open_run(config: TrainConfig, out: Path, checkpoint: Path, resume: bool, in
     return start
 
 
-def _save(
-    out: Path, checkpoint: Path, model: Link, averaged: Link | None, optimizer: Any, step: int, last: bool, fabric: Fabric
-) -> None:
+def _check_init(config: TrainConfig, init: Path | None) -> None:
+    """Raises TrainingError for a run that cannot be started from, or none where one is needed."""
+    if init is None:
+        if config.freeze_transmitter:
+            raise TrainingError(
+                "a run that keeps its transmitter as it is needs one to start from",
+                "give a run of --preset edge with --init RUN",
+            )
+        return
+    weights, model = _weights_of(init), TrainConfig.read(init).model
+    if model.network != config.model.network:
+        raise TrainingError(
+            f"{init} is a run of the {model.network} network, and this one is of the {config.model.network} network",
+            "choose another --init, or another --preset",
+        )
+    if config.freeze_transmitter:
+        transmitter = {name for name in build(config.model).state_dict() if not name.startswith("decoder.")}
+        if model.c != config.model.c or not transmitter <= set(weights):
+            raise TrainingError(
+                f"{init} has another transmitter (c = {model.c}), and this run keeps the one that it starts from",
+                f"use --c {model.c}, or choose another --init",
+            )
+
+
+def _save(training: _Training, out: Path, step: int) -> None:
+    """The weights so far, and all that resuming needs; after the last step nothing but the weights stays."""
+    fabric, last = training.fabric, step == training.config.steps
     if fabric.global_rank == 0:
-        weights = _on_cpu(model)
-        result = weights if averaged is None else _on_cpu(averaged)
+        result = _on_cpu(training.result)
         if not last:  # before the weights: weights without a checkpoint are those of a finished run
             buffer = io.BytesIO()
-            state = {"model": weights, "averaged": result, "optimizer": optimizer.state_dict(), "step": step}
-            torch.save(state, buffer)
-            write_atomically(checkpoint, buffer.getvalue())
+            state = {"model": _on_cpu(training.model), "averaged": result, "optimizer": training.optimizer.state_dict()}
+            torch.save({**state, "step": step}, buffer)
+            write_atomically(out / CHECKPOINT, buffer.getvalue())
         write_atomically(out / WEIGHTS, save(result))
         if last:
-            checkpoint.unlink(missing_ok=True)
+            forget(out)  # every process keeps its mapping of the file until it ends
+            (out / CHECKPOINT).unlink(missing_ok=True)
     fabric.barrier()
 
 
@@ -384,18 +350,22 @@ def _on_cpu(model: Link) -> dict[str, Tensor]:
 
 
 class _Interrupted:
-    """Whether SIGINT came: the step goes on to its end, and a checkpoint is written. A second one interrupts at once."""
+    """Whether SIGINT came: the step goes on to its end, and a checkpoint is written. A second one interrupts at once.
+
+    A job in the background, which ignores SIGINT, goes on ignoring it.
+    """
 
     def __init__(self) -> None:
         self.set = False
+        self._before: Any = None
 
     def __enter__(self) -> "_Interrupted":
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
             self._before = signal.signal(signal.SIGINT, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if threading.current_thread() is threading.main_thread():
+        if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
 
     def _note(self, number: int, frame: Any) -> None:
@@ -437,6 +407,11 @@ def _read_checkpoint(checkpoint: Path, device: torch.device) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(checkpoint, map_location=device, weights_only=True)
         return {name: state[name] for name in ("model", "averaged", "optimizer", "step")}
+    except KeyError as error:
+        raise TrainingError(
+            f"{checkpoint} is of another version of semseal: it has no {error}",
+            f"start a run from the last weights: --init {checkpoint.parent} and another --out",
+        ) from None
     except (RuntimeError, EOFError, LookupError, ValueError, TypeError, pickle.UnpicklingError) as error:  # as torch pleases
         raise TrainingError(
             f"{checkpoint} is damaged ({type(error).__name__})",

@@ -174,7 +174,7 @@ class Results:
 
 
 def _settings(found: dict[str, Any]) -> Settings:
-    tuples = {name: tuple(found[name]) for name in ("attacks", "defenses", "eve_snrs", "precisions")}
+    tuples = {name: tuple(found[name]) for name in ("attacks", "defenses", "eve_snrs", "main_snrs", "precisions")}
     searches = {name: WhiteBoxSettings(**found[name]) for name in ("whitebox", "matching")}
     return Settings(**{**found, **tuples, **searches})
 

@@ -10,7 +10,7 @@ network has seen. In the row ``mean-picture`` she answers with the mean of her i
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -54,9 +54,10 @@ def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL, 
     Raises AuditError for two bundles of one SNR or of different shapes, and for an ``out`` that holds another audit;
     PictureError when the data has too few pictures.
     """
-    links = _links([open_bundle(path) for path in bundles], settings)
+    opened = sorted((open_bundle(path) for path in bundles), key=lambda bundle: bundle.snr_db)
+    settings = _with_middle(settings, opened)
+    links = _links(opened, settings)
     _check(links, settings)
-    opened = [bundle for bundle, _ in links]
     height, width = opened[0].height, opened[0].width
     sent, attackers = open_pictures(data, "valid"), open_pictures(data, "test")
     images = sent.take(settings.pictures, height, width)
@@ -119,13 +120,18 @@ def summarise(
     )
 
 
+def _with_middle(settings: Settings, bundles: list[Bundle]) -> Settings:
+    """``settings`` that say the main SNR where none was chosen, for one bundle of a range: asked for more, both stay."""
+    wide = [bundle.snr_db for bundle in bundles if bundle.has_scale]
+    return replace(settings, main_snrs=tuple(wide)) if len(wide) == 1 and not settings.main_snrs else settings
+
+
 def _links(bundles: list[Bundle], settings: Settings) -> list[Link]:
     """Each bundle with the main SNRs at which it is audited, by these."""
     links = []
-    for bundle in dict.fromkeys(bundle.path for bundle in bundles):
-        opened = next(other for other in bundles if other.path == bundle)
-        snrs = settings.main_snrs if opened.has_scale and settings.main_snrs else (opened.snr_db,)
-        links += [(opened, snr) for snr in snrs]
+    for bundle in bundles:
+        snrs = settings.main_snrs if bundle.has_scale and settings.main_snrs else (bundle.snr_db,)
+        links += [(bundle, snr) for snr in snrs]
     return sorted(links, key=lambda link: link[1])
 
 
@@ -134,6 +140,8 @@ def _check(links: list[Link], settings: Settings) -> None:
     bundles = [bundle for bundle, _ in links]
     if settings.main_snrs and not any(bundle.has_scale for bundle in bundles):
         raise AuditError("a main SNR can be chosen only for a model that is for a range of them", "leave out --main-snr")
+    if not np.isfinite(settings.main_snrs).all():
+        raise AuditError(f"main SNRs must be finite numbers of dB, got {settings.main_snrs}")
     for (one, snr), (two, other) in pairwise(links):
         if snr == other:
             raise AuditError(f"{one.path} and {two.path} are both for {snr:g} dB", "audit them one at a time")
@@ -250,7 +258,7 @@ def _read(folder: Path, wanted: list[Cell]) -> tuple[Pictures, Games]:
 def _identity(bundles: list[Bundle], data: str, images: Images, attacker_images: Images, settings: Settings) -> dict[str, Any]:
     """What an audit's cells depend on."""
     return {
-        "bundles": {f"{bundle.snr_db:g}": _digest_of_graphs(bundle) for bundle in bundles},
+        "bundles": [[bundle.snr_db, _digest_of_graphs(bundle)] for bundle in bundles],
         "data": data,
         "pictures": hashlib.sha256(images.tobytes() + attacker_images.tobytes()).hexdigest(),
         "effort": settings.effort(),

@@ -1,0 +1,91 @@
+"""The options that several verbs share, and the types of what they take."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from semseal.runtime.bundle import PRECISIONS
+from semseal.runtime.engine import ENGINES
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+PRECISION = click.Choice(PRECISIONS)
+PLAN_ENGINES = click.Choice([engine for engine in ENGINES if engine.startswith("tensorrt")])  # the others run the graphs
+
+
+class LazyChoice(click.ParamType):
+    """A click.Choice whose names are imported when they are first asked for, not when the program starts."""
+
+    name = "choice"
+
+    def __init__(self, names: Callable[[], Sequence[str]]) -> None:
+        self._names = names
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # click 8.2 and later pass ctx
+        return f"[{'|'.join(self._names())}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return click.Choice(self._names()).convert(value, param, ctx)
+
+
+class Size(click.ParamType):
+    """HEIGHTxWIDTH in pixels."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", str(value))
+        if found is None:
+            self.fail(f"{value!r} is not HEIGHTxWIDTH, such as 1080x1920", param, ctx)
+        return int(found[1]), int(found[2])
+
+
+def example(*lines: str) -> str:
+    """The end of a verb's --help."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def written(command: Any) -> Any:
+    """The options of every verb that writes a bundle."""
+    return _with_options(
+        command,
+        click.option("--out", "bundle", required=True, type=FOLDER, metavar="BUNDLE", help="bundle folder to write"),
+        click.option(
+            "--capability",
+            "capabilities",
+            multiple=True,
+            type=int,
+            help="a GPU that tensorrt-rtx builds for, such as 89 for 8.9; may be repeated  [default: the one here]",
+        ),
+        click.option("--sign", type=FILE, metavar="KEY", help="owner's signing key  [default: yours, made at first use]"),
+        click.option("--force", is_flag=True, help="replace the bundle that is there, whole"),
+    )
+
+
+def deployable(command: Any) -> Any:
+    """The options of what is made from graphs."""
+    return _with_options(
+        written(command),
+        click.option(
+            "--precision",
+            "precisions",
+            multiple=True,
+            type=PRECISION,
+            help="may be repeated; fp32 is always made  [default: all]",
+        ),
+        click.option(
+            "--engine",
+            "engines",
+            multiple=True,
+            type=PLAN_ENGINES,
+            help="also build the plans of this engine; may be repeated; the other engines run the ONNX graphs",
+        ),
+    )
+
+
+def _with_options(command: Any, *options: Any) -> Any:
+    for option in reversed(options):  # as stacked decorators apply
+        command = option(command)
+    return command
