@@ -54,7 +54,10 @@ def test_what_is_taken_apart_and_put_together_is_the_same_model(small_bundle, ed
         told = np.array([[1, 0.1, 10], [2, 0.01, 20]], np.float32)
     inputs = [given, index, told][: 3 if bundle.has_scale else 2]
     one, two = (open_engine("onnxruntime-cpu", graph, threads=1)(*inputs) for graph in (data, whole))
-    np.testing.assert_allclose(one, two, rtol=0, atol=1e-5)  # to the bit in most sessions of ONNX Runtime, not in all
+    # to the bit in most sessions of ONNX Runtime, not in all; and a level of int8 may fall to the other side of a border
+    difference = np.abs(one - two)
+    assert difference.mean() < 1e-5
+    assert precision == "int8" or difference.max() < 1e-5
 
 
 @given(INT64S)
