@@ -57,19 +57,41 @@ def export_bundle(source: Bundle, out: Path, size: tuple[int, int], **deployed: 
 
 
 def model_of(bundle: Bundle) -> EdgeCodec:
-    """The network of a bundle, from the weights in its graphs. Raises BundleError for another network than edge."""
+    """The network of a bundle, from the weights in its graphs, with the steps that its INT8 form was trained with.
+
+    Raises BundleError for another network than edge.
+    """
     weights = {}
     for side in ("transmitter", "receiver"):
         for tensor in onnx.load_model_from_string(bundle.graph(side)).graph.initializer:
             if tensor.name.startswith(_WEIGHTS):
                 weights[tensor.name.removeprefix(_WEIGHTS)] = torch.from_numpy(numpy_helper.to_array(tensor).copy())
     blocks = {name.split(".")[2] for name in weights if name.startswith("decoder.blocks.")}
+    trained = bundle.manifest.get("training", {}).get("model", {}).get("int8", False)
+    rounds = trained and "int8" in bundle.manifest["precisions"]
+    if rounds:
+        weights |= _log_steps(bundle.graph("receiver", "int8"))
     try:
-        network = EdgeCodec(ModelConfig(bundle.height, bundle.width, int(bundle.manifest["model"]["c"]), "edge", len(blocks)))
+        c = int(bundle.manifest["model"]["c"])
+        network = EdgeCodec(ModelConfig(bundle.height, bundle.width, c, "edge", len(blocks), rounds))
         network.load_state_dict(weights)
     except (ValueError, RuntimeError):  # of the sizes, of the weights
         raise BundleError(f"{bundle.name} holds no edge network", "export the run that it was made from") from None
     return network.eval()
+
+
+def _log_steps(graph: bytes) -> dict[str, torch.Tensor]:
+    """The logarithm of the step of what each quantised layer of an INT8 graph takes, by the name of a network's weight."""
+    model = onnx.load_model_from_string(graph).graph
+    made_by = {name: node for node in model.node for name in node.output}
+    constants = {tensor.name: tensor for tensor in model.initializer}
+    steps = {}
+    for node in model.node:
+        if node.op_type == "Conv" and node.input[1] in made_by:  # its weights come out of a DequantizeLinear
+            layer = made_by[node.input[1]].input[0].removeprefix(_WEIGHTS).removesuffix(".weight_quantized")
+            step = numpy_helper.to_array(constants[made_by[node.input[0]].input[1]])
+            steps[f"{layer}.log_step"] = torch.tensor(np.log(step))
+    return steps
 
 
 def export_model(model: Link, out: Path, manifest: dict[str, Any], **deployed: Any) -> Bundle:

@@ -69,6 +69,15 @@ def test_the_network_of_a_bundle_is_the_one_that_it_was_made_of(edge_model, edge
         assert all(torch.equal(found[name], weights) for name, weights in edge_model.state_dict().items())
 
 
+def test_another_size_keeps_the_steps_that_int8_was_trained_with(tmp_path):
+    packaged = open_bundle("edge")
+    steps = model_of(packaged).int8_steps()
+    assert len(steps) == 4
+    assert all(step > 0 for step in steps.values())
+    other = export_bundle(packaged, tmp_path / "other", SIZE, precisions=("int8",), signing_key=owner_key())
+    assert model_of(other).int8_steps() == pytest.approx(steps, rel=1e-6)
+
+
 def test_another_size_of_a_run(edge_run, tmp_path):
     made = export_run(edge_run, tmp_path / "made", SIZE, precisions=("fp32",), signing_key=owner_key())
     assert made.snr_range == (0.0, 20.0)
