@@ -25,7 +25,7 @@ from semseal.runtime.errors import BundleError, GraphError
 from semseal.runtime.mixing import with_mix
 from semseal.runtime.pictures import open_pictures
 from semseal.train.config import ModelConfig, TrainConfig
-from semseal.train.edge import EdgeCodec
+from semseal.train.edge import EdgeCodec, Int8Step
 from semseal.train.fit import Link, last_row, load_run, resized
 
 _WEIGHTS = "model."  # before the names of a model's weights in its graphs
@@ -127,7 +127,7 @@ def deploy(
     capabilities: Sequence[int] = (),
     calibration: str = "photos",
     *,
-    steps: Mapping[str, float] | None = None,
+    steps: Mapping[str, Int8Step] | None = None,
     signing_key: Ed25519PrivateKey | None,
     force: bool = False,
 ) -> Bundle:
@@ -181,7 +181,7 @@ def _precisions(
     made: Sequence[str],
     manifest: dict[str, Any],
     calibration: str,
-    steps: Mapping[str, float] | None,
+    steps: Mapping[str, Int8Step] | None,
 ) -> dict[tuple[str, str], bytes]:
     """The two fp32 graphs and what is made of them, by (side, precision)."""
     graphs = {("transmitter", "fp32"): transmitter, ("receiver", "fp32"): receiver}

@@ -234,7 +234,7 @@ def _first_weights(model: Link, config: TrainConfig, init: Path | None, crops: C
     if isinstance(model, DeepJSCC):
         kept = {name: tensor for name, tensor in weights.items() if name in initial and tensor.shape == initial[name].shape}
     _load_weights(model, {**initial, **kept}, init / WEIGHTS)
-    if isinstance(model, EdgeCodec) and config.model.int8 and not all(model.int8_steps().values()):
+    if isinstance(model, EdgeCodec) and config.model.int8 and not all(step for step, _ in model.int8_steps().values()):
         images = torch.from_numpy(crops.draw(np.random.default_rng([config.seed, 1 << 32]), 32)).permute(0, 3, 1, 2) / 255
         generator = torch.Generator().manual_seed(config.seed)
         drawn = torch.randn(32, crops.height // 4, crops.width // 4 * config.model.c, generator=generator)
