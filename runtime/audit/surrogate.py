@@ -22,8 +22,8 @@ from semseal.runtime.errors import GraphError
 from semseal.runtime.gpu.device import Engine
 from torch import Tensor, nn
 
-# RMS of the difference from the engine's symbols, in theirs. Levels of int8 that fall to the other side make 0.2 % in packaged models;
-# 2 % is the noise of 34 dB, below that of the channels that are audited.
+# RMS of the difference from the engine's symbols, in theirs: 0.2 % in packaged models, by levels of int8 that fall to the other
+# side. 2 % is the noise of 34 dB, below that of the channels that are audited.
 TOLERANCE = 0.02
 
 _Node = tuple[onnx.NodeProto, dict[str, Any]]

@@ -68,7 +68,7 @@ def conv_transpose(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None
         pads = [0] * (2 * n)
     elif sizes:
         total = [max(0, whole[i] + extra[i] - sizes[i]) for i in range(n)]
-        before = [-(-value // 2) if automatic == b"SAME_LOWER" else value // 2 for value in total]
+        before = [value // 2 if automatic == b"SAME_UPPER" else -(-value // 2) for value in total]
         pads = before + [value - first for value, first in zip(total, before, strict=True)]
         extra = [max(0, sizes[i] - whole[i]) if not total[i] else extra[i] for i in range(n)]
     y = _TRANSPOSED[n - 1](x, weight, None, strides, 0, 0, a.get("group", 1), dilations)
