@@ -1,4 +1,4 @@
-"""The differentiable copy of a transmitter: every operator gives what ONNX Runtime gives, and its gradient is that of differences."""
+"""The differentiable copy of a transmitter: each operator gives what ONNX Runtime gives, and its gradient is that of differences."""
 
 import functools
 import itertools
@@ -164,6 +164,8 @@ CASES = [
     # indices
     ("Gather", normal(4, 3, 2), (I64([[2, -1], [0, 0]]),), {"axis": 1}),
     ("Gather", normal(4, 3, 2), (I64(-1),), {}),
+    ("Gather", normal(4), (I64(2),), {}),
+    ("GatherND", normal(4, 3), (I64([1, 2]),), {}),
     ("Gather", normal(4, 3, 2), (np.int32([2, 1, 0]),), {"axis": 1}),
     ("GatherElements", normal(4, 3), (I64([[0, -1, 2]]),), {"axis": 0}),
     ("GatherND", normal(4, 3, 2), (I64([[0, 1], [-1, 2]]),), {}),
@@ -273,7 +275,8 @@ def test_shapes_and_indices_are_computed_in_the_graph():
         new = Concat<axis = 0>(n, rest, half)  shaped = Reshape(x, new)
         count = Size(x)  f = Cast<to = 1>(count)  root = Sqrt(f)  scaled = Div(shaped, root)
         zero = Constant<value_int = 0>()  one = Constant<value_int = 1>()  k = Squeeze(half)
-        places = Range(zero, k, one)  turned = Sub(k, places)  index = Sub(turned, one)  flipped = Gather<axis = 2>(scaled, index)
+        places = Range(zero, k, one)  turned = Sub(k, places)  index = Sub(turned, one)
+        flipped = Gather<axis = 2>(scaled, index)
         size = Shape(shaped)  like = ConstantOfShape<value = float[1] {0.5}>(size)  moved = Add(flipped, like)
         odd = Mod(places, two)  b = Cast<to = 9>(odd)  mask = Not(b)  y = Where(mask, moved, flipped)
         """),

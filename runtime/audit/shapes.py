@@ -147,7 +147,7 @@ def space_to_depth(a: Attributes, x: Tensor) -> Tensor:
 def gather(a: Attributes, x: Tensor, index: Tensor) -> Tensor:
     axis = a.get("axis", 0) % x.ndim
     found = x.index_select(axis, index_of(index, x.shape[axis]).reshape(-1))
-    return found.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    return found.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
 
 
 def gather_elements(a: Attributes, x: Tensor, index: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ def gather_nd(a: Attributes, x: Tensor, index: Tensor) -> Tensor:
     rest = x.shape[batch + depth :]
     lead, count = math.prod(x.shape[:batch]), math.prod(x.shape[batch : batch + depth])
     flat = _flat_index(index, x.shape[batch : batch + depth]).reshape(lead, -1) + count * torch.arange(lead)[:, None]
-    return x.reshape(lead * count, *rest)[flat.reshape(-1)].reshape(*index.shape[:-1], *rest)
+    return x.reshape((lead * count, *rest))[flat.reshape(-1)].reshape((*index.shape[:-1], *rest))
 
 
 def scatter_elements(a: Attributes, x: Tensor, index: Tensor, updates: Tensor) -> Tensor:
