@@ -1,4 +1,4 @@
-"""The differentiable copy of a transmitter: each operator gives what ONNX Runtime gives, and its gradient is that of differences."""
+"""The differentiable copy of a transmitter: operators give what ONNX Runtime gives, and their gradients are right."""
 
 import functools
 import itertools

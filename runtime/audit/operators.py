@@ -19,7 +19,7 @@ from semseal.runtime.errors import GraphError
 from torch import Tensor
 
 _LEAST = 1e-30  # under a root, where the gradient would be infinite
-_INTEGERS = {
+_INTEGERS: dict[int, torch.dtype] = {
     TensorProto.UINT8: torch.uint8,
     TensorProto.INT8: torch.int8,
     TensorProto.INT32: torch.int32,
@@ -68,7 +68,7 @@ def _power(_: Attributes, x: Tensor, power: Tensor) -> Tensor:
     if power.numel() > 1 or power.requires_grad or not x.is_floating_point():
         return x.pow(power).to(x.dtype)
     value = power.item()
-    return {2: torch.square, 0.5: _sqrt}.get(value, lambda x: x.pow(value))(x)
+    return x.square() if value == 2 else _sqrt(x) if value == 0.5 else x.pow(value)
 
 
 def _divide(_: Attributes, a: Tensor, b: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ def slice_axes(
 def split(a: Attributes, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
     axis = a.get("axis", 0)
     given = a.get("split") if sizes is None else ints(sizes)
-    return x.split(given or max(1, -(-x.shape[axis] // a.get("num_outputs", a["outputs"]))), axis)
+    return x.split(given or max(1, -(-x.shape[axis] // (a.get("num_outputs") or a["outputs"]))), axis)
 
 
 def expand(_: Attributes, x: Tensor, shape: Tensor) -> Tensor:

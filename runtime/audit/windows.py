@@ -138,7 +138,7 @@ def global_pool(reduce: Callable[[Tensor, tuple[int, ...]], Tensor]) -> Callable
 def pad(
     a: Attributes, x: Tensor, pads: Tensor | None = None, value: Tensor | None = None, axes: Tensor | None = None
 ) -> Tensor:
-    sizes = ints(pads) if pads is not None else a.get("pads", a.get("paddings"))
+    sizes = ints(pads) if pads is not None else a["pads"]
     chosen = [axis % x.ndim for axis in ints(axes)] if axes is not None else list(range(x.ndim))
     before, after = [0] * x.ndim, [0] * x.ndim
     for i, axis in enumerate(chosen):
