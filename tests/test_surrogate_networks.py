@@ -196,3 +196,24 @@ def test_what_has_no_gradient_is_skipped_by_name_and_the_rest_is_measured(tmp_pa
     assert {row.attack for row in results.rows} == {"bob", "mean-picture", "no-key"}
     unasked = audit([tmp_path / "b"], "photos", tmp_path / "other", dataclasses.replace(OPTIMISED, attacks=("no-key",)))
     assert not [name for name in unasked.skipped if "white-box" in name]
+
+
+def test_a_picture_without_symbols_costs_no_other():
+    """A transmitter that divides by a picture's own spread gives NaN for black, where a search may begin or pass."""
+    flat = "axes = Constant<value_ints = [1, 2, 3]>() m = ReduceMean(x, axes) d = Sub(x, m) a = Abs(d) s = ReduceMean(a, axes)"
+    symbols = "shape = Constant<value_ints = [-1, 12, 2]>() y = Reshape(q, shape)"
+    transmit = Surrogate(by_hand("float[n, 3, 4, 2] x", "float[n, 12, 2] y", f"{flat} q = Div(d, s) {symbols}"))
+    symbols = np.random.default_rng(0).normal(size=(2, 24)).astype(np.float32)
+    start = np.random.default_rng(1).random((3, 4, 2), np.float32)
+    settings = dataclasses.replace(whitebox.FAST, steps=8)
+    both = whitebox.minimise(
+        torch.from_numpy(np.stack([start, 0 * start])),
+        lambda x, _: (transmit(x) - torch.from_numpy(symbols).reshape(2, 12, 2)).square().sum(),
+        settings,
+        lambda _: None,
+    )
+    assert np.isfinite(both).all()
+    assert np.abs(both[0] - start).max() > 0.01
+    rows = symbols.reshape(2, 1, 4, 6)
+    black = rowmatching.invert(lambda x, _: transmit(0 * x), rows, start, settings)
+    assert np.isfinite(black).all()

@@ -144,6 +144,37 @@ def _dequantize(a: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = N
     return level * _along(x, scale, a)
 
 
+def _quantized_conv(
+    a: Attributes,
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero: Tensor,
+    weight: Tensor,
+    w_scale: Tensor,
+    w_zero: Tensor,
+    y_scale: Tensor,
+    y_zero: Tensor,
+    bias: Tensor | None = None,
+) -> Tensor:
+    x, weight = _dequantize({}, x, x_scale, x_zero), _dequantize({"axis": 0}, weight, w_scale, w_zero)
+    return _quantize({}, windows.conv(a, x, weight, None if bias is None else bias * x_scale * w_scale), y_scale, y_zero)
+
+
+def _quantized_product(
+    _: Attributes,
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero: Tensor,
+    weight: Tensor,
+    w_scale: Tensor,
+    w_zero: Tensor,
+    y_scale: Tensor,
+    y_zero: Tensor,
+) -> Tensor:
+    x, weight = _dequantize({}, x, x_scale, x_zero), _dequantize({"axis": -1}, weight, w_scale, w_zero)
+    return _quantize({}, x @ weight, y_scale, y_zero)
+
+
 # sums and normalisation
 
 
@@ -343,6 +374,8 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "PRelu": _prelu,
     "Pad": windows.pad,
     "Pow": _power,
+    "QLinearConv": _quantized_conv,
+    "QLinearMatMul": _quantized_product,
     "QuantizeLinear": _quantize,
     "RMSNormalization": _rms_normalization,
     "Range": shapes.number_range,

@@ -108,6 +108,9 @@ def _attributes(node: onnx.NodeProto, opset: int) -> dict[str, Any]:
 
 def _outputs(node: onnx.NodeProto, attributes: dict[str, Any], values: dict[str, Tensor]) -> dict[str, Tensor]:
     """What a node gives, by name. An output that no operator here gives fails only where it is used."""
+    missing = [name for name in node.input if name and name not in values]
+    if missing:
+        raise GraphError(f"{node.op_type} takes {missing[0]!r}, which nothing that can be differentiated gives", "")
     try:
         result = OPERATORS[node.op_type](attributes, *(values[name] if name else None for name in node.input))
     except Exception as error:
