@@ -32,6 +32,7 @@ from semseal.runtime.audit.tables import markdown_tables
 from semseal.runtime.audit.verdict import Games, Pictures, count_figures, game_rows, orderings, picture_rows
 from semseal.runtime.audit.wording import optimised
 from semseal.runtime.bundle import Bundle, open_bundle
+from semseal.runtime.engine import open_engine
 from semseal.runtime.environment import Environment, environment
 from semseal.runtime.errors import AuditError
 from semseal.runtime.files import write_atomically
@@ -69,7 +70,7 @@ def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL, 
     threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
     planned: list[tuple[Cell, _Work]] = []
     for bundle, main_snr in links:
-        unsupported = _unsupported(bundle, everything)
+        unsupported = _unsupported(bundle, main_snr, images, everything)
         skipped |= {f"{optimised()} on {bundle.path}, {name}": reason for name, reason in unsupported.items()}
         work = {
             name: _Work(json.dumps(identity), bundle.path, name, threads, main_snr, images, attacker_images, settings)
@@ -177,10 +178,14 @@ def _wanted(
     ]
 
 
-def _unsupported(bundle: Bundle, settings: Settings) -> dict[str, str]:
-    """The precisions whose transmitter cannot be differentiated, each with the reason."""
-    sizes = bundle.height, bundle.width, bundle.h
-    reasons = {name: why_unsupported(bundle.graph("transmitter", name), *sizes) for name in settings.precisions}
+def _unsupported(bundle: Bundle, main_snr: float, images: Images, settings: Settings) -> dict[str, str]:
+    """The precisions whose transmitter cannot be differentiated, each with the reason; none where no attack asks for it."""
+    if not any(BY_NAME[name].optimised for name in settings.attacks):
+        return {}
+    told = [np.full(2, main_snr, np.float32)] if bundle.has_scale else []
+    inputs = [images[:2], np.arange(2 * bundle.h, dtype=np.int32).reshape(2, -1), *told]
+    graphs = {name: bundle.graph("transmitter", name) for name in settings.precisions}
+    reasons = {name: why_unsupported(graph, open_engine(ENGINE, graph), inputs) for name, graph in graphs.items()}
     return {name: reason for name, reason in reasons.items() if reason}
 
 
