@@ -19,6 +19,7 @@ All is 3x3 and 1x1 convolutions at a quarter of the resolution, ReLU, Add and Mu
 """
 
 from contextlib import nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -90,12 +91,7 @@ class _Rounded(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        x = x.float()
-        if self.step == 0:
-            with torch.no_grad():
-                largest = torch.quantile(x.abs().flatten()[:: x.numel() // 2**20 + 1], 0.9999)
-                self.log_step.copy_(torch.log(largest / 127))
-        levels = (x / self.step).clamp(-127, 127)
+        levels = (x.float() / self.step).clamp(-127, 127)
         levels = torch.cat([levels[:, : self.fine], _round(levels[:, self.fine :])], dim=1)
         steps = self.weight.detach().abs().amax((1, 2, 3), keepdim=True) / 127
         weight = _round((self.weight / steps).clamp(-127, 127))
@@ -209,6 +205,28 @@ class Decoder(nn.Module):
         z = functional.relu(self.modulate(self.first(y * self.level), known))
         return depth_to_space(linear + unit * self.last(self.blocks(z)).float())
 
+    @torch.no_grad()
+    def bring_nearer(self, largest: dict[str, Tensor]) -> None:
+        """Give the features, which have one scale each, the same range, and the channels inside ranges half as far apart.
+
+        ``largest`` is what each layer takes, by its name. The weights before and after make up for it.
+        """
+        factor = largest["first"].max() / largest["first"].clamp_min(1e-6)
+        self.level.mul_(factor[:, None, None])
+        self.first.weight.div_(factor[:, None, None])
+        inside = torch.stack([largest["last"], *(largest[f"blocks.{i}.first"] for i in range(len(self.blocks)))]).amax(0)
+        factor = (inside.max() / inside.clamp_min(inside.max() * 1e-3)).sqrt()
+        assert self.modulate.out.bias is not None
+        self.modulate.out.weight[_WIDTH:].mul_(factor[:, None, None, None])  # the shift's half
+        self.modulate.out.bias[_WIDTH:].mul_(factor)
+        blocks = [block for block in self.blocks if isinstance(block, _ResidualBlock)]
+        for layer in (self.first, *(block.second for block in blocks)):
+            assert layer.bias is not None
+            layer.weight.mul_(factor[:, None, None, None])
+            layer.bias.mul_(factor)
+        for layer in (*(block.first for block in blocks), self.last):
+            layer.weight.div_(factor[:, None, None])
+
 
 def _told(snr_db: Tensor) -> Tensor:
     return (snr_db.clamp(MIN_DB, MAX_DB) - NOMINAL_DB) / 10
@@ -230,8 +248,32 @@ class EdgeCodec(nn.Module):
 
     @torch.no_grad()
     def set_int8_steps(self, images: Tensor, noise: Tensor, drawn: Tensor) -> None:
-        """Begin with steps that hold nearly all of what images [batch, 3, height, width] bring; the rest as in ``forward``."""
-        self.train()(images, -10 * noise.log10(), noise, drawn)
+        """Begin with steps that hold nearly all of what images [batch, 3, height, width] bring; the rest as in ``forward``.
+
+        Before that, channels whose ranges differ are brought nearer to each other, which changes no answer: a ReLU lets factors
+        through (Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019).
+        """
+        given = (images, -10 * noise.log10(), noise, drawn)
+        self.decoder.bring_nearer(self._largest(given))
+        for name, largest in self._largest(given).items():
+            self.decoder.get_parameter(f"{name}.log_step").copy_(torch.log(largest.max().clamp_min(1e-6) / 127))
+
+    def _largest(self, given: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """Next to the largest magnitude in every channel that a layer with rounding takes, by the layer's name at Bob."""
+        found: dict[str, Tensor] = {}
+
+        def note(name: str, x: Tensor) -> None:
+            values = x.abs().permute(1, 0, 2, 3).flatten(1)
+            found[name] = torch.quantile(values[:, :: values.shape[1] // 2**14 + 1], 0.9999, dim=1)
+
+        rounded = [(name, module) for name, module in self.decoder.named_modules() if isinstance(module, _Rounded)]
+        hooks = [
+            module.register_forward_pre_hook(partial(lambda name, _, x: note(name, x[0]), name)) for name, module in rounded
+        ]
+        self.eval()(*given)
+        for hook in hooks:
+            hook.remove()
+        return found
 
     def int8_steps(self) -> dict[str, Int8Step]:
         """How an INT8 graph takes the input of a convolution, by the name of its weights, for those trained with rounding."""

@@ -227,23 +227,22 @@ def _first_weights(model: Link, config: TrainConfig, init: Path | None, crops: C
     """Give the model the weights of step 0; what there is to say of those that do not come from ``init``."""
     if isinstance(model, EdgeCodec):
         model.start_linear(_blocks(crops, config.seed))
-    if init is None:
-        return []
-    weights, initial = _weights_of(init), model.state_dict()
-    kept = model.fitting(weights) if isinstance(model, EdgeCodec) else {}
-    if isinstance(model, DeepJSCC):
-        kept = {name: tensor for name, tensor in weights.items() if name in initial and tensor.shape == initial[name].shape}
-    _load_weights(model, {**initial, **kept}, init / WEIGHTS)
+    lines = []
+    if init is not None:
+        weights, initial = _weights_of(init), model.state_dict()
+        kept = model.fitting(weights) if isinstance(model, EdgeCodec) else {}
+        if isinstance(model, DeepJSCC):
+            kept = {name: tensor for name, tensor in weights.items() if name in initial and tensor.shape == initial[name].shape}
+        _load_weights(model, {**initial, **kept}, init / WEIGHTS)
+        if new := [name for name in initial if name not in kept]:
+            lines.append(f"new weights, where {init} has none that fit: {', '.join(new)}")
+        if left := [name for name in weights if name not in initial]:
+            lines.append(f"left out of {init}: {', '.join(left)}")
     if isinstance(model, EdgeCodec) and config.model.int8 and not all(step for step, _ in model.int8_steps().values()):
         images = torch.from_numpy(crops.draw(np.random.default_rng([config.seed, 1 << 32]), 32)).permute(0, 3, 1, 2) / 255
         generator = torch.Generator().manual_seed(config.seed)
         drawn = torch.randn(32, crops.height // 4, crops.width // 4 * config.model.c, generator=generator)
         model.set_int8_steps(images, 10 ** (-torch.linspace(config.snr_range[0], config.snr_range[1], 32) / 10), drawn)
-    lines = []
-    if new := [name for name in initial if name not in kept]:
-        lines.append(f"new weights, where {init} has none that fit: {', '.join(new)}")
-    if left := [name for name in weights if name not in initial]:
-        lines.append(f"left out of {init}: {', '.join(left)}")
     return lines
 
 
