@@ -279,7 +279,7 @@ class Transmitter:
         bad = next(i for i, x in enumerate(images) if not (x.min() >= -MAX_ROUNDING and x.max() <= 1 + MAX_ROUNDING))
         low, high = images[bad].min(), images[bad].max()
         advice = "; divide bytes by 255" if low >= 0 and 1.5 < high <= 255 else ""
-        raise ValueError(f"images must be finite and in 0..1, got {low}..{high} in image {bad}{advice}")
+        raise ValueError(f"images must be finite and in 0..1, got {low!s}..{high!s} in image {bad}{advice}")
 
 
 @lru_cache(maxsize=2 * BATCH)
