@@ -18,30 +18,28 @@ PLAIN = [mode for mode in MODES if "substitute" not in mode]
 
 # what may befall a frame on the way, and what is said of it
 DAMAGE = {
-    "header": (lambda frame, _: Frame(frame.symbols, frame.header[:-1] + bytes([frame.header[-1] ^ 1])), "does not authenticate"),
-    "short header": (lambda frame, _: Frame(frame.symbols, frame.header[:7]), "too short"),
-    "no header": (lambda frame, _: Frame(frame.symbols, b""), "too short"),
-    "NaN": (lambda frame, _: Frame(frame.symbols * np.complex64(np.nan), frame.header), "must be finite"),
-    "infinity": (lambda frame, _: Frame(np.where(np.arange(len(frame.symbols)) == 5, np.complex64(np.inf), frame.symbols), frame.header), "must be finite"),
-    "a thousand times as loud": (lambda frame, _: Frame(frame.symbols * np.complex64(1000), frame.header), r"mean power 1000 at most, got 1e\+06"),
-    "lost symbols": (lambda frame, _: Frame(frame.symbols[:-3], frame.header), r"symbols must be complex64 \[\d+\], got complex64 \[\d+\]"),
-    "another's header": (lambda frame, other: Frame(frame.symbols, other.header), "replay refused"),
-    "another key": (lambda frame, other: Frame(frame.symbols, b"\0" * 52), "not a semseal header"),
-}  # fmt: skip
+    "header": ("does not authenticate", lambda symbols, header, _: (symbols, header[:-1] + bytes([header[-1] ^ 1]))),
+    "short header": ("too short", lambda symbols, header, _: (symbols, header[:7])),
+    "no header": ("too short", lambda symbols, header, _: (symbols, b"")),
+    "zeros for a header": ("not a semseal header", lambda symbols, header, _: (symbols, bytes(52))),
+    "another's header": ("replay refused", lambda symbols, _, other: (symbols, other)),
+    "NaN": ("must be finite", lambda symbols, header, _: (symbols * np.complex64(np.nan), header)),
+    "infinity": ("must be finite", lambda symbols, header, _: (np.append(symbols[:-1], np.complex64(np.inf)), header)),
+    "1000 times": (r"mean power 1000 at most, got .*e\+06", lambda symbols, header, _: (symbols * np.complex64(1000), header)),
+    "lost symbols": (r"symbols must be complex64 \[\d+\], got complex64", lambda symbols, header, _: (symbols[:-3], header)),
+}
 
 
 @pytest.mark.parametrize("defense", PLAIN)
 @pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("place", [0, 3, 4])
+@pytest.mark.parametrize("place", [2, 4])
 def test_a_bad_frame_costs_itself_and_the_good_one_is_taken_later(small_bundle, small_images, defense, damage, place):
-    damaged, reason = DAMAGE[damage]
+    reason, damaged = DAMAGE[damage]
     images = small_images(5)
     frames = Transmitter(small_bundle, KEY, defense).send(images)
     expected = Receiver(small_bundle, KEY).receive(frames)
-    other = frames[1]
-    arrived = [*frames[:place], damaged(frames[place], other), *frames[place + 1 :]]
-    if damage == "another's header" and place == 0:
-        pytest.skip("then it comes before its owner: the case below")
+    bad = Frame(*damaged(frames[place].symbols, frames[place].header, frames[1].header))
+    arrived = [*frames[:place], bad, *frames[place + 1 :]]
     for each in (True, False):
         rx = Receiver(small_bundle, KEY)
         if each:
@@ -197,9 +195,6 @@ def test_a_picture_without_symbols_is_named_and_costs_no_other(no_floor, defense
         plain = Receiver(no_floor).receive(Transmitter(no_floor).send(images[good]))
         got = Receiver(no_floor, KEY).receive(frames)
         assert np.abs(got - plain).max() < (0.05 if defense == "mix" else 1e-6)  # mix: a scale that is a little off
-    assert len(
-        {frame.header[21:29] for frame in frames} | {frame.header[21:29] for frame in tx.send(images[good])} if good else {}
-    ) == 2 * len(frames)
 
 
 def test_bad_pictures_in_several_runs_of_the_engine(no_floor):
