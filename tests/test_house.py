@@ -36,6 +36,8 @@ ORDER = (
     ("runtime.engine", "runtime.signing"),
     ("runtime.bundle",),
     ("runtime.owned", "runtime.options"),
+    ("runtime.decoding",),
+    ("runtime.receiver",),
     ("runtime.link",),
     ("runtime.roundtrip",),
     ("runtime.doctor", "runtime.attacks"),

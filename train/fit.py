@@ -16,7 +16,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from semseal.runtime.errors import TrainingError
-from semseal.runtime.files import write_atomically
+from semseal.runtime.files import append, check_room, write_atomically
 from semseal.runtime.pictures import Pictures, open_pictures
 from semseal.train.config import TrainConfig
 from semseal.train.data import Crops, ahead, decode, forget
@@ -79,20 +79,18 @@ def train(
     config = dataclasses.replace(config, data=pictures.identity(), init=name, devices=fabric.world_size)
     start = _open_run(config, out, resume, init, fabric)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[shown]}"))
-    with (
-        Progress(*columns, TimeRemainingColumn(), disable=fabric.global_rank > 0, speed_estimate_period=120) as progress,
-        open(out / LOG, "a" if fabric.global_rank == 0 else "r") as log,
-    ):
+    with Progress(*columns, TimeRemainingColumn(), disable=fabric.global_rank > 0, speed_estimate_period=120) as progress:
         crops = _decoded(pictures, config, out, fabric, progress)
         if start:
             lines = [f"resuming at step {start}"]
         else:
             lines = [f"no checkpoint yet (the first is at step {config.save_every}): starting again"] if resume else []
         training = _begin(config, out, start, init, crops, fabric, lines)
+        _check_room(training, out)
         for line in lines:
             progress.console.print(line, markup=False)
         turn = config.model.network == "edge" and not pictures.whole
-        _loop(training, crops, valid.to(fabric.device), turn, start, out, log, progress)
+        _loop(training, crops, valid.to(fabric.device), turn, start, out, progress)
 
 
 def _begin(
@@ -121,9 +119,7 @@ def _begin(
     return _Training(config, fabric, model, averaged, link, optimizer)
 
 
-def _loop(
-    training: _Training, crops: Crops, valid: Tensor, turn: bool, start: int, out: Path, log: TextIO, progress: Progress
-) -> None:
+def _loop(training: _Training, crops: Crops, valid: Tensor, turn: bool, start: int, out: Path, progress: Progress) -> None:
     """Every step after ``start``, with its lines in the log and its checkpoints."""
     config, fabric = training.config, training.fabric
     bar = progress.add_task("train", total=config.steps, completed=start, shown="")
@@ -151,8 +147,7 @@ def _loop(
                 if planned:
                     row["valid_psnr"] = validate(training.result, config, valid)
                 if fabric.global_rank == 0:
-                    log.write(json.dumps(row) + "\n")
-                    log.flush()
+                    append(out / LOG, f"{json.dumps(row)}\n".encode())
             if planned or stop:
                 _save(training, out, step)
             if stop and not last:
@@ -325,6 +320,14 @@ def _check_init(config: TrainConfig, init: Path | None) -> None:
                 f"{init} has another transmitter (c = {model.c}), and this run keeps the one that it starts from",
                 f"use --c {model.c}, or choose another --init",
             )
+
+
+def _check_room(training: _Training, out: Path) -> None:
+    """Raises OSError where a checkpoint and the weights will not fit, each beside the one that it replaces."""
+    weights = sum(tensor.nbytes for tensor in training.model.state_dict().values())
+    checkpoint = 4 * weights  # the model, its average, and two numbers of Adam for each weight
+    if training.fabric.global_rank == 0:
+        check_room(out, [checkpoint, checkpoint, weights, weights, 2**16])  # and the log
 
 
 def _save(training: _Training, out: Path, step: int) -> None:
