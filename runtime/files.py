@@ -53,3 +53,15 @@ def write_once(path: Path, text: str, mode: int) -> None:
             os.link(partial, path)  # unlike a rename, this fails where the name is taken
         finally:
             os.unlink(partial)
+
+
+def shown(path: Path | str) -> str:
+    """A name as it can be printed and written to any file: what is not UTF-8, or no printable character, is escaped."""
+    return "".join(char if char.isprintable() else _escaped(char) for char in str(path))
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python carries a byte that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode()
