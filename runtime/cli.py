@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from semseal.runtime.bundle import PRECISIONS
 from semseal.runtime.defense.defenses import BY_NAME
 from semseal.runtime.errors import SemsealError
+from semseal.runtime.files import shown
 from semseal.runtime.options import FILE, FOLDER, PLAN_ENGINES, PRECISION, LazyChoice, Size, deployable, example, written
 
 if TYPE_CHECKING:
@@ -187,7 +189,7 @@ def _print_made(bundle: "Bundle", key: "Ed25519PrivateKey") -> None:
 
 
 def _print_plan(name: str, size: int) -> None:
-    out.print(f"{name}: {size / 1e6:.2f} MB", highlight=False, soft_wrap=True)
+    out.print(f"{name}: {size / 1e6:.2f} MB", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_pin(key: "Ed25519PrivateKey") -> None:
@@ -201,8 +203,10 @@ def _print_parity(bundle: "Bundle") -> None:
     reference, *rows = parity["rows"]
     pictures = f"{parity['pictures']} pictures of {parity['data']}"
     table = Table(
-        title=f"{bundle.path}: PSNR in dB on {pictures}, difference from the reference; "
-        f"bandwidth ratio {bundle.bandwidth_ratio:.4f}"
+        title=Text(
+            f"{shown(bundle.path)}: PSNR in dB on {pictures}, difference from the reference; "
+            f"bandwidth ratio {bundle.bandwidth_ratio:.4f}"
+        )
     )
     for column in ("engine", "transmitter", "receiver"):
         table.add_column(column, no_wrap=True)
@@ -237,6 +241,11 @@ def _print_parity(bundle: "Bundle") -> None:
 @click.option("--out", "folder", required=True, type=FOLDER, metavar="DIR", help="folder of the results")
 @click.option("--quick", is_flag=True, help="few pictures and steps: minutes on 2 cores, wide intervals")
 @click.option("--pictures", type=int, help="held-out pictures to measure on  [default: 200, with --quick 16]")
+@click.option(
+    "--attacker-pictures",
+    type=int,
+    help="other pictures, that Eve trains on  [default: 800, with --quick 200; fewer, and said, where there are no more]",
+)
 @click.option(
     "--defense",
     "defenses",
@@ -307,6 +316,7 @@ def audit(bundles: tuple[str, ...], data: str, folder: Path, jobs: int, budget: 
 def _settings(
     quick: bool,
     pictures: int | None,
+    attacker_pictures: int | None,
     defenses: tuple[str, ...],
     attacks: tuple[str, ...],
     eve_snrs: tuple[float, ...],
@@ -318,6 +328,7 @@ def _settings(
     """What the options of ``audit`` ask for."""
     from semseal.runtime.attacks import whitebox
     from semseal.runtime.audit.matrix import FULL, QUICK
+    from semseal.runtime.audit.taken import MIN_ATTACKER_PICTURES
 
     settings = dataclasses.replace(QUICK if quick else FULL, seed=seed)
     if white_box == "paper":
@@ -327,6 +338,10 @@ def _settings(
             raise click.UsageError(f"--pictures must be even, as they are sent in pairs, and at least 6, got {pictures}")
         few = min(pictures, settings.optimised_pictures)
         settings = dataclasses.replace(settings, pictures=pictures, optimised_pictures=few)
+    if attacker_pictures is not None:
+        if attacker_pictures < MIN_ATTACKER_PICTURES:
+            raise click.UsageError(f"--attacker-pictures must be at least {MIN_ATTACKER_PICTURES}, got {attacker_pictures}")
+        settings = dataclasses.replace(settings, attacker_pictures=attacker_pictures)
     if eve_snrs:
         settings = dataclasses.replace(settings, eve_snrs=tuple(sorted(set(eve_snrs))))
     settings = dataclasses.replace(settings, main_snrs=tuple(sorted(set(main_snrs))))
@@ -397,7 +412,7 @@ def keygen(file: Path) -> None:
     from semseal.runtime.defense.keys import generate_key, write_key
 
     write_key(file, generate_key())
-    out.print(f"{file}: new key, mode 0600; whoever has this file can read the link", markup=False, soft_wrap=True)
+    out.print(f"{shown(file)}: new key, mode 0600; whoever has this file can read the link", markup=False, soft_wrap=True)
 
 
 # packages that extras bring, by the name of their import
@@ -449,5 +464,5 @@ def main() -> None:
     except OSError as error:
         if not isinstance(error.filename, str):
             raise
-        _complain(f"{error.strerror}: {error.filename}", REFUSALS.get(error.errno or 0, ""))
+        _complain(f"{error.strerror}: {shown(error.filename)}", REFUSALS.get(error.errno or 0, ""))
         sys.exit(3)

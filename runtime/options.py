@@ -1,5 +1,6 @@
 """The options that several verbs share, and the types of what they take."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,8 +10,16 @@ import click
 from semseal.runtime.bundle import PRECISIONS
 from semseal.runtime.engine import ENGINES
 
-FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+class UserPath(click.Path):
+    """A click.Path in which ~ is the home folder: no shell expands the one in --out=~/here."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(os.path.expanduser(value), param, ctx)
+
+
+FOLDER = UserPath(file_okay=False, path_type=Path)
+FILE = UserPath(exists=True, dir_okay=False, path_type=Path)
 PRECISION = click.Choice(PRECISIONS)
 PLAN_ENGINES = click.Choice([engine for engine in ENGINES if engine.startswith("tensorrt")])  # the others run the graphs
 

@@ -77,6 +77,13 @@ class Pictures:
         """``skipped`` by names that can be printed and written to any file."""
         return {shown(path): shown(reason) for path, reason in self.skipped.items()}
 
+    def remarks(self, taken: int, wanted: int, purpose: str) -> list[str]:
+        """What a user is told after ``taken`` of ``wanted`` pictures were had for ``purpose``: those skipped, and too few."""
+        lines = [f"skipped {name}: {reason}" for name, reason in self.reasons().items()]
+        if taken < wanted:
+            lines.append(f"{purpose}: {taken} pictures, where {wanted} are usual; {shown(self.spec)} has no more")
+        return lines
+
     def identity(self) -> str:
         """The kind of spec, and for folders a digest of the file names, to tell whether two runs saw the same files."""
         kind = self.spec.partition(":")[0]

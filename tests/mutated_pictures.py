@@ -72,7 +72,6 @@ def sources() -> dict[str, bytes]:
                 for picture in (rgb, rgba, deep, floats, rgb.convert("LAB"), rgb.convert("CMYK"))
             ),
             *((rgb, {"compression": name}) for name in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits")),
-            (rgb.convert("1"), {"compression": "group4"}),
         ],
         "BMP": [(rgb, {}), (few, {}), (rgba, {}), (grey, {})],
         "PPM": [(rgb, {}), (grey, {}), (rgb.convert("1"), {}), (deep.convert("I"), {}), (floats, {})],

@@ -149,7 +149,7 @@ def test_a_folder_of_another_audit_is_refused(done, small_bundle, tmp_path):
 def test_too_few_pictures_are_an_error(small_bundle, tmp_path):
     for i in range(10):
         Image.new("RGB", (30, 30), (20 * i, 0, 0)).save(tmp_path / f"{i}.png")
-    with pytest.raises(PictureError, match="8 pictures wanted of split 'valid', 2 of 2 files usable"):
+    with pytest.raises(PictureError, match="an audit needs 6 pictures to measure on and 12 for Eve, and there are 2 and 8"):
         audit([small_bundle], f"folder:{tmp_path}", tmp_path / "out", TINY)
 
 
