@@ -6,7 +6,7 @@ Where the data of a scan ends early, libjpeg fills the rest with grey and only c
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from semseal.runtime.errors import PictureError
 
@@ -14,10 +14,11 @@ MAX_SCANNED_PIXELS = 1 << 30  # pixels times scans: progressive files have about
 
 _SOI, _EOI, _SOS, _DRI = 0xD8, 0xD9, 0xDA, 0xDD
 _BASELINE = frozenset({0xC0, 0xC1})
+_PROGRESSIVE = frozenset({0xC2, 0xCA})
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _END_OF_SCAN = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
-_PADDING = b"\xff\x00" * 16  # ones: what a complete scan ends with, and too few for an incomplete one to go on
+_PADDING = b"\xff\x00" * 8  # libjpeg reads up to 7 bytes ahead; too few for a scan that is not complete
 
 
 @dataclass
@@ -28,17 +29,18 @@ class _Structure:
     ends: bool = False  # with EOI
     end: int = 0  # where the last scan ends
     restarts: bool = True  # all in turn
+    missing_bits: dict[tuple[int, int], int] = field(default_factory=dict)  # of each component's coefficients, if progressive
 
 
 def complete_jpeg(data: bytes) -> bytes:
     """The file, made so that libjpeg reports a scan that ends early. Raises PictureError for one whose end is missing.
 
-    Not found are missing scans of a progressive file, and data that are damaged inside a scan: JPEG has no checksum.
+    Not found are data that are damaged inside a scan, and the end of one of several scans: JPEG has no checksum.
     """
     found = _structure(data)
     if found.scans and not found.ends:
         raise PictureError("truncated: the file ends before the picture does", "copy it again from where it came")
-    if not found.restarts:
+    if not found.restarts or any(found.missing_bits.values()):
         raise PictureError("damaged: a part of the picture is missing", "copy it again from where it came")
     if found.pixels * found.scans > MAX_SCANNED_PIXELS:
         raise PictureError(f"{found.pixels:,} pixels in {found.scans} scans take too long to decode", "save it again")
@@ -61,9 +63,13 @@ def _structure(data: bytes) -> _Structure:
         if marker in _FRAMES and size >= 8:
             found.frame = marker
             found.pixels = int.from_bytes(data[place + 5 : place + 7]) * int.from_bytes(data[place + 7 : place + 9])
+            if marker in _PROGRESSIVE:
+                components = data[place + 10 : place + 2 + size : 3]
+                found.missing_bits = {(component, k): 16 for component in components for k in range(64)}
         place += 2 + size
         if marker == _SOS:
             found.scans += 1
+            _count_bits(found, data[place - size : place])
             end = _END_OF_SCAN.search(data, place)
             restarts = [match[0][1] for match in _RESTART.finditer(data, place, end.start() if end else len(data))]
             found.restarts &= all(seen == 0xD0 + i % 8 for i, seen in enumerate(restarts))
@@ -72,3 +78,12 @@ def _structure(data: bytes) -> _Structure:
             place = found.end = end.start()
     found.ends = data[place : place + 2] == b"\xff\xd9"
     return found
+
+
+def _count_bits(found: _Structure, scan: bytes) -> None:
+    """A progressive file sends the coefficients in several scans, from their high bits to their low ones."""
+    if found.missing_bits and len(scan) >= 6:
+        first, last, bits = scan[-3:]
+        for component in scan[3 : 3 + 2 * scan[2] : 2]:
+            for k in range(first, min(last, 63) + 1):
+                found.missing_bits[component, k] = bits & 15

@@ -4,7 +4,7 @@
 
 A file that goes through is the picture that a viewer shows, and one that cannot be used is refused with the reason:
 
-    orientation    that of EXIF or XMP, in every format that has it; a damaged one counts as upright
+    orientation    that of EXIF or XMP, in every format that has it; damaged, it never turns a picture
     grey           of 16 bits: value / 257; of 32 bits: by the whole range; floats: 255 * value, if all are in 0..1
     transparent    over plain white, with alpha, a transparent colour or a palette; nothing left to see is refused
     colours        CMYK, LAB and what has an embedded ICC profile are converted to sRGB; a profile that is damaged, or for
@@ -62,8 +62,9 @@ Picture = NDArray[np.uint8]  # [height, width, 3], RGB
 def read_picture(path: Path) -> Picture:
     """RGB uint8 [height, width, 3]. Raises PictureError with the reason, without the file's name: the caller has it."""
     data = _read(path)
-    _check_webp(data)
     try:
+        _check_webp(data)
+        _check_boxes(data)
         if data[:2] == b"\xff\xd8":
             data = complete_jpeg(data)
         if data[:8] == b"\x89PNG\r\n\x1a\n":
@@ -129,6 +130,10 @@ def _too_large(what: str) -> PictureError:
     return PictureError(f"too large: {what}", f"scale it down to at most {MAX_PIXELS / 1e6:.0f} megapixels")
 
 
+def _truncated() -> PictureError:
+    return PictureError("truncated: the file ends before the picture does", "copy it again from where it came")
+
+
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise _too_large(f"{width} x {height} pixels, and at most {MAX_PIXELS:,} are decoded")
@@ -168,6 +173,22 @@ def _check_webp(data: bytes) -> None:
         _check_size(1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
     elif kind == b"VP8 ":
         _check_size(*(int.from_bytes(head[i : i + 2], "little") & 0x3FFF for i in (6, 8)))
+    if 8 + int.from_bytes(data[4:8], "little") > len(data):
+        raise _truncated()
+
+
+def _check_boxes(data: bytes) -> None:
+    """AVIF: boxes, each with its size in front."""
+    place = 0
+    while data[4:8] == b"ftyp" and place + 8 <= len(data):
+        size = int.from_bytes(data[place : place + 4])
+        if size == 1:
+            size = int.from_bytes(data[place + 8 : place + 16])
+        if size == 0:  # up to the end
+            return
+        place += max(size, 8)
+        if place > len(data):
+            raise _truncated()
 
 
 # from whatever was decoded to upright sRGB
