@@ -104,7 +104,7 @@ def decode(pictures: Pictures, height: int, width: int, folder: Path, report: Ca
         if not any(sizes):
             first = next(iter(pictures.reasons().items()))
             raise PictureError(
-                f"{shown(pictures.spec)}: none of the {len(pictures.paths)} files can be used, first {first[0]}: {first[1]}",
+                f"{shown(pictures.spec)}: none of the {len(pictures.paths)} files can be decoded, first {first[0]}: {first[1]}",
                 "point --data to a folder of readable pictures",
             )
         os.replace(partial, folder / BYTES)

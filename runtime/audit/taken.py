@@ -40,8 +40,8 @@ def take_pictures(data: str, settings: Settings, height: int, width: int) -> Tak
     attacker_images, more = _up_to(attackers, count, height, width)
     skipped |= more
     if len(attacker_images) < count and (others := _training_pictures(data)):
-        found, more = _up_to(others, count - len(attacker_images), height, width)
-        attacker_images, skipped = np.concatenate([attacker_images, found]), skipped | more
+        lent, more = _up_to(others, count - len(attacker_images), height, width)
+        attacker_images, skipped = np.concatenate([attacker_images, lent]), skipped | more
     needed = min(count, MIN_ATTACKER_PICTURES)
     if len(images) < MIN_PICTURES or len(attacker_images) < needed:
         first = next((f"; {len(skipped)} skipped, first {name}: {reason}" for name, reason in skipped.items()), "")
@@ -58,9 +58,13 @@ def take_pictures(data: str, settings: Settings, height: int, width: int) -> Tak
         skipped[what] = f"there are no more in {shown(data)}; a full audit takes a folder of 1,000 pictures, --quick one of 250"
     for name, reason in skipped.items():
         print(f"skipped {name}: {reason}", file=sys.stderr)
-    optimised = min(settings.optimised_pictures, len(images))
-    had = {"pictures": len(images), "attacker_pictures": len(attacker_images), "optimised_pictures": optimised}
-    return Taken(images, attacker_images, replace(settings, **had), skipped)
+    found = replace(
+        settings,
+        pictures=len(images),
+        attacker_pictures=len(attacker_images),
+        optimised_pictures=min(settings.optimised_pictures, len(images)),
+    )
+    return Taken(images, attacker_images, found, skipped)
 
 
 def _training_pictures(data: str) -> Pictures | None:
