@@ -1,6 +1,7 @@
 """A run -> a bundle, with the proof that the deployed graphs do what the trained model did."""
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -150,7 +151,7 @@ def deploy(
         raise GraphError(
             f"features of {reals} floats per image, and mix takes up to {MAX_REALS}", "let the transmitter give fewer"
         )
-    images = open_pictures(calibration, "valid").take(PARITY_PICTURES, model["height"], model["width"], fewer=True)
+    images = _taken(calibration, "valid", PARITY_PICTURES, model, "parity")
     graphs = _precisions(transmitter, receiver, made, manifest, calibration, steps)
     files = {f"{side}.{precision}.onnx": graph for (side, precision), graph in graphs.items()}
     if engines:
@@ -199,6 +200,15 @@ def _mixing(graphs: dict[tuple[str, str], bytes], model: dict[str, Any]) -> dict
     return {(f"{side}-mix", name): with_mix(graph, side, h, model["w"] * c, c) for (side, name), graph in graphs.items()}
 
 
+def _taken(data: str, split: str, n: int, model: dict[str, Any], purpose: str) -> NDArray[np.float32]:
+    """n pictures or as many as there are; what is missing is said on stderr."""
+    pictures = open_pictures(data, split)
+    images = pictures.take(n, model["height"], model["width"], fewer=True)
+    for line in pictures.remarks(len(images), n, purpose):
+        print(line, file=sys.stderr)
+    return images
+
+
 def _calibration(
     transmitter: bytes, model: dict[str, Any], snr_db: Sequence[float], data: str
 ) -> dict[str, list[dict[str, NDArray[Any]]]]:
@@ -206,7 +216,7 @@ def _calibration(
 
     The pictures take turns through the range of SNRs.
     """
-    images = open_pictures(data, "train").take(CALIBRATION_PICTURES, model["height"], model["width"], fewer=True)
+    images = _taken(data, "train", CALIBRATION_PICTURES, model, "calibration")
     identity = np.arange(model["h"], dtype=np.int32)[None]
     run = open_engine("onnxruntime-cpu", transmitter)
     rng = np.random.default_rng(1)

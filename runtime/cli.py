@@ -28,7 +28,7 @@ from rich.text import Text
 from semseal.runtime.bundle import PRECISIONS
 from semseal.runtime.defense.defenses import BY_NAME
 from semseal.runtime.errors import SemsealError
-from semseal.runtime.files import readable
+from semseal.runtime.files import shown
 from semseal.runtime.options import (
     FILE,
     FOLDER,
@@ -218,7 +218,7 @@ def _print_parity(bundle: "Bundle") -> None:
     title = (
         f"{bundle.path}: PSNR in dB on {pictures}, difference from the reference; bandwidth ratio {bundle.bandwidth_ratio:.4f}"
     )
-    table = Table(title=Text(readable(title)))  # names as they are: in a str, what stands in brackets is markup
+    table = Table(title=Text(shown(title)))  # names as they are: in a str, what stands in brackets is markup
     for column in ("engine", "transmitter", "receiver"):
         table.add_column(column, no_wrap=True)
     for snr in reference["psnr"]:
@@ -242,7 +242,7 @@ def _print_parity(bundle: "Bundle") -> None:
 
 def _say(line: str) -> None:
     """Print a line that may hold any name."""
-    out.print(Text(readable(line)), soft_wrap=True)
+    out.print(Text(shown(line)), soft_wrap=True)
 
 
 @cli.command(
@@ -256,6 +256,11 @@ def _say(line: str) -> None:
 @click.option("--out", "folder", required=True, type=FOLDER, metavar="DIR", help="folder of the results")
 @click.option("--quick", is_flag=True, help="few pictures and steps: minutes on 2 cores, wide intervals")
 @click.option("--pictures", type=int, help="held-out pictures to measure on  [default: 200, with --quick 16]")
+@click.option(
+    "--attacker-pictures",
+    type=int,
+    help="other pictures, that Eve trains on  [default: 800, with --quick 200; fewer, and said, where there are no more]",
+)
 @click.option(
     "--defense",
     "defenses",
@@ -326,6 +331,7 @@ def audit(bundles: tuple[str, ...], data: str, folder: Path, jobs: int, budget: 
 def _settings(
     quick: bool,
     pictures: int | None,
+    attacker_pictures: int | None,
     defenses: tuple[str, ...],
     attacks: tuple[str, ...],
     eve_snrs: tuple[float, ...],
@@ -337,6 +343,7 @@ def _settings(
     """What the options of ``audit`` ask for."""
     from semseal.runtime.attacks import whitebox
     from semseal.runtime.audit.matrix import FULL, QUICK
+    from semseal.runtime.audit.taken import MIN_ATTACKER_PICTURES
 
     settings = dataclasses.replace(QUICK if quick else FULL, seed=seed)
     if white_box == "paper":
@@ -346,6 +353,10 @@ def _settings(
             raise click.UsageError(f"--pictures must be even, as they are sent in pairs, and at least 6, got {pictures}")
         few = min(pictures, settings.optimised_pictures)
         settings = dataclasses.replace(settings, pictures=pictures, optimised_pictures=few)
+    if attacker_pictures is not None:
+        if attacker_pictures < MIN_ATTACKER_PICTURES:
+            raise click.UsageError(f"--attacker-pictures must be at least {MIN_ATTACKER_PICTURES}, got {attacker_pictures}")
+        settings = dataclasses.replace(settings, attacker_pictures=attacker_pictures)
     if eve_snrs:
         settings = dataclasses.replace(settings, eve_snrs=tuple(sorted(set(eve_snrs))))
     settings = dataclasses.replace(settings, main_snrs=tuple(sorted(set(main_snrs))))
@@ -440,9 +451,9 @@ REFUSALS = {
 
 
 def _complain(message: str, hint: str) -> None:
-    click.echo(f"error: {readable(message)}", err=True)
+    click.echo(f"error: {shown(message)}", err=True)
     if hint:
-        click.echo(f"hint: {readable(hint)}", err=True)
+        click.echo(f"hint: {shown(hint)}", err=True)
 
 
 def main() -> None:

@@ -2,15 +2,12 @@
 
 import errno
 import os
-import re
 import secrets
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-
-_UNREADABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @contextmanager
@@ -127,11 +124,13 @@ def read_secret(path: Path, size: int, unwanted: int = stat.S_IRWXG | stat.S_IRW
     return [stripped for line in data.decode().splitlines() if (stripped := line.strip())]
 
 
-def readable(text: str) -> str:
-    """Text that may hold any file's name, for a terminal: control characters and bytes that are no text are escaped."""
-    return _UNREADABLE.sub(_escaped, text)
+def shown(path: Path | str) -> str:
+    """A name as it can be printed and written to any file: what is not UTF-8, or no printable character, is escaped."""
+    return "".join(char if char.isprintable() else _escaped(char) for char in str(path))
 
 
-def _escaped(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else repr(found[0])[1:-1]  # how Python holds such a byte
+def _escaped(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python carries a byte that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode()

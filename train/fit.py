@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from semseal.runtime.errors import TrainingError
-from semseal.runtime.files import append, check_room, write_atomically
+from semseal.runtime.files import append, check_room, shown, write_atomically
 from semseal.runtime.pictures import Pictures, open_pictures
 from semseal.train.config import TrainConfig
 from semseal.train.data import Crops, ahead, decode, forget
@@ -38,6 +38,7 @@ from torch import Tensor
 
 LOG_EVERY = 10  # steps
 VALID_PICTURES = 32
+USUAL_PICTURES = 40  # to train on: with fewer, a network learns these and serves no others
 START_CROPS = 1024  # of the linear code that the edge network starts at, if they are as small as
 START_SIDE = 96
 WEIGHTS, LOG = "weights.safetensors", "log.jsonl"
@@ -74,7 +75,9 @@ def train(
     torch.set_float32_matmul_precision("high")
     fabric = _launch(config, devices)
     # everything that can be wrong is found before the run folder is made
-    pictures, valid = open_pictures(data, "train"), _valid_pictures(data, config)
+    pictures, (valid, remarks) = open_pictures(data, "train"), _valid_pictures(data, config)
+    known = pictures.remarks(len(pictures.paths), 0 if data == "photos" else USUAL_PICTURES, "training")
+    remarks = [line for line in remarks if line not in known] + known[len(pictures.skipped) :]  # decoding says what it skips
     name = init.resolve().name if init else ""
     config = dataclasses.replace(config, data=pictures.identity(), init=name, devices=fabric.world_size)
     start = _open_run(config, out, resume, init, fabric)
@@ -87,8 +90,8 @@ def train(
             lines = [f"no checkpoint yet (the first is at step {config.save_every}): starting again"] if resume else []
         training = _begin(config, out, start, init, crops, fabric, lines)
         _check_room(training, out)
-        for line in lines:
-            progress.console.print(line, markup=False)
+        for line in lines + remarks:
+            progress.console.print(shown(line), markup=False)
         turn = config.model.network == "edge" and not pictures.whole
         _loop(training, crops, valid.to(fabric.device), turn, start, out, progress)
 
@@ -258,9 +261,11 @@ def _check_finite(loss: float, gradient: float, step: int, config: TrainConfig, 
         )
 
 
-def _valid_pictures(data: str, config: TrainConfig) -> Tensor:
+def _valid_pictures(data: str, config: TrainConfig) -> tuple[Tensor, list[str]]:
+    """The pictures that a run is validated on, and what there is to say of them."""
     pictures = open_pictures(data, "valid")
-    return torch.from_numpy(pictures.take(VALID_PICTURES, config.model.height, config.model.width, fewer=True))
+    images = pictures.take(VALID_PICTURES, config.model.height, config.model.width, fewer=True)
+    return torch.from_numpy(images), pictures.remarks(len(images), VALID_PICTURES, "validation")
 
 
 def _open_run(config: TrainConfig, out: Path, resume: bool, init: Path | None, fabric: Fabric) -> int:

@@ -29,19 +29,18 @@ from semseal.runtime.audit.scene import ENGINE, Images, Scene
 from semseal.runtime.audit.settings import Cell, Settings
 from semseal.runtime.audit.surrogate import why_unsupported
 from semseal.runtime.audit.tables import markdown_tables
+from semseal.runtime.audit.taken import MIN_PICTURES, take_pictures
 from semseal.runtime.audit.verdict import Games, Pictures, count_figures, game_rows, orderings, picture_rows
 from semseal.runtime.audit.wording import optimised
 from semseal.runtime.bundle import Bundle, open_bundle
 from semseal.runtime.engine import open_engine
 from semseal.runtime.environment import Environment, environment
 from semseal.runtime.errors import AuditError
-from semseal.runtime.files import write_atomically
-from semseal.runtime.pictures import open_pictures
+from semseal.runtime.files import shown, write_atomically
 
 Link = tuple[Bundle, float]  # and the SNR of its main channel
 
 PACKAGES = ("semseal", "numpy", "scipy", "onnxruntime", "torch", "scikit-image", "scikit-learn")  # that figures depend on
-MIN_PICTURES = 6  # an answer is compared with those to the other pictures, and under substitution with those to other pairs
 
 
 def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL, jobs: int = 1) -> Results:
@@ -60,10 +59,8 @@ def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL, 
     links = _links(opened, settings)
     _check(links, settings)
     height, width = opened[0].height, opened[0].width
-    sent, attackers = open_pictures(data, "valid"), open_pictures(data, "test")
-    images = sent.take(settings.pictures, height, width)
-    attacker_images = attackers.take(settings.attacker_pictures, height, width, seed=1)
-    skipped = {str(path): reason for path, reason in (sent.skipped | attackers.skipped).items()}
+    taken, data = take_pictures(data, settings, height, width), shown(data)
+    images, attacker_images, settings, skipped = taken.images, taken.attacker_images, taken.settings, taken.skipped
     identity = _identity(opened, data, images, attacker_images, settings)
     _claim(out, identity)
     everything = _with_earlier(settings, out)
