@@ -41,6 +41,7 @@ from semseal.runtime.options import (
     example,
     written,
 )
+from semseal.runtime.trust.command import check
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -420,6 +421,9 @@ def doctor(as_json: bool) -> None:
         sys.exit(1)
 
 
+cli.add_command(check)
+
+
 @cli.command(epilog=example("semseal keygen alice.key"))
 @click.argument("file", type=NEW_FILE)
 def keygen(file: Path) -> None:
@@ -435,6 +439,7 @@ EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "scipy", "skimage", "sklearn"), "cpu,train,audit"),
     **dict.fromkeys(("lightning_fabric", "onnxscript", "safetensors"), "cpu,train"),
     **dict.fromkeys(("jinja2", "joblib", "matplotlib"), "cpu,audit"),
+    "cyclonedx": "check",
     "onnxruntime": "cpu",
     "openvino": "openvino",
     "tensorrt": "tensorrt",

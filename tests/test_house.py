@@ -42,7 +42,7 @@ ORDER = (
     ("runtime.receiver",),
     ("runtime.link",),
     ("runtime.roundtrip",),
-    ("runtime.doctor", "runtime.attacks"),
+    ("runtime.doctor", "runtime.attacks", "runtime.trust"),
     ("runtime.audit",),
     ("train",),
     ("export",),

@@ -19,16 +19,18 @@ if TYPE_CHECKING:
     from semseal.runtime.audit.run import audit
     from semseal.runtime.bundle import open_bundle
     from semseal.runtime.link import Frame, Receiver, Transmitter
+    from semseal.runtime.trust.check import check
 
     __version__: str
 
-__all__ = ["Frame", "Receiver", "Transmitter", "__version__", "audit", "errors", "open_bundle"]
+__all__ = ["Frame", "Receiver", "Transmitter", "__version__", "audit", "check", "errors", "open_bundle"]
 
 _MODULES = {
     "Frame": "semseal.runtime.link",
     "Receiver": "semseal.runtime.link",
     "Transmitter": "semseal.runtime.link",
     "audit": "semseal.runtime.audit.run",
+    "check": "semseal.runtime.trust.check",
     "open_bundle": "semseal.runtime.bundle",
 }
 
