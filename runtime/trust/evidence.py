@@ -21,7 +21,7 @@ _SHOWN = 3  # examples in a message
 
 def is_lossy(d: Deployment) -> Outcome:
     """Every engine and precision that parity was measured on."""
-    rows = _parity(d)
+    rows = parity_rows(d)
     reference = next((row["psnr"] for row in rows if row["engine"] == "reference"), None)
     if reference is None:
         return "the manifest has no reference to compare with"
@@ -41,13 +41,13 @@ def is_lossy(d: Deployment) -> Outcome:
 def is_not_measured(d: Deployment) -> Outcome:
     asked = d.asked
     if any(
-        (row["engine"], row["transmitter"], row["receiver"]) == (asked.engine, *[asked.precision] * 2) for row in _parity(d)
+        (row["engine"], row["transmitter"], row["receiver"]) == (asked.engine, *[asked.precision] * 2) for row in parity_rows(d)
     ):
         return []
     return [Problem(f"{asked.engine} {asked.precision}", "its parity with the network that was trained was never measured")]
 
 
-def _parity(d: Deployment) -> list[dict[str, Any]]:
+def parity_rows(d: Deployment) -> list[dict[str, Any]]:
     """The rows of the manifest that are whole."""
     parity = d.bundle.manifest.get("parity")
     rows = parity.get("rows") if isinstance(parity, dict) else None
@@ -92,9 +92,9 @@ def is_of_another_deployment(d: Deployment) -> Outcome:
         "eavesdropper channel": (eve, [entry.get("eve_channel", "awgn") for entry in entries]),
     }
     return [
-        Problem(str(d.asked.results), f"measured the {what} {_listed(measured)}, and {wanted} is deployed")
-        for what, (wanted, measured) in deployed.items()
-        if wanted not in measured
+        Problem(str(d.asked.results), f"measured the {what} {_listed(seen)}, and {wanted} is deployed")
+        for what, (wanted, seen) in deployed.items()
+        if wanted not in seen
     ]
 
 
@@ -123,7 +123,7 @@ def is_over_budget(d: Deployment) -> Outcome:
     ]
     if d.asked.budget is None:
         return problems
-    rates = [row["high"] for row in _rows(d) if row.get("measure") == "rate" and row["attack"] not in MISUSE]
+    rates = [row["high"] for row in measured(d) if row.get("measure") == "rate" and row["attack"] not in MISUSE]
     if not rates:
         return [
             *problems,
@@ -140,7 +140,7 @@ def _verdict(d: Deployment, word: str, what: str) -> Outcome:
         return NO_AUDIT
     if not _audited(d):
         return "the audit is about other graphs"
-    rows = _rows(d)
+    rows = measured(d)
     if not rows:
         return "the audit did not measure what is deployed"
     found = [row["attack"] for row in rows if row["verdict"] == word and row["attack"] not in MISUSE]
@@ -158,9 +158,10 @@ def _engines(entry: dict[str, Any]) -> list[str]:
     return list(entry.get("engines", [entry.get("engine")]))
 
 
-def _rows(d: Deployment) -> list[dict[str, Any]]:
-    """What was measured of Eve under what is deployed."""
-    assert d.audit is not None
+def measured(d: Deployment) -> list[dict[str, Any]]:
+    """What was measured of Eve under what is deployed; nothing without an audit."""
+    if d.audit is None:
+        return []
     names = {entry.get("name") for entry in _audited(d)}
     deployed = {"defense": d.asked.defense, "precision": d.asked.precision, "engine": d.asked.engine}
     rows = [row for row in (*d.audit.get("rows", []), *d.audit["games"]) if isinstance(row, dict) and row.get("verdict")]
