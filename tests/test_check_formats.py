@@ -1,6 +1,7 @@
 """What ``semseal check`` writes, its waivers, the verb, the plugin for pytest, and the page with the rules."""
 
 import datetime
+import hashlib
 import json
 import re
 import subprocess
@@ -148,6 +149,21 @@ def test_no_bill_of_materials_of_what_is_not_signed(place):
     (place.bundle / "signature").unlink()
     with pytest.raises(CheckError, match="no bill of materials"):
         form(place, "cyclonedx")
+
+
+def test_the_statement_is_about_these_files(place):
+    found = json.loads(form(place, "in-toto"))
+    assert {entry["name"]: entry["digest"]["sha256"] for entry in found["subject"]} == {
+        name: hashlib.sha256(data).hexdigest() for name, data in place.files.items()
+    }
+    predicate = found["predicate"]
+    assert (predicate["result"], predicate["audit"], predicate["failedTests"]) == ("PASSED", "holds", [])
+    digest = hashlib.sha256(place.results.read_bytes()).hexdigest()
+    assert {"name": "audit", "digest": {"sha256": digest}} in predicate["configuration"]
+    place.row("linkability", "sees")
+    place.write()
+    predicate = json.loads(form(place, "in-toto"))["predicate"]
+    assert (predicate["result"], predicate["audit"], predicate["failedTests"]) == ("FAILED", "falls", ["SEMSEAL-L04"])
 
 
 # waivers

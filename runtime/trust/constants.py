@@ -24,7 +24,7 @@ from semseal.runtime.onnxwrite import content_of
 
 MIN_ORDER = 8  # rows; shorter orders are too common in any file
 MIN_RUN_OF_SIGNS = 256  # in bytes of which nothing is known
-MIN_SIGNS = 16  # in a tensor
+MIN_SIGNS = 8  # in a tensor; mix has no fewer columns
 _CHUNK = 2**22  # bytes looked at together
 _INTEGERS = ("<u1", "<i2", "<i4", "<i8")
 _FLOATS = ("<f2", "<f4", "<f8")
@@ -189,7 +189,7 @@ def _views(data: bytes, kinds: Sequence[str], overlap: int) -> Iterator[Numbers]
         for kind in kinds:
             size = np.dtype(kind).itemsize
             for shift in range(size):
-                if count := (len(chunk) - shift) // size:
+                if (count := (len(chunk) - shift) // size) > 0:
                     yield np.frombuffer(chunk, kind, count, shift)
 
 

@@ -135,6 +135,13 @@ def is_over_budget(d: Deployment) -> Outcome:
     return problems
 
 
+def audit_verdict(d: Deployment) -> str:
+    """What the audit says of the deployed defence, in one word: falls, undecided, void, holds; or that it was not measured."""
+    words = [row["verdict"] for row in measured(d) if row["attack"] not in MISUSE]
+    named = {"sees": "falls", "open": "undecided", "void": "void", "nothing": "holds"}
+    return next((said for word, said in named.items() if word in words), "not measured")
+
+
 def _verdict(d: Deployment, word: str, what: str) -> Outcome:
     if d.audit is None:
         return NO_AUDIT

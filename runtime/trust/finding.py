@@ -23,7 +23,7 @@ SEVERITIES = {
     "note": (0.0, "note"),
 }
 FAILING = ("critical", "high", "medium", "low")  # those that the exit code counts
-FORMATS = ("text", "json", "sarif", "junit", "cyclonedx")
+FORMATS = ("text", "json", "sarif", "junit", "cyclonedx", "in-toto")
 STAGES = ("start", "plain", "signed", "read", "whole", "sound", "runs")
 
 

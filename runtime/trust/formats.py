@@ -1,4 +1,4 @@
-"""A report as text for people, as JSON and as JUnit XML for programs. SARIF and CycloneDX have modules of their own."""
+"""A report as text for people, as JSON and as JUnit XML for programs. The others have modules of their own."""
 
 import dataclasses
 import json
@@ -21,6 +21,10 @@ def written(d: Deployment, report: Report, form: str) -> str:
         from semseal.runtime.trust.sbom import as_cyclonedx
 
         return as_cyclonedx(d, report)
+    if form == "in-toto":
+        from semseal.runtime.trust.statement import as_statement
+
+        return as_statement(d, report)
     return {"text": as_text, "json": as_json, "junit": as_junit}[form](report)
 
 

@@ -15,7 +15,7 @@ from semseal.runtime.trust.deployment import PICTURES, Deployment, Trial
 from semseal.runtime.trust.finding import Outcome, Problem
 
 MAX_POWER_ERROR = 1e-8  # under mix, which hides what the power would tell
-MAX_ROUGH_ERROR = 1e-5  # under all else, where float32 says as much as the power
+MAX_ROUGH_ERROR = 1e-4  # under all else, where float32 says as much as the power
 MAX_SILENCE = 1e-12  # power of a frame that is none
 VULNERABILITIES = "vulnerabilities.json"
 
