@@ -13,7 +13,7 @@ from semseal.runtime.bundle import FORMAT, model_digest
 from semseal.runtime.signing import public_text
 
 OWNER = Ed25519PrivateKey.from_private_bytes(b"o" * 32)
-KEY = bytes(range(7, 39))
+KEY = hashlib.sha256(b"alice").digest()
 SIDE, H, CHANNELS = 64, 16, 8  # of the picture and of its features
 REALS = H * H * CHANNELS
 ROW = H * CHANNELS

@@ -71,7 +71,7 @@ def test_json_has_everything(spoilt):
 def test_text_says_what_and_how_to_fix_it_and_names_do_no_harm(spoilt):
     text = form(spoilt, "text")
     assert f"critical SEMSEAL-K01 {spoilt.key}: has mode 0644" in text
-    assert "  hint: chmod 600 FILE" in text
+    assert f"  hint: chmod 600 {spoilt.key}, and" in text
     assert r"mo\xffre\n<&>.onnx" in text
     assert text.splitlines()[-1].endswith("3 findings (44 rules, 41 passed, 0 not checked)")
 

@@ -8,11 +8,12 @@ see: a clean report says that none of the known mistakes was made, not that ther
 """
 
 import datetime
+import shlex
 from pathlib import Path
 from typing import Any
 
 from semseal.runtime.environment import version
-from semseal.runtime.files import expanded
+from semseal.runtime.files import expanded, shown
 from semseal.runtime.trust.deployment import Asked, Deployment
 from semseal.runtime.trust.finding import STAGES, Finding, Report, Unchecked
 from semseal.runtime.trust.rules import IN_ORDER, RULES
@@ -43,12 +44,12 @@ def examine(d: Deployment, waivers: str | Path | None = None) -> Report:
     today = datetime.date.today()
     found, unchecked = look(d)
     return Report(
-        bundle=d.name,
+        bundle=shown(d.name),
         digest=d.digest,
         version=version("semseal") or "",
         date=today.isoformat(),
         rules=tuple(rule.id for rule in RULES),
-        findings=tuple(waived(found, allowed, today, str(waivers))),
+        findings=tuple(waived(found, allowed, today, shown(str(waivers)))),
         unchecked=tuple(Unchecked(tuple(ids), reason) for reason, ids in unchecked.items()),
     )
 
@@ -66,11 +67,13 @@ def look(d: Deployment) -> tuple[list[Finding], dict[str, list[str]]]:
             continue
         outcome = rule.find(d)
         if isinstance(outcome, str):
-            unchecked.setdefault(outcome, []).append(rule.id)
+            unchecked.setdefault(shown(outcome), []).append(rule.id)
             continue
         for problem in outcome:
-            path = problem.path or d.name
-            found.append(Finding(rule.id, rule.title, problem.severity or rule.severity, path, problem.message, rule.remedy))
+            # names may be no text at all
+            path, message = shown(problem.path or d.name), shown(problem.message)
+            remedy = rule.remedy.replace("FILE", shlex.quote(path)).replace("BUNDLE", shlex.quote(shown(d.name)))
+            found.append(Finding(rule.id, rule.title, problem.severity or rule.severity, path, message, remedy))
         if rule.gate and outcome:
             closed[rule.id] = stage
     return found, unchecked

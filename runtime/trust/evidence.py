@@ -10,7 +10,7 @@ from semseal.runtime.trust.deployment import Deployment
 from semseal.runtime.trust.finding import Outcome, Problem
 
 MAX_LOSS_DB = {"fp32": 0.01, "fp16": 0.1, "int8": 1.0}  # of a precision, against the network that was trained
-MISUSE = ("reused-scheme", "reused-stream")  # attacks that need a mistake in practice; no verdict counts them
+MISUSE = ("reused-scheme", "reused-stream", "leaked-scale")  # attacks that need a mistake in practice; no verdict counts them
 NO_AUDIT = "no results of an audit were named (--results RESULTS.json)"
 NO_DEADLINE = "no deadline was named (--deadline-ms MS)"
 _SHOWN = 3  # examples in a message

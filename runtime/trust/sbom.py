@@ -54,7 +54,7 @@ def as_cyclonedx(d: Deployment, report: Report) -> str:
     except BundleError as error:
         raise CheckError(f"no bill of materials of {d.name}: {error.message}", error.hint) from None
     model = Component(
-        name=d.name,
+        name=report.bundle,
         version=bundle.digest.hex(),
         type=ComponentType.MACHINE_LEARNING_MODEL,
         bom_ref=MODEL,
