@@ -31,7 +31,7 @@ def check(bundle: str | Path, keys: str | Path | None = None, waivers: str | Pat
 
 def deployment(bundle: str | Path, **deployed: Any) -> Deployment:
     """What is to be checked, by the fields of ``Asked``. Raises as ``check``."""
-    named = {
+    named: dict[str, Any] = {
         name: expanded(value) if name in ("keys", "folder", "results", "benchmark") and value is not None else value
         for name, value in deployed.items()
     }

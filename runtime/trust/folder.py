@@ -134,7 +134,7 @@ def _format(d: Deployment) -> Any:
 
 def _twice(text: bytes) -> list[str]:
     """What JSON leaves to its reader: a name that is there twice, numbers that are none."""
-    found = []
+    found: list[str] = []
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in items]
