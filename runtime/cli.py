@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 from rich.table import Table
+from semseal.runtime.bench.command import bench
 from semseal.runtime.bundle import PRECISIONS
 from semseal.runtime.defense.defenses import BY_NAME
 from semseal.runtime.errors import SemsealError
@@ -390,6 +391,9 @@ def doctor(as_json: bool) -> None:
         sys.exit(1)
 
 
+cli.add_command(bench)
+
+
 @cli.command(epilog=example("semseal keygen alice.key"))
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 def keygen(file: Path) -> None:
@@ -405,6 +409,7 @@ EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "scipy", "skimage", "sklearn"), "cpu,train,audit"),
     **dict.fromkeys(("lightning_fabric", "onnxscript", "safetensors"), "cpu,train"),
     **dict.fromkeys(("jinja2", "joblib", "matplotlib"), "cpu,audit"),
+    **dict.fromkeys(("psutil", "hdrh"), "cpu,bench"),
     "onnxruntime": "cpu",
     "openvino": "openvino",
     "tensorrt": "tensorrt",
