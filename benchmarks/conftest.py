@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable
 from functools import lru_cache
-from itertools import groupby
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from semseal.runtime.bench import machine, report
 from semseal.runtime.bench.floor import Ceilings, ceilings
 from semseal.runtime.bench.measure import P99_SAMPLES, WARM_UP, Stage, rounds_within
 from semseal.runtime.bench.peers import peers
-from semseal.runtime.bench.results import Noise, Row, Where
+from semseal.runtime.bench.results import Noise, Row, Where, by_form
 from semseal.runtime.bench.run import row_of
 from semseal.runtime.bench.stages import open_case, stages
 
@@ -87,6 +86,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     lines += [report.noise_line(found) for found in config.stash[NOISE]]
     for line in lines:
         console.print(line, markup=False, highlight=False)
-    for where, some in groupby(rows, lambda row: row.where):
-        report.show_rows(where, list(some), console)
+    for where, some in by_form(rows).items():
+        report.show_rows(where, some, console)
     console.print(report.FOOTNOTE, markup=False, highlight=False)

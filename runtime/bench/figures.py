@@ -10,6 +10,7 @@ from semseal.runtime.bench.results import Rates, Row
 from semseal.runtime.svg import DASHES, FONT_PX, HUES, INK, PALE_INK, RC, RULE, name_rows, new_figure, svg
 
 NAME_PX = 112
+MARKS = "os^Dv"
 # in the order in which they happen; a form has some of them
 SENDING = ("keys", "index", "transmitter", "power", "header", "send, the rest")
 RECEIVING = ("header open", "keys back", "index back", "receiver")
@@ -53,12 +54,12 @@ def spread(lines: Mapping[str, Sequence[float]]) -> str:
     for i, (name, quantiles) in enumerate(lines.items()):
         colour, dashes = _style(i)
         tail = -np.log10(np.maximum(1 - shares, 0.005))
-        axes.plot(quantiles, tail, dashes, color=colour, linewidth=1.6)
-        _legend(axes, name, i, colour, dashes)
+        axes.plot(quantiles, tail, dashes, color=colour, linewidth=1.6, label=name)
+    _legend(axes)
     axes.set_xscale("log")
     axes.set_yticks([0, 0.30103, 1, 2], ["0 %", "50 %", "90 %", "99 %"])
     axes.set_ylim(0, 2.31)
-    _log_ticks(axes)
+    _plain_ticks(axes.xaxis)
     axes.set_xlabel("milliseconds", color=PALE_INK)
     return svg(figure)
 
@@ -91,8 +92,9 @@ def request_rates(rates: Rates) -> str:
         colour, dashes = _style(i)
         there = [(rate, value) for rate, value in zip(at, values, strict=True) if value is not None]
         if there:
-            axes.plot(*zip(*there, strict=True), dashes, marker="o", color=colour, linewidth=1.6, markersize=5, clip_on=False)
-        _legend(axes, name, i, colour, dashes)
+            axes.plot(*zip(*there, strict=True), dashes, marker="o", color=colour, linewidth=1.6, markersize=5, clip_on=False,
+                      label=name)  # fmt: skip
+    _legend(axes)
     axes.axhline(rates.deadline_ms, color=RULE, linestyle=(0, (5, 4)), linewidth=1)
     axes.set_yscale("log")
     low = min(value for values in lines.values() for value in values if value is not None)
@@ -124,10 +126,14 @@ def roofline(rows: Sequence[Row], ceilings: Mapping[str, Any]) -> str:
         assert row.bytes is not None
         colour = HUES[i % len(HUES)]
         done = row.operations / (row.time.p50_ms / 1e3) / 1e9
-        axes.plot([row.operations / row.bytes], [done], "os^Dv"[i // len(HUES) % 5], color=colour, markersize=7)
-        _legend(axes, f"{row.where.engine} {row.where.precision}, {row.stage}", i, colour, "", "os^Dv"[i // len(HUES) % 5])
+        name = f"{row.where.engine} {row.where.precision}, {row.stage}"
+        axes.plot(
+            [row.operations / row.bytes], [done], MARKS[i // len(HUES) % len(MARKS)], color=colour, markersize=7, label=name
+        )
+    _legend(axes)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    _plain_ticks(axes.yaxis)
     axes.set_title("10⁹ operations a second", loc="left", fontsize=FONT_PX, color=PALE_INK)
     axes.set_xlabel("operations for each byte", color=PALE_INK)
     axes.minorticks_off()
@@ -143,8 +149,8 @@ def scaling(points: Mapping[str, Sequence[tuple[float, float]]], label: str) -> 
         x, y = np.array(pairs).T
         slope, intercept = np.polyfit(np.log(x), np.log(y), 1)
         axes.plot(x, np.exp(intercept) * x**slope, dashes, color=colour, linewidth=1.2)
-        axes.plot(x, y, "o", color=colour, markersize=5)
-        _legend(axes, f"{name}: power {slope:.2f}", i, colour, dashes)
+        axes.plot(x, y, "o", color=colour, markersize=5, label=f"{name}: power {slope:.2f}")
+    _legend(axes)
     axes.set_xscale("log")
     axes.set_yscale("log")
     sizes = sorted({size for pairs in points.values() for size, _ in pairs})
@@ -159,27 +165,10 @@ def _style(i: int) -> tuple[str, str]:
     return HUES[i % len(HUES)], DASHES[i // len(HUES) % len(DASHES)]
 
 
-def _legend(axes: Axes, name: str, row: int, colour: str, dashes: str, mark: str = "") -> None:
-    """A line of the legend above the axes, ``row`` from the top of the figure."""
-    height = axes.figure.get_figheight() * 72  # type: ignore[union-attr]
-    y = height - 12 - 19 * row
-    axes.annotate(name, (38, y), xycoords="figure points", color=INK, va="center", annotation_clip=False)
-    axes.figure.add_artist(_mark(axes, y, colour, dashes, mark))
-
-
-def _mark(axes: Axes, y: float, colour: str, dashes: str, mark: str) -> Any:
-    from matplotlib.lines import Line2D
-    from matplotlib.transforms import Affine2D
-
-    transform = Affine2D().scale(axes.figure.dpi / 72) + Affine2D()
-    x = [20] if mark else [8, 30]
-    return Line2D(
-        x, [y] * len(x), color=colour, linestyle=dashes or "none", marker=mark or None, linewidth=2, transform=transform
-    )
-
-
-def _log_ticks(axes: Axes) -> None:
-    _plain_ticks(axes.xaxis)
+def _legend(axes: Axes) -> None:
+    """Above the axes, a line for each name."""
+    axes.legend(loc="upper left", bbox_to_anchor=(0, 1), bbox_transform=axes.figure.transFigure, frameon=False, borderpad=0,
+                handlelength=1.6, handletextpad=0.6, labelspacing=0.3, fontsize=FONT_PX, labelcolor=INK)  # fmt: skip
 
 
 def _plain_ticks(axis: Any) -> None:

@@ -1,11 +1,10 @@
 """Results of a benchmark -> report.html, self-contained: no script, no font, no picture from elsewhere."""
 
 from importlib.resources import files
-from itertools import groupby
 
 from semseal.runtime.bench import figures, report
 from semseal.runtime.bench.measure import P90_SAMPLES, P99_SAMPLES
-from semseal.runtime.bench.results import Results, Row, Where
+from semseal.runtime.bench.results import Results, Row, Where, by_form
 
 FORMS_SHOWN = 5  # lines in one figure of spread
 
@@ -16,7 +15,7 @@ def page(results: Results) -> str:
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("semseal.runtime.bench").joinpath("templates/report.html").read_text())
-    forms = [(where, list(rows)) for where, rows in groupby(results.rows, lambda row: row.where)]
+    forms = list(by_form(results.rows).items())
     best = results.rates[0].where if results.rates else None
     return template.render(
         results=results,
@@ -27,7 +26,6 @@ def page(results: Results) -> str:
         best=best,
         link=next((row for row in results.rows if row.where == best and row.stage == "link"), None),
         number=report.number,
-        promise=report.promise,
         waterfalls=[(where, figures.waterfall(rows)) for where, rows in forms if _has(rows, "send", "channel", "receiver")],
         spreads=_spreads(forms),
         throughput=_throughput(results),

@@ -8,20 +8,18 @@ report.html                      distributions, the waterfall of stages, through
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from semseal.runtime.bench.measure import MARGIN, P90_SAMPLES, P99_SAMPLES
-from semseal.runtime.bench.results import Comparison, Noise, Results, Row, Where
+from semseal.runtime.bench.results import Comparison, Noise, Results, Row, Where, by_form
 from semseal.runtime.files import write_atomically
 
 COLUMNS = 80
 FOOTNOTE = f"p90 wants {P90_SAMPLES} samples, p99 and jitter (p99 - p50) want {P99_SAMPLES}; - where there are fewer."
 COLUMN_WIDTHS = {"milliseconds": 17, "p50": 8, "p90": 8, "p99": 8, "max": 8, "jitter": 8, "n": 5, "x floor": 7}
-PARTS = ("keys", "index", "transmitter", "power", "header")  # of send, where the form has them
 
 
 def write(folder: Path, results: Results) -> list[Path]:
@@ -83,8 +81,8 @@ def show(results: Results, console: Console) -> None:
         say(line)
     for noise in results.noise:
         say(noise_line(noise))
-    for where, rows in groupby(results.rows, lambda row: row.where):
-        show_rows(where, list(rows), console)
+    for where, rows in by_form(results.rows).items():
+        show_rows(where, rows, console)
     _show_the_rest(results, console)
 
 
@@ -151,14 +149,6 @@ def number(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
-
-
-def promise(rows: Sequence[Row]) -> tuple[float, float] | None:
-    """``send`` and the sum of its parts in milliseconds, medians; None where they were not measured."""
-    p50 = {row.stage: row.time.p50_ms for row in rows if row.time is not None}
-    if "send" not in p50 or "transmitter" not in p50:
-        return None
-    return p50["send"], sum(p50.get(part, 0.0) for part in PARTS)
 
 
 def _show_the_rest(results: Results, console: Console) -> None:

@@ -1,6 +1,7 @@
 """What a benchmark measured, as frozen dataclasses. What was not measured is None with a reason."""
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,14 @@ class Row:
     images_per_s: float | None = None
     quantiles_ms: tuple[float, ...] = ()
     reasons: dict[str, str] = field(default_factory=dict)
+
+
+def by_form(rows: Iterable[Row]) -> dict[Where, list[Row]]:
+    """Rows of one form together, in the order of the forms' first rows."""
+    found: dict[Where, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.where, []).append(row)
+    return found
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from semseal.runtime.libraries import MODULES
 
 MAX_ROUNDS = 2000
 AT_ONCE = (1, 4, 16, 64)  # images, for throughput
+REST = "send, the rest"
 PARTS = ("keys", "index", "transmitter", "power", "header")  # of send, where the form has them
 START_S, CEILINGS_S, OPEN_S = 4.0, 8.0, 3.0  # expected, for the time left
 
@@ -158,7 +159,6 @@ def measure_case(
     rows = _rows(where, {name: made[name] for name in only or made}, seconds, limits, tell)
     if only:
         return rows
-    rows.append(_rest(rows))
     if where.engine in CPU_ENGINES:
         reasons = {"time": NOT_COPIED}
         rows += [Row(where, stage, None, reasons=reasons) for stage in ("host to device", "device to host")]
@@ -171,7 +171,8 @@ def _rows(where: Where, made: dict[str, Stage], seconds: float, limits: Ceilings
     taken = interleave(made, rounds_within(made, seconds, MAX_ROUNDS), tell=tell)
     for stage in made.values():
         stage.verify()
-    return [row_of(where, made[name], seconds, limits) for name, seconds in taken.items()]
+    rows = [row_of(where, made[name], samples, limits) for name, samples in taken.items()]
+    return [*rows, _rest(where, taken)] if {"send", "transmitter"} <= set(taken) else rows
 
 
 def row_of(where: Where, stage: Stage, taken: Seconds, limits: Ceilings) -> Row:
@@ -195,13 +196,12 @@ def row_of(where: Where, stage: Stage, taken: Seconds, limits: Ceilings) -> Row:
     )
 
 
-def _rest(rows: Sequence[Row]) -> Row:
-    """``send`` less its parts: what checks, frames and counters take."""
-    p50 = {row.stage: row.time.p50_ms for row in rows if row.time is not None}
-    rest = p50["send"] - sum(p50.get(part, 0.0) for part in PARTS)
-    why = "a difference of medians has no percentiles"
-    time = Summary(0, rest, None, None, None, None, dict.fromkeys(("n", "p90_ms", "p99_ms", "max_ms", "jitter_ms"), why))
-    return Row(rows[0].where, "send, the rest", time, reasons={"floor_ms": why})
+def _rest(where: Where, taken: dict[str, Seconds]) -> Row:
+    """``send`` less its parts in each round: what checks, frames and counters take."""
+    rest = float(np.median(taken["send"] - sum(taken[part] for part in PARTS if part in taken)))
+    why = "a median of differences within rounds"
+    time = Summary(0, rest * 1e3, None, None, None, None, dict.fromkeys(("n", "p90_ms", "p99_ms", "max_ms", "jitter_ms"), why))
+    return Row(where, REST, time, reasons={"floor_ms": why})
 
 
 def _throughput(best: Where, plan: Plan, limits: Ceilings, there: Sequence[int], tell: Tell) -> list[Row]:
