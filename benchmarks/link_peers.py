@@ -57,9 +57,8 @@ def paper_network(bundle: Bundle) -> DeepJSCC:
         for name, value in model.state_dict().items():
             if f"model.{name}" in there:
                 value.copy_(there[f"model.{name}"])
-            elif f"model.{name}_conv" in there:
-                kernel = there[f"model.{name.rpartition('.')[0]}.weight_conv"]
-                value.copy_(_kernel(kernel) if name.endswith("weight") else there[f"model.{name}_conv"][: len(value)])
+            elif (given := there.get(f"model.{name}_conv")) is not None:
+                value.copy_(_kernel(given) if name.endswith("weight") else given[:: len(given) // len(value)])
         used = [node.input[1] for node in graph.node if node.op_type in ("Mul", "PRelu") and node.input[1] in there]
         slopes = [there[name].flatten() for name in used if there[name].ndim == 4]
         for layer, slope in zip([layer for layer in layers if isinstance(layer, torch.nn.PReLU)], slopes, strict=True):
@@ -70,14 +69,14 @@ def paper_network(bundle: Bundle) -> DeepJSCC:
 def _kernel(weight: torch.Tensor) -> torch.Tensor:
     """The kernel [in, out, 5, 5] of a transposed convolution: what the deployed layer answers to a single one in each channel.
 
-    A kernel of 3 is that of stride 2: its channels are then moved to a picture twice as large, block by block.
+    A kernel of 3 is that of stride 2: its channels are then shuffled into a picture twice as large.
     """
     inputs, stride = weight.shape[1], 1 if weight.shape[-1] == 5 else 2
     ones = torch.zeros(inputs, inputs, 5, 5)
     ones[range(inputs), range(inputs), 2, 2] = 1
     answer = torch.nn.functional.conv2d(ones, weight, padding=weight.shape[-1] // 2)
     if stride == 2:
-        answer = answer.unflatten(1, (2, 2, -1)).permute(0, 3, 4, 1, 5, 2).flatten(2, 3).flatten(3, 4)
+        answer = torch.nn.functional.pixel_shuffle(answer, 2)
     first = 2 * stride - 2
     return answer[:, :, first : first + 5, first : first + 5]
 
