@@ -8,6 +8,8 @@ A slow moment of the machine meets every stage of a round, so what is compared i
 the samples cannot carry is None with the reason: p99 wants 662 samples and p90 wants 64, MLPerf's floors.
 """
 
+import functools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -148,13 +150,22 @@ def paired(base: Seconds, other: Seconds) -> Ratio:
 
     Raises ValueError for fewer than MIN_ROUNDS pairs.
     """
-    from scipy import stats
+    n = len(base)
+    if n < MIN_ROUNDS:
+        raise ValueError(f"an interval of 95 % wants at least {MIN_ROUNDS} pairs, got {n}")
+    ratios, outside = np.sort(other / base), _outside(n)
+    return Ratio(float(np.median(ratios)), float(ratios[outside - 1]), float(ratios[n - outside]), n)
 
-    if len(base) < MIN_ROUNDS:
-        raise ValueError(f"an interval of 95 % wants at least {MIN_ROUNDS} pairs, got {len(base)}")
-    ratios = np.log(other) - np.log(base)
-    interval = stats.quantile_test(ratios, p=0.5).confidence_interval(0.95)
-    return Ratio(*(float(np.exp(value)) for value in (np.median(ratios), interval.low, interval.high)), len(ratios))
+
+@functools.cache
+def _outside(n: int) -> int:
+    """The rank of the interval's lower end: of n pairs fewer than this lie below the median with a chance of at most 2.5 %."""
+    chances = 0  # of 2**n
+    for below in range(n):
+        chances += math.comb(n, below)
+        if 40 * chances > 2**n:
+            return below
+    raise AssertionError(n)
 
 
 def verdict(blocks: Sequence[Ratio], noise: float, margin: float = MARGIN) -> str:
