@@ -107,7 +107,9 @@ def ratio(value, half=0.005):
     ((ratio(1.1), ratio(1.0)), 0.01, "undecided"),  # not seen again
     ((ratio(1.1, 0.06), ratio(1.1)), 0.01, "undecided"),  # an interval that holds 5 %
     ((ratio(1.0, 0.06), ratio(1.0)), 0.01, "undecided"),
-    ((ratio(1.1), ratio(1.1)), 0.12, "no difference"),  # within what the machine is from itself
+    ((ratio(1.1), ratio(1.1)), 0.12, "undecided"),  # within what the machine is from itself
+        ((ratio(1.0), ratio(1.0)), 0.12, "undecided"),
+        ((ratio(1.2), ratio(1.2)), 0.12, "slower"),
     ((ratio(1.1), ratio(1.1)), 0.1, "undecided"),
 ])  # fmt: skip
 def test_a_verdict_wants_both_blocks_beyond_the_margin_and_beyond_the_noise(blocks, noise, expected):
@@ -207,7 +209,7 @@ def test_rates_that_are_asked_for_are_those_measured():
 def test_the_matrix_product_of_a_ceiling_is_right(precision):
     x = np.random.default_rng(0).random((SIDE, SIDE), np.float32)
     given = open_engine("onnxruntime-cpu", product_graph(precision), 1)(x)
-    assert given == pytest.approx(np.repeat(given[:, :1], SIDE, axis=1), abs=1e-3)  # all columns are the mean of the row
+    assert np.ptp(given, axis=1).max() < 1e-3  # all columns are the mean of the row
     assert np.abs(given[:, 0] - x.mean(axis=1)).max() < {"fp32": 1e-4, "fp16": 1e-2, "int8": 2e-2}[precision]
 
 

@@ -171,7 +171,8 @@ def _outside(n: int) -> int:
 def verdict(blocks: Sequence[Ratio], noise: float, margin: float = MARGIN) -> str:
     """What all blocks say: slower, faster, no difference, or undecided where they do not agree or an interval is too wide.
 
-    ``noise`` is how far the same thing is from itself here (A/A): where that is more than the margin, it is the margin.
+    ``noise`` is how far the same thing is from itself here (A/A): a difference below it is none, and where it is more than the
+    margin, that there is no difference cannot be said either.
     """
     limit = max(margin, noise)
     high, low = 1 + limit, 1 / (1 + limit)
@@ -179,6 +180,6 @@ def verdict(blocks: Sequence[Ratio], noise: float, margin: float = MARGIN) -> st
         return "slower"
     if all(ratio.high < low for ratio in blocks):
         return "faster"
-    if all(low <= ratio.low and ratio.high <= high for ratio in blocks):
+    if noise <= margin and all(low <= ratio.low and ratio.high <= high for ratio in blocks):
         return "no difference"
     return "undecided"

@@ -197,7 +197,7 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
     for name in ("time / baseline", "block 1", "block 2", "A/A", "verdict"):
         table.add_column(name, justify="left" if name in ("time / baseline", "verdict") else "right", no_wrap=True)
     for row in comparison.rows:
-        blocks = (f"{ratio.value:.3f} ({ratio.low:.3f} {ratio.high:.3f})" for ratio in row.blocks)
+        blocks = (f"{ratio.value:.3f} ({ratio.low:.2f} {ratio.high:.2f})" for ratio in row.blocks)
         table.add_row(row.stage, *blocks, f"{row.noise:.1%}", row.verdict)
     console.print(table)
     say(

@@ -367,9 +367,9 @@ def _with_noise(case: Case, on_air: Reals) -> Reals:
 
 
 def _check_symbols(case: Case, symbols: Reals) -> None:
-    """Symbols [batch, 2N] with the defence undone, of any scale."""
+    """Symbols [batch, 2N] with the defence undone; each image's of any scale."""
     expected = case.reference.symbols
-    gain = (symbols * expected).sum() / np.square(symbols, dtype=np.float64).sum()
+    gain = (symbols * expected).sum(axis=1, keepdims=True) / np.square(symbols).sum(axis=1, keepdims=True)
     error = 2 * np.square(symbols * gain - expected, dtype=np.float64).mean()
     assert error**0.5 < MAX_ERROR[case.where.precision], f"{case.where}: symbols are wrong by {error**0.5:g}"
 
