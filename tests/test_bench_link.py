@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from cryptography.exceptions import InvalidTag
 from rich.console import Console
-from semseal.runtime.bench import report
+from semseal.runtime.bench import output, report
 from semseal.runtime.bench.compare import Baseline, compare
 from semseal.runtime.bench.peers import peers
 from semseal.runtime.bench.process import Process, start
@@ -36,7 +36,7 @@ def measured(edge_bundle, tmp_path_factory):
     """Results of a short run, and the folder with its files."""
     folder = tmp_path_factory.mktemp("bench")
     results = bench(str(edge_bundle), TINY, quiet=True)
-    report.write(folder, results)
+    output.write(folder, results)
     return results, folder
 
 
@@ -148,8 +148,8 @@ def test_the_command_writes_what_it_is_asked_for(edge_bundle, tmp_path):
         "bencher.json", "github-action-benchmark.json", "report.html", "results.json"]  # fmt: skip
     earlier = str(tmp_path / "out" / "results.json")
     done = CliRunner().invoke(cli, ["bench", str(edge_bundle), *options, "--margin", "9", "--against", earlier])
-    assert done.exit_code == 0, done.output
-    assert done.output.count("no difference") == 5
+    assert done.exit_code == 0, done.output  # nothing is ten times as slow as itself
+    assert done.output.count("no difference") + done.output.count("undecided") == 5
 
 
 def test_bundles_for_pictures_of_other_sizes_are_not_compared(edge_bundle):

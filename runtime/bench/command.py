@@ -62,7 +62,9 @@ def bench(bundle: str, quick: bool, against: str | None, folder: Path | None, **
     results = measure(bundle, plan, against)
     report.show(results, Console(width=report.COLUMNS, emoji=False))
     if folder is not None:
-        for path in report.write(folder, results):
+        from semseal.runtime.bench.output import write
+
+        for path in write(folder, results):
             click.echo(f"wrote {path}")
     slower = [
         f"{stage} ({found.where.engine} {found.where.precision})" for found in results.comparisons for stage in found.slower

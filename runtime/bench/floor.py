@@ -20,8 +20,8 @@ from semseal.runtime.errors import EngineError
 from semseal.runtime.onnxwrite import FLOAT, INT8, Graph, Node, declaration, integer, pack, tensor
 
 COPIED_BYTES = (2**17, 2**20, 2**23, 2**26)  # in a cache, in a larger one, beyond all
-SIDE, CHAIN = 768, 4  # of the matrices, and how many products follow each other in one call
-REPEATS = 7
+SIDE, CHAIN = 512, 4  # of the matrices, and how many products follow each other in one call
+REPEATS = 5
 PRECISIONS = ("fp32", "fp16", "int8")
 _FLOAT16 = 10  # type of a tensor's elements
 _HEADER = pack(1, 10) + pack(8, pack(1, "") + pack(2, 20))  # of a model: format 10, operators of opset 20

@@ -25,13 +25,12 @@ def main(asked: dict[str, Any]) -> None:
     started = clock()
     import numpy as np
     import semseal
-    from semseal import Receiver, Transmitter
 
     imported = clock()
     link = {"key": bytes(range(32)) if asked["defense"] != "none" else None, "engine": asked["engine"]}
     link |= {"precision": asked["precision"], "threads": asked["threads"], "owner": asked["owner"]}
-    alice = Transmitter(asked["bundle"], defense=asked["defense"], **link)
-    bob = Receiver(asked["bundle"], **link)
+    alice = semseal.Transmitter(asked["bundle"], defense=asked["defense"], **link)
+    bob = semseal.Receiver(asked["bundle"], **link)
     loaded = clock()
     y, x = np.mgrid[0 : alice.bundle.height, 0 : alice.bundle.width] / min(alice.bundle.height, alice.bundle.width)
     phases = np.arange(3 * asked["batch"])[:, None, None]
