@@ -134,6 +134,7 @@ def roofline(rows: Sequence[Row], ceilings: Mapping[str, Any]) -> str:
     axes.set_xscale("log")
     axes.set_yscale("log")
     _plain_ticks(axes.yaxis)
+    _plain_ticks(axes.xaxis, (1.0,))
     axes.set_title("10⁹ operations a second", loc="left", fontsize=FONT_PX, color=PALE_INK)
     axes.set_xlabel("operations for each byte", color=PALE_INK)
     axes.minorticks_off()
@@ -171,11 +172,11 @@ def _legend(axes: Axes) -> None:
                 handlelength=1.6, handletextpad=0.6, labelspacing=0.3, fontsize=FONT_PX, labelcolor=INK)  # fmt: skip
 
 
-def _plain_ticks(axis: Any) -> None:
+def _plain_ticks(axis: Any, of_ten: tuple[float, ...] = (1.0, 2.0, 5.0)) -> None:
     """1, 2, 5, 10 and so on, written out."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0), numticks=8))
+    axis.set_major_locator(LogLocator(10, of_ten, numticks=8))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

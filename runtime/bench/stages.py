@@ -121,7 +121,7 @@ def _reference(name: str, batch: int, owner: str | Path | None) -> Reference:
     images = pictures(batch, alice.bundle.height, alice.bundle.width)
     frames = alice.send(images)
     symbols = np.stack([frame.symbols for frame in frames])
-    received = channel.awgn(symbols, channel.draw_noise(*symbols.shape, np.random.default_rng(0)), SNR_DB)
+    received = channel.awgn(symbols, channel.draw_noise(batch, symbols.shape[1], np.random.default_rng(0)), SNR_DB)
     answer = bob.receive([Frame(row, frame.header) for row, frame in zip(received, frames, strict=True)])
     return Reference(images, symbols.view(np.float32), float(psnr(images, answer).mean()))
 
@@ -152,7 +152,7 @@ def _pictures(case: Case) -> list[Stage]:
     pixels = np.round(255 * images).astype(np.uint8).transpose(0, 2, 3, 1).copy()
 
     def to_floats() -> Reals:
-        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)) / np.float32(255)
+        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
 
     def to_bytes() -> NDArray[np.uint8]:
         return np.ascontiguousarray(np.rint(images * np.float32(255)).astype(np.uint8).transpose(0, 2, 3, 1))
