@@ -138,7 +138,7 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
     say = _printer(console)
     console.print()
     say(f"{comparison.where} against {comparison.baseline}")
-    table = Table(box=None, width=COLUMNS, padding=(0, 1))
+    table = Table(box=None, padding=(0, 1, 0, 0))
     for name in ("time / baseline", "block 1", "block 2", "A/A", "verdict"):
         table.add_column(name, justify="left" if name in ("time / baseline", "verdict") else "right", no_wrap=True)
     for row in comparison.rows:
