@@ -25,6 +25,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from semseal.runtime.bench.command import bench
 from semseal.runtime.bundle import PRECISIONS
 from semseal.runtime.defense.defenses import BY_NAME
 from semseal.runtime.errors import SemsealError
@@ -420,6 +421,9 @@ def doctor(as_json: bool) -> None:
         sys.exit(1)
 
 
+cli.add_command(bench)
+
+
 @cli.command(epilog=example("semseal keygen alice.key"))
 @click.argument("file", type=NEW_FILE)
 def keygen(file: Path) -> None:
@@ -435,6 +439,7 @@ EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "scipy", "skimage", "sklearn"), "cpu,train,audit"),
     **dict.fromkeys(("lightning_fabric", "onnxscript", "safetensors"), "cpu,train"),
     **dict.fromkeys(("jinja2", "joblib", "matplotlib"), "cpu,audit"),
+    **dict.fromkeys(("psutil", "hdrh"), "cpu,bench"),
     "onnxruntime": "cpu",
     "openvino": "openvino",
     "tensorrt": "tensorrt",
