@@ -88,7 +88,7 @@ def _rebuild(model: onnx.ModelProto, nodes: list[onnx.NodeProto], weights: Weigh
         model.graph.name,
         model.graph.input,
         model.graph.output,
-        [numpy_helper.from_array(np.ascontiguousarray(values), name) for name, values in weights.items() if name in used],
+        [numpy_helper.from_array(values, name) for name, values in weights.items() if name in used],
     )
     rebuilt = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     onnx.checker.check_model(rebuilt, full_check=True)

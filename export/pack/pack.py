@@ -3,8 +3,9 @@
     image ── user's transmitter ── features ── unit power per image ── rows ── Gather(index) ── symbols
     image ── Clip ── user's receiver ── gain ── features ── Gather(index) ── rows ── symbols
 
-    read      a file, checked and converted          layout    features as rows
-    graph     the two files around the networks      prove     the files and the graphs give the same
+    whole     a file that stands for itself          read      a file, checked and converted
+    layout    features as rows                       graph     the two files around the networks
+    prove     the files and the graphs give the same
 
 Power: what goes on air has power 1 per complex symbol and image, whatever the transmitter does. The gain restores the power
 that the receiver was trained with: exactly, where the transmitter gives every picture the same power; otherwise only on
@@ -21,10 +22,11 @@ import numpy as np
 import onnx
 from onnxruntime import InferenceSession
 from semseal.export.bundle import deploy
-from semseal.export.pack.graph import networks_without_batch, receiver_file, transmitter_file
+from semseal.export.pack.graph import UNGUARDED, networks_without_batch, receiver_file, transmitter_file
 from semseal.export.pack.layout import Array, RowLayout, row_layout, symbol_power
-from semseal.export.pack.prove import Reference, first_proved, one_by_one, open_session
+from semseal.export.pack.prove import Guarded, Reference, first_proved, is_finite, one_by_one, open_session
 from semseal.export.pack.read import batch_is_fixed, batch_shape, check_receiver_input, image_size, read_model
+from semseal.export.pack.whole import in_order, read_file
 from semseal.export.parity import Side
 from semseal.export.rewrite import rewrite
 from semseal.runtime.bundle import Bundle
@@ -36,6 +38,7 @@ PICTURES = 12  # photographs that the power is measured on, and as many others t
 CONSTANT_POWER = 0.01  # range over pictures, relative, up to which the transmitter counts as normalising
 MIN_FEATURE_POWER, MAX_FEATURE_POWER = 1e-18, 1e30  # per symbol; float32 holds their squares well
 NOTED_LOSS_DB, MAX_LOSS_DB = 0.1, 3.0  # that unit power costs: said in a note, refused
+FLAT = (0.0, 0.5, 1.0)  # brightness of pictures that a network may divide by nothing for
 INVISIBLE_DB = 60.0  # PSNR beyond which nobody sees a loss
 MAX_OVERSHOOT = 0.25  # beyond 0..1, of the darkest and brightest 1 % of a receiver's values
 
@@ -114,15 +117,16 @@ def pack(
 
     The manifest's "packed" holds the notes. Raises GraphError as ``pack_graphs``, and what ``deploy`` raises.
     """
-    packed = pack_graphs(transmitter.read_bytes(), receiver.read_bytes())
+    packed = pack_graphs(read_file("transmitter", transmitter), read_file("receiver", receiver))
     recorded = ("gain", "own_power", "psnr_original", "psnr_packed", "notes")
     manifest = {
         "model": {name: getattr(packed, name) for name in ("height", "width", "h", "w", "c")},
         "snr_db": [snr_db, snr_db],
         "packed": {name: getattr(packed, name) for name in recorded},
     }
-    graphs = rewrite(packed.transmitter), rewrite(packed.receiver)
-    return deploy(out, *graphs, packed.encode, packed.decode, manifest, precisions, engines, **deployed)
+    return deploy(
+        out, packed.transmitter, packed.receiver, packed.encode, packed.decode, manifest, precisions, engines, **deployed
+    )
 
 
 def pack_graphs(transmitter: bytes, receiver: bytes) -> Packed:
@@ -132,9 +136,10 @@ def pack_graphs(transmitter: bytes, receiver: bytes) -> Packed:
     [batch, ...]; the receiver takes these and gives the image back. The batch is dynamic, or 1 and is made dynamic. Raises
     GraphError for anything else, and for a pair that unit power or a batch would change.
     """
+    transmitter, receiver = in_order("transmitter", transmitter), in_order("receiver", receiver)
     pair = read_model("transmitter", transmitter), read_model("receiver", receiver)
-    sender, recipient = open_session("transmitter", transmitter), open_session("receiver", receiver)
     height, width = image_size(pair[0].graph.input[0])
+    sender, recipient = open_session("transmitter", transmitter), open_session("receiver", receiver)
     images = open_pictures("photos", "valid").take(PICTURES, height, width)
 
     features = one_by_one("transmitter", sender, images)
@@ -144,7 +149,12 @@ def pack_graphs(transmitter: bytes, receiver: bytes) -> Packed:
     _check_pictures(original, images)
 
     power = _measure_power(sender, layout, height, width)
-    reference = Reference(sender, recipient, layout, power.gain)
+    flat = np.broadcast_to(np.array(FLAT, np.float32).reshape(-1, 1, 1, 1), (len(FLAT), *images.shape[1:]))
+    guarded = Guarded(
+        transmitter=not is_finite("transmitter", sender, flat),
+        receiver=not is_finite("receiver", recipient, np.zeros_like(features[:1])),
+    )
+    reference = Reference(sender, recipient, layout, power.gain, guarded)
     symbols = reference.encode(images)
     pictures = reference.decode(symbols)
     cost = UnitPowerCost(*(float(psnr(images, answer).mean()) for answer in (original.clip(0, 1), pictures)))
@@ -154,7 +164,7 @@ def pack_graphs(transmitter: bytes, receiver: bytes) -> Packed:
             f"carry: {cost.original:.2f} dB become {cost.packed:.2f} dB on {PICTURES} photographs without noise",
             "train the pair with power normalised per image",
         )
-    graphs = _proved_graphs(pair, layout, power.gain, features, (images, symbols, pictures))
+    graphs = _proved_graphs(pair, reference, features, (images, symbols, pictures))
     return Packed(
         *graphs,
         *(height, width, layout.h, layout.w, layout.c),
@@ -162,7 +172,7 @@ def pack_graphs(transmitter: bytes, receiver: bytes) -> Packed:
         own_power=power.constant,
         psnr_original=cost.original,
         psnr_packed=cost.packed,
-        notes=tuple(_notes(pair, layout, features, original, power, cost)),
+        notes=tuple(_notes(pair, reference, features, original, power, cost)),
         encode=reference.encode,
         decode=reference.decode,
     )
@@ -193,26 +203,29 @@ def _measure_power(transmitter: InferenceSession, layout: RowLayout, height: int
 
 
 def _proved_graphs(
-    pair: Pair, layout: RowLayout, gain: float, features: Array, example: tuple[Array, Array, Array]
+    pair: Pair, reference: Reference, features: Array, example: tuple[Array, Array, Array]
 ) -> tuple[bytes, bytes]:
     """Both files, proved on the images, symbols and pictures of ``example``. Raises GraphError."""
     images, symbols, pictures = example
     height, width = images.shape[2:]
+    layout, gain, guarded = reference.layout, reference.gain, reference.guarded
     taken = "features" if gain == 1 else "scaled_features"
-    transmitters = networks_without_batch("transmitter", pair[0], ("image", images.shape), ("features", features.shape))
-    receivers = networks_without_batch("receiver", pair[1], (taken, features.shape), ("unclipped", images.shape))
+    given = UNGUARDED if guarded.transmitter else "features"
+    transmitters = networks_without_batch("transmitter", pair[0], ("image", images.shape), (given, features.shape))
+    given = UNGUARDED if guarded.receiver else "unclipped"
+    receivers = networks_without_batch("receiver", pair[1], (taken, features.shape), (given, images.shape))
     return (
         first_proved(
             "transmitter",
             transmitters,
-            lambda network: transmitter_file(network, layout, height, width),
+            lambda network: rewrite(transmitter_file(network, layout, height, width, guarded.transmitter)),
             (images, symbols),
             layout.h,
         ),
         first_proved(
             "receiver",
             receivers,
-            lambda network: receiver_file(network, layout, height, width, gain),
+            lambda network: rewrite(receiver_file(network, layout, height, width, gain, guarded.receiver)),
             (symbols, pictures),
             layout.h,
         ),
@@ -220,9 +233,10 @@ def _proved_graphs(
 
 
 def _notes(
-    pair: Pair, layout: RowLayout, features: Array, original: Array, power: FeaturePower, cost: UnitPowerCost
+    pair: Pair, reference: Reference, features: Array, original: Array, power: FeaturePower, cost: UnitPowerCost
 ) -> list[str]:
     """What was decided, a sentence each."""
+    layout, guarded = reference.layout, reference.guarded
     notes = [f"features {batch_shape(features)} are sent as {layout.h} rows of {layout.row_width} floats"]
     if power.constant:
         notes.append(
@@ -237,6 +251,10 @@ def _notes(
     for side, model in zip(("transmitter", "receiver"), pair, strict=True):
         if batch_is_fixed(model):
             notes.append(f"the {side}'s batch was fixed at 1 and is dynamic now")
+    if guarded.transmitter:
+        notes.append("the transmitter gives values that are not finite for pictures of one brightness, such as black ones: 0 instead")
+    if guarded.receiver:
+        notes.append("the receiver gives values that are not finite for features of zeros: black pixels instead")
     if original.min() < 0 or original.max() > 1:
         notes.append(f"the receiver gives values {original.min():.3g} to {original.max():.3g}: clipped to 0..1")
     notes.append(
