@@ -18,6 +18,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+OPSET = 20  # of every graph of a bundle
+
 # f(k*x) = k*f(x) for k > 0, channel by channel: a scale may pass through
 _HOMOGENEOUS = ("PRelu", "LeakyRelu", "Relu", "DepthToSpace", "MaxPool", "AveragePool")
 

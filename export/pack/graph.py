@@ -16,10 +16,10 @@ import onnx
 import onnx.compose
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
-from semseal.export.onnx import OPSET
 from semseal.export.pack.layout import MIN_POWER, RowLayout, Shape
 from semseal.export.pack.prove import open_session
 from semseal.export.pack.read import batch_is_fixed, declared_axes
+from semseal.export.rewrite import OPSET
 
 UNGUARDED = "unguarded"  # what a network gives that needs a guard
 

@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnxruntime import InferenceSession, RunOptions, SessionOptions
-from semseal.export.onnx import OPSET
 from semseal.export.pack.layout import MIN_POWER, Array, RowLayout, symbol_power
 from semseal.export.pack.read import KEEP_BATCH, first_line
+from semseal.export.rewrite import OPSET
 from semseal.runtime.errors import GraphError
 
 BATCH = 3  # pictures in one run of a packed graph

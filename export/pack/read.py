@@ -14,24 +14,31 @@ import onnx.inliner
 import onnx.version_converter
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from semseal.export.onnx import OPSET
 from semseal.export.pack.layout import Array, Shape
 from semseal.export.pack.whole import EXPORT_AGAIN
+from semseal.export.rewrite import OPSET
+from semseal.runtime.bundle import MAX_DIMENSION
 from semseal.runtime.errors import GraphError
 
 DOMAINS = ("", "ai.onnx")
 MAX_PIXELS = 2**22  # of a picture; a dozen are held at once, several times over
 KEEP_BATCH = (
-    "export it with a dummy batch of 2 or more, torch.onnx.export(model, torch.rand(2, ...)), and a dynamic batch: with one of 1, "
-    "squeeze() takes the batch too"
+    "export it with a dummy batch of 2 or more, torch.onnx.export(model, torch.rand(2, ...)), and a dynamic batch: with one of "
+    "1, squeeze() takes the batch too"
 )
 
 
 def read_model(side: str, data: bytes) -> onnx.ModelProto:
     """A model of ``in_order`` in standard operators of OPSET, with one float32 input and output. Raises GraphError."""
     try:
-        onnx.checker.check_model(data)
-        model = onnx.inliner.inline_local_functions(onnx.load_model_from_string(data))
+        model = onnx.load_model_from_string(data)
+        unknown = [value for value in (*model.graph.input, *model.graph.output) if declared_axes(value) is None]
+        for value in unknown:  # the checker wants a shape, which ONNX Runtime does without
+            value.type.tensor_type.shape.SetInParent()
+        onnx.checker.check_model(model)
+        for value in unknown:
+            value.type.tensor_type.ClearField("shape")
+        model = onnx.inliner.inline_local_functions(model)
         constants = _constants(model.graph)
         _check_nodes(side, model.graph, constants)
     except GraphError:
@@ -77,9 +84,10 @@ def image_size(value: onnx.ValueInfoProto) -> tuple[int, int]:
     height, width = axes[2:]
     if height is None or width is None:
         raise GraphError(f"transmitter: its input {_declared(value)} has no fixed height and width", "fix both at the export")
-    if height * width > MAX_PIXELS:
+    if height * width > MAX_PIXELS or max(height, width) > MAX_DIMENSION:
         raise GraphError(
-            f"transmitter: its input {_declared(value)} is a picture of {height * width} pixels, and {MAX_PIXELS} are the most",
+            f"transmitter: its input {_declared(value)} is too large a picture: {MAX_PIXELS} pixels are the most, and "
+            f"{MAX_DIMENSION} along one axis",
             "export it for smaller pictures",
         )
     return height, width

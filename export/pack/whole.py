@@ -152,7 +152,9 @@ def _read_in(tensors: Sequence[TensorProto], folder: Path, left: int) -> None:
         for tensor in tensors:
             told = {entry.key: entry.value for entry in tensor.external_data}
             if len(told) < len(tensor.external_data) or not {"location"} <= set(told) <= _KEYS:
-                raise GraphError(f"tensor {tensor.name!r} tells of its file what is not known ({', '.join(told)})", EXPORT_AGAIN)
+                raise GraphError(
+                    f"tensor {tensor.name!r} tells of its file what is not known ({', '.join(told)})", EXPORT_AGAIN
+                )
             size = _size(tensor)
             offset, length = (_number(tensor, told, key, default) for key, default in (("offset", 0), ("length", size)))
             left -= size
@@ -184,14 +186,18 @@ def _size(tensor: TensorProto) -> int:
     except (KeyError, TypeError):
         bits = 0
     if not bits or tensor.data_type == TensorProto.STRING or any(axis < 0 for axis in tensor.dims):
-        raise GraphError(f"tensor {tensor.name!r} of type {tensor.data_type} and sizes {list(tensor.dims)} has no place in a file")
+        raise GraphError(
+            f"tensor {tensor.name!r} of type {tensor.data_type} and sizes {list(tensor.dims)} has no place in a file"
+        )
     return (math.prod(tensor.dims) * bits + 7) // 8
 
 
 def _number(tensor: TensorProto, told: dict[str, str], key: str, default: int) -> int:
     text = told.get(key, str(default))
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise GraphError(f"tensor {tensor.name!r} has the {key} {text[:40]!r} in its file, which is no number of bytes", EXPORT_AGAIN)
+        raise GraphError(
+            f"tensor {tensor.name!r} has the {key} {text[:40]!r} in its file, which is no number of bytes", EXPORT_AGAIN
+        )
     return int(text)
 
 
