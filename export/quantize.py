@@ -12,7 +12,7 @@ import contextlib
 import io
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from semseal.runtime.errors import GraphError
 
 LAYERS = ("Conv", "Gemm", "MatMul")
 CALIBRATION_PERCENTILE = 99.999  # of the magnitudes; the few beyond it saturate
+_TOGETHER = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Relu", "Clip", "Mul", "Div", "Add", "Sub")
 EQUALIZATIONS = [(strength, quantile) for strength in (0.5, 0.7, 0.85, 1.0) for quantile in (0.9999, 1.0)]
 
 
@@ -41,19 +42,19 @@ def to_fp16(graph: bytes) -> bytes:
     names = [node.name for node in model.graph.node]
     first = next((i for i, node in enumerate(model.graph.node) if node.op_type in LAYERS), 0)
     exact = [name for i, name in enumerate(names) if name.startswith("power/") or (name.startswith("index/") and i > first)]
-    converted = OnnxModel(
-        convert_float_to_float16(
-            model,
-            keep_io_types=True,
-            op_block_list=[op for op in DEFAULT_OP_BLOCK_LIST if op not in ("Max", "Min")],
-            node_block_list=exact,
+    with _converting("fp16"):
+        converted = OnnxModel(
+            convert_float_to_float16(
+                model,
+                keep_io_types=True,
+                op_block_list=[op for op in DEFAULT_OP_BLOCK_LIST if op not in ("Max", "Min")],
+                node_block_list=exact,
+            )
         )
-    )
-    # the converter wraps every float32 node in casts of its own: down to half precision and up again
-    converted.remove_cascaded_cast_nodes()
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints where it cannot infer a shape
+        # the converter wraps every float32 node in casts of its own: down to half precision and up again
+        converted.remove_cascaded_cast_nodes()
         converted.remove_useless_cast_nodes()
-    converted.topological_sort()
+        converted.topological_sort()
     return _checked(converted.model, "fp16")
 
 
@@ -89,10 +90,18 @@ def _quantize(graph: bytes, feeds: Sequence[dict[str, NDArray[Any]]], steps: Map
     overrides = {
         name: [{"scale": np.array(step, np.float32), "zero_point": zero}] for name, step in known.items() if step is not None
     }
-    in_float = [node.name for node in layers if node.input[0] == "image" or node.name.startswith(("linear/", "power/"))]
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    constants = {tensor.name for tensor in model.graph.initializer}
+    in_float = [
+        node.name
+        for node in layers
+        if node.input[0] == "image"
+        or node.name.startswith(("linear/", "power/"))
+        or _is_behind_concat(node.input[0], made_by, constants)
+    ]
     if len(layers) == len(in_float):
         raise GraphError(f"nothing to quantise: the graph has no {', '.join(LAYERS)} beyond its input", "leave out int8")
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryDirectory() as folder, _converting("int8"):
         before, after = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
         onnx.save(model, before)
         logging.disable(logging.WARNING)  # it recommends a pre-processing that has been done
@@ -122,6 +131,30 @@ def _quantize(graph: bytes, feeds: Sequence[dict[str, NDArray[Any]]], steps: Map
             logging.disable(logging.NOTSET)
         quantized = onnx.load(after)
     return _checked(quantized, "int8")
+
+
+@contextlib.contextmanager
+def _converting(precision: str) -> Iterator[None]:
+    """What ONNX Runtime's converters print is dropped, and what they raise is a GraphError: theirs share no base."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise GraphError(f"the graph has no {precision} form: {reason}", f"leave out {precision}") from error
+
+
+def _is_behind_concat(name: str, made_by: Mapping[str, onnx.NodeProto], constants: Set[str]) -> bool:
+    """Whether a tensor is a Concat but for what OpenVINO computes together with it.
+
+    Quantised behind it, channels of the second part come out wrong there (OpenVINO 2026.4, by a third of their size).
+    """
+    while (node := made_by.get(name)) is not None and node.op_type in _TOGETHER:
+        varying = [given for given in node.input if given and given not in constants]
+        if len(varying) != 1:
+            return False
+        name = varying[0]
+    return node is not None and node.op_type == "Concat"
 
 
 def _checked(model: onnx.ModelProto, precision: str) -> bytes:
