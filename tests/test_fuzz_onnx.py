@@ -7,7 +7,7 @@ from semseal.runtime.onnxfile import check_onnx
 
 
 def test_no_file_is_answered_with_a_traceback():
-    cases = [f"{kind}:{number}" for number in range(40) for kind in ("mutated", "generated")]
+    cases = [f"{kind}:{number}" for number in range(16) for kind in ("mutated", "generated")]
     outcomes = list(run(cases))
     assert [outcome.case for outcome in outcomes] == cases
     assert not [outcome for outcome in outcomes if outcome.is_finding]
@@ -23,10 +23,10 @@ def test_a_case_is_the_same_each_time(kind):
 
 def test_the_walk_through_the_bytes_raises_nothing_else():
     refused = 0
-    for number in range(300):
+    for number in range(100):
         for data in files_of(f"mutated:{number}"):
             try:
                 check_onnx(data)
             except GraphError:
                 refused += 1
-    assert refused > 10
+    assert refused > 3

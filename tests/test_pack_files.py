@@ -189,7 +189,8 @@ class Squeezed(nn.Module):
         self.layer = nn.Conv2d(3, 8, 4, 4)
 
     def forward(self, x):
-        return self.layer(x).squeeze(0)
+        y = self.layer(x)
+        return y.squeeze(0) if len(y) == 1 else y
 
 
 def exported(module, example, path, dynamic):
@@ -209,7 +210,7 @@ def test_features_that_lost_their_batch_axis(tmp_path, dynamic):
     back = nn.Sequential(nn.ConvTranspose2d(8, 3, 4, 4), nn.Sigmoid())
     transmitter = exported(Squeezed(), torch.rand(1, 3, 32, 32), tmp_path / "t.onnx", dynamic)
     receiver = exported(back, Squeezed()(torch.rand(1, 3, 32, 32)), tmp_path / "r.onnx", dynamic)
-    with pytest.raises(GraphError, match=r"^transmitter: .*batch axis.*\nhint: export it with a dummy batch of 2 or more"):
+    with pytest.raises(GraphError, match=r"^transmitter: .*batch axis.*\nhint: take squeeze.* a dummy batch of 2 or more"):
         pack_graphs(transmitter, receiver)
     # as the hint has it
     transmitter = exported(Squeezed(), torch.rand(2, 3, 32, 32), tmp_path / "t.onnx", dynamic=True)
@@ -269,12 +270,12 @@ def test_weights_beside_the_graph_are_read_into_one_file(outside, tmp_path):
 def test_weights_in_a_folder_beside_the_graph_and_without_a_length(outside):
     folder = outside.parent / "weights"
     folder.mkdir()
+    plain, receiver = files_of("scalar-index")
     model = onnx.load(outside)
-    expected = in_order("transmitter", model.SerializeToString())
     convert_model_to_external_data(model, location="./weights/all.bin", size_threshold=0)
     onnx.save(model, outside)
     retold(outside, length=None)
-    assert in_order("transmitter", read_file("transmitter", outside)) == expected
+    assert pack_graphs(read_file("transmitter", outside), receiver).transmitter == pack_graphs(plain, receiver).transmitter
 
 
 UNREADABLE = {
@@ -377,10 +378,10 @@ def test_the_guard_is_there_where_it_is_needed():
     assert "IsNaN" in operators(packed.transmitter)
     assert "IsNaN" not in operators(packed.receiver) | operators(plain.transmitter) | operators(plain.receiver)
     # of grey pictures too: what is left of their mean is nothing
-    flat = f"m = ReduceMean<axes = [1, 2, 3]>(x) d = Sub(x, m) flat = Flatten(d) {UNIT}"
+    flat = f"a = Constant<value_ints = [1, 2, 3]>() m = ReduceMean(x, a) d = Sub(x, m) flat = Flatten(d) {UNIT}"
     centred = f"{flat} s = Constant<value_ints = [-1, 3, 16, 12]>()"
-    unit = by_hand(f"{SMALL} x", f"{SMALL} y", f"{centred} y = Reshape(unit, s)", opset=17)
-    packed = pack_graphs(unit, by_hand(f"{SMALL} y", f"{SMALL} x", "x = Sigmoid(y)", opset=17))
+    unit = by_hand(f"{SMALL} x", f"{SMALL} y", f"{centred} y = Reshape(unit, s)")
+    packed = pack_graphs(unit, by_hand(f"{SMALL} y", f"{SMALL} x", "x = Sigmoid(y)"))
     grey = np.full((1, 3, 16, 12), 0.5, np.float32)
     assert not open_engine("onnxruntime-cpu", packed.transmitter)(grey, np.arange(packed.layout.h, dtype=np.int32)[None]).any()
 

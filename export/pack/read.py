@@ -23,8 +23,8 @@ from semseal.runtime.errors import GraphError
 DOMAINS = ("", "ai.onnx")
 MAX_PIXELS = 2**22  # of a picture; a dozen are held at once, several times over
 KEEP_BATCH = (
-    "export it with a dummy batch of 2 or more, torch.onnx.export(model, torch.rand(2, ...)), and a dynamic batch: with one of "
-    "1, squeeze() takes the batch too"
+    "take squeeze() out of the model, or, where it is for one picture only, export with a dummy batch of 2 or more, "
+    "torch.onnx.export(model, torch.rand(2, ...)), and a dynamic batch"
 )
 
 

@@ -29,7 +29,7 @@ EXPORT_AGAIN = "export the model again, as one ONNX file"
 TOO_LARGE = f"a bundle's files hold up to {MAX_FILE_BYTES >> 20} MiB: use a smaller model"
 
 _KEYS = {"location", "offset", "length", "checksum"}  # what onnx.proto knows of a tensor in another file
-_SMALL = {TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.FLOAT4E2M1: 4}  # bits of an element
+_SMALL: dict[int, int] = {TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.FLOAT4E2M1: 4}  # bits of an element
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # without the last, a FIFO would be waited for
 _OF_FOLDER = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_DIRECTORY
 
@@ -182,7 +182,7 @@ def _read_in(tensors: Sequence[TensorProto], folder: Path, left: int) -> None:
 def _size(tensor: TensorProto) -> int:
     """Bytes of a tensor's elements. Raises GraphError."""
     try:
-        bits = _SMALL.get(tensor.data_type) or 8 * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        bits = _SMALL.get(tensor.data_type) or 8 * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
     except (KeyError, TypeError):
         bits = 0
     if not bits or tensor.data_type == TensorProto.STRING or any(axis < 0 for axis in tensor.dims):
