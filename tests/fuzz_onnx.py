@@ -8,7 +8,7 @@
     generated    a pair around one to three operators of an opset from 11 to 23, with inputs of any type and attributes drawn
 
 A case is its kind and number; the same number makes the same files, as long as the pairs that it begins with, torch and onnx
-stay the same. Cases run in a worker, a process that may take MEMORY_BYTES, and one that takes more than TIMEOUT_S is ended.
+stay the same. Cases run in a worker, a process that may take MEMORY_BYTES; more than TIMEOUT_S of the processor is a finding.
 Each goes through ``check_onnx`` and ``attempt``, which ``pack`` runs in a process of its own; of what packs, the graphs with
 mixing and bytes are made, and every tenth time those in fp16 and int8. What is not refused by a GraphError that names the side,
 in one line and with a hint, is a finding: its files and its traceback are written down. So is a worker that breaks down, unless
@@ -58,7 +58,7 @@ class Outcome:
     case: str
     kind: str
     detail: str
-    seconds: float
+    seconds: float  # of the processor
     peak: int  # bytes
 
     @property
@@ -349,12 +349,12 @@ def run_case(case: str) -> Outcome:
     files = files_of(case)
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # forget the largest memory so far
-    start = time.monotonic()
+    start = time.process_time()
     try:
         kind, detail = _through(files, deep=random.Random(case).random() < 0.1)
     except Exception:
         kind, detail = "traceback", traceback.format_exc()
-    return Outcome(case, kind, detail, time.monotonic() - start, _peak())
+    return Outcome(case, kind, detail, time.process_time() - start, _peak())
 
 
 def _peak() -> int:
@@ -413,7 +413,7 @@ def run(cases: list[str]) -> Iterator[Outcome]:
         assert process.stdout is not None
         process.stdin.write(f"{case}\n")
         process.stdin.flush()
-        ready, _, _ = select.select([process.stdout], [], [], TIMEOUT_S + 60)  # the first takes the imports too
+        ready, _, _ = select.select([process.stdout], [], [], 10 * TIMEOUT_S)  # others may use the processor too
         line = process.stdout.readline() if ready else ""
         if line:
             outcome = Outcome(**json.loads(line))

@@ -108,7 +108,7 @@ def pack_graphs(transmitter: bytes, receiver: bytes) -> Packed:
     sender, recipient = open_session("transmitter", transmitter), open_session("receiver", receiver)
     images = open_pictures("photos", "valid").take(PICTURES, height, width)
 
-    layout = row_layout(one_by_one("transmitter", sender, images[:1]).shape[1:])  # before memory goes into the others
+    layout = row_layout(one_by_one("transmitter", sender, images[:2]).shape[1:])  # before memory goes into the others
     features = one_by_one("transmitter", sender, images)
     check_receiver_input(pair[1].graph.input[0], layout.shape)
     original = one_by_one("receiver", recipient, features)
