@@ -5,9 +5,9 @@ INT8   Q/DQ in front of every convolution and matrix product, none behind: activ
        engine fuses convolution, activation and the next quantiser into one kernel. Symmetric, weights per channel,
        biases in float: TensorRT takes nothing else. The layer that reads the picture itself stays in float, because
        symmetric Q/DQ would halve the picture's 256 levels, and so do a linear path beside the network, which carries what is
-       beyond 40 dB, what is computed once for each image, and a layer behind a Concat, which OpenVINO gets wrong. Where a layer
-       needs some channels more exactly than 8 bits give, it takes them twice: rounded, and what the rounding leaves, FINER times
-       larger
+       beyond 40 dB, what is computed once for each image, and a layer behind a Concat, which OpenVINO gets wrong. Where a
+       layer needs some channels more exactly than 8 bits give, it takes them twice: rounded, and what the rounding leaves,
+       FINER times larger
 """
 
 import contextlib
