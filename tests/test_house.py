@@ -42,6 +42,7 @@ ORDER = (
     ("runtime.audit",),
     ("train",),
     ("export",),
+    ("runtime.cli_audit",),
     ("runtime.cli", "runtime.api"),
 )
 FOLDERS = ("train", "export", "runtime")
