@@ -108,15 +108,17 @@ def export(source: str, size: tuple[int, int] | None, bundle: Path, sign: Path |
     """
     from semseal.export.bundle import export_bundle, export_run
     from semseal.runtime.bundle import check_free, open_bundle
+    from semseal.runtime.progress import stages
     from semseal.runtime.signing import owner_key
 
     chosen = _chosen(deployed)
     check_free(bundle, force)  # before the minutes that the rest takes
     key = owner_key(sign)
-    if size is not None and not (Path(source) / "config.json").exists():
-        made = export_bundle(open_bundle(source), bundle, size, **chosen, signing_key=key, force=force)
-    else:
-        made = export_run(Path(source), bundle, size, **chosen, signing_key=key, force=force)
+    with stages("export") as tell:
+        if size is not None and not (Path(source) / "config.json").exists():
+            made = export_bundle(open_bundle(source), bundle, size, **chosen, signing_key=key, force=force, tell=tell)
+        else:
+            made = export_run(Path(source), bundle, size, **chosen, signing_key=key, force=force, tell=tell)
     _print_made(made, key)
 
 
@@ -247,7 +249,7 @@ def keygen(file: Path) -> None:
     out.print(f"{file}: new key, mode 0600; whoever has this file can read the link", markup=False, soft_wrap=True)
 
 
-# packages that extras bring, by the name of their import
+# packages that extras bring, by the name of their import; where a verb needs an extra whole, that is told by the verb
 EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "scipy", "skimage", "sklearn"), "cpu,train,audit"),
     **dict.fromkeys(("lightning_fabric", "onnxscript", "safetensors"), "cpu,train"),
@@ -257,6 +259,7 @@ EXTRAS = {
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "rtx",
 }
+EXTRAS_OF_VERBS = {"demo": "cpu,audit", "audit": "cpu,audit", "train": "cpu,train", "export": "cpu,train", "pack": "cpu,train"}
 REFUSALS = {
     errno.ENOSPC: "free some space there, or choose another folder",
     errno.EDQUOT: "free some space there, or choose another folder",
@@ -291,7 +294,9 @@ def main() -> None:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        _complain(f"this command needs the package {package}", f"in the source folder, pip install '.[{EXTRAS[package]}]'")
+        verb = next(iter(sys.argv[1:]), "")
+        extra = EXTRAS[package] if "," not in EXTRAS[package] else EXTRAS_OF_VERBS.get(verb, EXTRAS[package])
+        _complain(f"this command needs the package {package}", f"in the source folder, pip install '.[{extra}]'")
         sys.exit(3)
     except OSError as error:
         if not isinstance(error.filename, str):

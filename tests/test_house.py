@@ -28,6 +28,7 @@ ORDER = (
         "runtime.metrics",
         "runtime.channel",
         "runtime.pictures",
+        "runtime.progress",
     ),
     ("runtime.onnxwrite",),
     ("runtime.defense", "runtime.pixels"),

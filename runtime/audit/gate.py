@@ -200,7 +200,7 @@ def write_junit(file: Path, results: Results) -> None:
     }.items():
         ElementTree.SubElement(properties, "property", {"name": name, "value": _printable(value)})
     for gate in results.gate:
-        case = ElementTree.SubElement(suite, "testcase", {"name": gate.name, "classname": "semseal.audit"})
+        case = ElementTree.SubElement(suite, "testcase", {"name": gate.name, "classname": "semseal-audit"})
         said = _printable(line(gate))
         if not gate.passed:
             kind = "unmeasured" if gate.figure is None else "budget"

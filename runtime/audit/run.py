@@ -37,6 +37,7 @@ from semseal.runtime.environment import Environment, environment
 from semseal.runtime.errors import AuditError, GraphError
 from semseal.runtime.files import write_atomically
 from semseal.runtime.pictures import open_pictures
+from semseal.runtime.progress import told
 
 # that figures depend on
 PACKAGES = ("semseal", "numpy", "scipy", "onnxruntime", "openvino", "torch", "scikit-image", "scikit-learn")
@@ -246,7 +247,8 @@ def _measure_all(planned: list[tuple[Cell, _Work]], folder: Path, settings: Sett
     """Measure what is not there yet, in ``jobs`` processes, with a bar in estimated seconds."""
     missing = [(cell, work) for cell, work in planned if not (folder / file_name(cell)).exists()]
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), transient=True, speed_estimate_period=300) as progress:
+    columns = (*columns, TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, transient=True, speed_estimate_period=300) as progress, told(progress):
         bar = progress.add_task("audit", total=sum(_seconds(cell, settings) for cell, _ in missing))
         if jobs > 1:
             tasks = (delayed(_measure)(work, cell, folder / file_name(cell)) for cell, work in missing)
@@ -259,7 +261,7 @@ def _measure_all(planned: list[tuple[Cell, _Work]], folder: Path, settings: Sett
         done = 0.0
         for cell, work in missing:
             eve = "" if cell.eve_snr is None else f", Eve {cell.eve_snr:g} dB"
-            progress.update(bar, description=f"{cell.attack}, {cell.defense}, {cell.main_snr:g} dB{eve}")
+            progress.update(bar, description=f"{cell.attack}, {cell.defense}, {_words(work.place)}, {cell.main_snr:g} dB{eve}")
             measure(_scene(work), cell, folder / file_name(cell), lambda seconds: progress.advance(bar, seconds))
             done += _seconds(cell, settings)
             progress.update(bar, completed=done)
