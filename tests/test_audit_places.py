@@ -160,7 +160,8 @@ def test_the_edge_network_is_told_the_noise_that_the_equaliser_leaves(edge_bundl
     scene.__dict__["_noise"] = lambda rows, snr_db: np.full(len(rows), 10 ** (-snr_db / 10))  # the noise before it
     assert told > psnr(scene.images, scene.decode(rows, scene.scales, 10.0)).mean() or kind == "multipath"
     frames = [
-        dataclasses.replace(frame, symbols=row) for frame, row in zip(scene.send(scene.images, BY_NAME["none"]), received)
+        dataclasses.replace(frame, symbols=row)
+        for frame, row in zip(scene.send(scene.images, BY_NAME["none"]), received, strict=True)
     ]
     bob = Receiver(edge_bundle, scene.key).receive(frames)
     assert psnr(scene.images, bob).mean() == pytest.approx(told, abs=0.2)  # he measures it as she does
