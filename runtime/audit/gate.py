@@ -114,10 +114,12 @@ def _judge(name: str, bound: float, results: Results, settings: Settings, places
     if worst is not None and worst[0] > bound:  # over, whatever was not measured
         return Gate(name, bound, worst[0], False, figure.what, "", worst[1])
     if gaps or worst is None:
-        cell, why = gaps[0] if gaps else (None, "nothing was measured")
+        if not gaps:
+            return Gate(name, bound, None, False, figure.what, "nothing was measured", None)
+        missing, why = gaps[0]
         more = f", and {len(gaps) - 1} more" if len(gaps) > 1 else ""
-        where = "" if cell is None else f"{cell.attack} under {DEFENSES[cell.defense].title}, {_place(cell)}, "
-        return Gate(name, bound, None, False, figure.what, f"{where}{why}{more}", cell)
+        where = f"{missing.attack} under {DEFENSES[missing.defense].title}, {_place(missing)}"
+        return Gate(name, bound, None, False, figure.what, f"{where}, {why}{more}", missing)
     return Gate(name, bound, worst[0], True, figure.what, "", worst[1])
 
 

@@ -167,22 +167,25 @@ def _strips(results: Results, pictures: Pictures, images: Images) -> list[tuple[
                 continue
             cells = [place.cell(attack, defense, best) for attack in _attacks_among(pictures)]
             shown = [cell for cell in (bob, *cells) if cell in pictures]
-            left_out = [_why_left_out(cell, results) for cell in cells if cell not in pictures]
+            left_out = _left_out([cell for cell in cells if cell not in pictures], results)
             thumbnails = (sent, *(_thumbnail(cell, pictures, cell in void, px) for cell in shown))
-            here.append(Strip(defense, thumbnails, tuple(filter(None, left_out))))
+            here.append(Strip(defense, thumbnails, left_out))
         strips.append((tables.full_title(place, best), here))
     return strips
 
 
-def _why_left_out(cell: Cell, results: Results) -> str:
-    """Why there is no picture of an attack that could be made under this defence; nothing where it could not."""
-    if not _applies(cell.attack, cell.defense):
-        return ""
-    if cell.defense not in results.settings.defenses:
-        return f"{cell.attack}: not asked for under this defence, which is here as the control of others"
-    if reason := gate.why_missing(cell, results):
-        return f"{cell.attack}: {reason}"
-    return f"{cell.attack}: not asked for here"
+def _left_out(cells: list[Cell], results: Results) -> tuple[str, ...]:
+    """Why there is no picture of the attacks that could be made under this defence, a sentence for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for cell in cells:
+        if not _applies(cell.attack, cell.defense):
+            continue
+        reason = gate.why_missing(cell, results)
+        if not reason:
+            control = cell.defense not in results.settings.defenses
+            reason = "not asked for under this defence" + (", which is here as a control" if control else "")
+        reasons.setdefault(reason, []).append(cell.attack)
+    return tuple(f"{', '.join(attacks)}: {reason}" for reason, attacks in reasons.items())
 
 
 def _shown_px(results: Results, pictures: Pictures, images: Images) -> tuple[int, int]:

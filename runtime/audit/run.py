@@ -246,8 +246,14 @@ def _measure(work: _Work, cell: Cell, file: Path) -> Cell:
 def _measure_all(planned: list[tuple[Cell, _Work]], folder: Path, settings: Settings, jobs: int) -> None:
     """Measure what is not there yet, in ``jobs`` processes, with a bar in estimated seconds."""
     missing = [(cell, work) for cell, work in planned if not (folder / file_name(cell)).exists()]
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeElapsedColumn())
-    columns = (*columns, TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, transient=True, speed_estimate_period=300) as progress, told(progress):
         bar = progress.add_task("audit", total=sum(_seconds(cell, settings) for cell, _ in missing))
         if jobs > 1:

@@ -29,7 +29,8 @@ from semseal.runtime.defense.defenses import BY_NAME, DEFENSES
 MAX_PLACES = 3  # columns that fit a terminal
 PUBLISHED = tuple(attack.name for attack in ATTACKS if attack.published)
 
-Row = TypeVar("Row", PictureRow, GameRow)
+Either = PictureRow | GameRow
+Row = TypeVar("Row", PictureRow, GameRow, Either)
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def full_title(place: Place, eve_snr: float | None = None) -> str:
     return f"{place.bundle}, {eve}{main}, {place.engine} {place.precision}"
 
 
-def side_by_side(results: Results) -> list[Line[PictureRow | GameRow]]:
+def side_by_side(results: Results) -> list[Line[Either]]:
     """Each attack under each defence at Eve's highest SNR, a column for each place; nothing where there is one place.
 
     The label is that of the attack and of the defence.
@@ -113,8 +114,9 @@ def side_by_side(results: Results) -> list[Line[PictureRow | GameRow]]:
     places, best = results.every_place, max(results.settings.eve_snrs)
     if len(places) < 2:
         return []
-    found: dict[tuple[str, str], dict[tuple[str, float, str, str], PictureRow | GameRow]] = {}
-    for row in (*results.rows, *results.games):
+    found: dict[tuple[str, str], dict[tuple[str, float, str, str], Either]] = {}
+    rows: tuple[Either, ...] = (*results.rows, *results.games)
+    for row in rows:
         if row.eve_snr in (None, best):
             name = {"bob": "Bob", "mean-picture": "mean picture"}.get(row.attack, row.attack)
             label = f"{name}, {row.name}" if isinstance(row, GameRow) else name
@@ -122,10 +124,10 @@ def side_by_side(results: Results) -> list[Line[PictureRow | GameRow]]:
     return [
         Line(
             f"{label}: {BY_NAME[defense].short}",
-            next(iter(rows.values())).attack,
-            tuple(rows.get(place_key(place)) for place in places),
+            next(iter(here.values())).attack,
+            tuple(here.get(place_key(place)) for place in places),
         )
-        for (label, defense), rows in found.items()
+        for (label, defense), here in found.items()
     ]
 
 

@@ -84,7 +84,7 @@ def limits(results: Results) -> list[str]:
         said.append(f"{settings.pictures} pictures, {settings.optimised_pictures} for {optimised()}: the intervals are wide.")
     if any(row.verdict is not None for row in results.rows):
         # where none of n pictures leaks, at most 3 / n of all do, with 95 % confidence
-        rare = " or ".join(str(count // 3) for count in dict.fromkeys((settings.pictures, settings.optimised_pictures)))
+        rare = " or ".join(map(str, dict.fromkeys(count // 3 for count in (settings.pictures, settings.optimised_pictures))))
         said.append(f"These are means over pictures: a leak of fewer than one picture in {rare} may have been missed.")
     void = sorted({name for verdict in found for name in verdict.void})
     if void:
