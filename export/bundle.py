@@ -1,6 +1,7 @@
 """A run -> a bundle, with the proof that the deployed graphs do what the trained model did."""
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +27,7 @@ from semseal.runtime.mixing import with_mix
 from semseal.runtime.pictures import open_pictures
 from semseal.runtime.progress import Stage
 from semseal.train.config import ModelConfig, TrainConfig
-from semseal.train.edge import EdgeCodec
+from semseal.train.edge import EdgeCodec, Int8Step
 from semseal.train.fit import Link, last_row, load_run, resized
 
 _WEIGHTS = "model."  # before the names of a model's weights in its graphs
@@ -128,7 +129,7 @@ def deploy(
     capabilities: Sequence[int] = (),
     calibration: str = "photos",
     *,
-    steps: Mapping[str, float] | None = None,
+    steps: Mapping[str, Int8Step] | None = None,
     signing_key: Ed25519PrivateKey | None,
     force: bool = False,
     tell: Stage = lambda what, i, n: None,
@@ -149,7 +150,7 @@ def deploy(
     made = [precision for precision in PRECISIONS if precision == "fp32" or precision in precisions]
     model = manifest["model"]
     _check_size(model)
-    images = open_pictures(calibration, "valid").take(PARITY_PICTURES, model["height"], model["width"], fewer=True)
+    images = _taken(calibration, "valid", PARITY_PICTURES, model, "parity")
     parts = len(engines) + 2
     tell(f"graphs in {', '.join(made)}", 1, parts)
     graphs = _precisions(transmitter, receiver, made, manifest, calibration, steps)
@@ -191,7 +192,7 @@ def _precisions(
     made: Sequence[str],
     manifest: dict[str, Any],
     calibration: str,
-    steps: Mapping[str, float] | None,
+    steps: Mapping[str, Int8Step] | None,
 ) -> dict[tuple[str, str], bytes]:
     """The two fp32 graphs and what is made of them, by (side, precision)."""
     graphs = {("transmitter", "fp32"): transmitter, ("receiver", "fp32"): receiver}
@@ -209,6 +210,15 @@ def _mixing(graphs: dict[tuple[str, str], bytes], model: dict[str, Any]) -> dict
     return {(f"{side}-mix", name): with_mix(graph, side, h, model["w"] * c, c) for (side, name), graph in graphs.items()}
 
 
+def _taken(data: str, split: str, n: int, model: dict[str, Any], purpose: str) -> NDArray[np.float32]:
+    """n pictures or as many as there are; what is missing is said on stderr."""
+    pictures = open_pictures(data, split)
+    images = pictures.take(n, model["height"], model["width"], fewer=True)
+    for line in pictures.remarks(len(images), n, purpose):
+        print(line, file=sys.stderr)
+    return images
+
+
 def _calibration(
     transmitter: bytes, model: dict[str, Any], snr_db: Sequence[float], data: str
 ) -> dict[str, list[dict[str, NDArray[Any]]]]:
@@ -216,7 +226,7 @@ def _calibration(
 
     The pictures take turns through the range of SNRs.
     """
-    images = open_pictures(data, "train").take(CALIBRATION_PICTURES, model["height"], model["width"], fewer=True)
+    images = _taken(data, "train", CALIBRATION_PICTURES, model, "calibration")
     identity = np.arange(model["h"], dtype=np.int32)[None]
     run = open_engine("onnxruntime-cpu", transmitter)
     rng = np.random.default_rng(1)

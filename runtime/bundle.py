@@ -33,7 +33,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from semseal.runtime import signing
 from semseal.runtime.errors import BundleError, GraphError
-from semseal.runtime.files import named, write_atomically
+from semseal.runtime.files import check_writable, expanded, named, write_atomically
 from semseal.runtime.mixing import with_mix
 from semseal.runtime.onnxfile import check_onnx
 from semseal.runtime.pixels import with_pixels
@@ -193,7 +193,7 @@ def open_bundle(path: Path | str, owner: str | Path | None = None) -> Bundle:
     no such key, when the signature is missing or not the owner's, and when it is no bundle of this format.
     """
     by_name = not Path(path).exists() and Path(path).name == str(path) and packaged_bundle(str(path)).is_dir()
-    path = packaged_bundle(str(path)) if by_name else Path(path)
+    path = packaged_bundle(str(path)) if by_name else expanded(path)
     return _parse(path, _verified_manifest(path, owner))
 
 
@@ -235,7 +235,11 @@ def write_bundle(
 
 
 def check_free(path: Path, force: bool = False) -> None:
-    """Raises BundleError unless ``path`` is free for a bundle: not there, an empty folder, or with ``force`` a bundle."""
+    """Raises BundleError unless ``path`` is free for a bundle: not there, an empty folder, or with ``force`` a bundle.
+
+    Raises OSError with ``path`` where it cannot be written.
+    """
+    check_writable(path)
     if path.exists() and not path.is_dir():
         raise BundleError(f"{path} is not a folder", "choose another --out")
     held = [entry.name for entry in path.iterdir()] if path.exists() else []

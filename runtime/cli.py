@@ -13,7 +13,9 @@ What is neither of these is a bug, and shows as one: with its traceback.
 
 import dataclasses
 import errno
+import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,10 +24,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from semseal.runtime.bundle import PRECISIONS
 from semseal.runtime.cli_audit import audit, demo
 from semseal.runtime.errors import SemsealError
-from semseal.runtime.options import FILE, FOLDER, PLAN_ENGINES, LazyChoice, Size, deployable, example, written
+from semseal.runtime.files import shown
+from semseal.runtime.options import FILE, FOLDER, NEW_FILE, PLAN_ENGINES, LazyChoice, Size, deployable, example, written
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -138,7 +142,7 @@ def pack(transmitter: Path, receiver: Path, snr: float, bundle: Path, sign: Path
     key = owner_key(sign)
     made = make(transmitter, receiver, bundle, snr, **chosen, signing_key=key, force=force)
     for note in made.manifest["packed"]["notes"]:
-        out.print(note, markup=False, soft_wrap=True)
+        _say(note)
     _print_made(made, key)
 
 
@@ -181,23 +185,23 @@ def _print_made(bundle: "Bundle", key: "Ed25519PrivateKey") -> None:
 
 
 def _print_plan(name: str, size: int) -> None:
-    out.print(f"{name}: {size / 1e6:.2f} MB", highlight=False, soft_wrap=True)
+    _say(f"{name}: {size / 1e6:.2f} MB")
 
 
 def _print_pin(key: "Ed25519PrivateKey") -> None:
     from semseal.runtime.signing import VARIABLE, public_text
 
-    out.print(f"signed; on another machine first: export {VARIABLE}={public_text(key)}", markup=False, soft_wrap=True)
+    _say(f"signed; on another machine first: export {VARIABLE}={public_text(key)}")
 
 
 def _print_parity(bundle: "Bundle") -> None:
     parity = bundle.manifest["parity"]
     reference, *rows = parity["rows"]
     pictures = f"{parity['pictures']} pictures of {parity['data']}"
-    table = Table(
-        title=f"{bundle.path}: PSNR in dB on {pictures}, difference from the reference; "
-        f"bandwidth ratio {bundle.bandwidth_ratio:.4f}"
+    title = (
+        f"{bundle.path}: PSNR in dB on {pictures}, difference from the reference; bandwidth ratio {bundle.bandwidth_ratio:.4f}"
     )
+    table = Table(title=Text(shown(title)))  # names as they are: in a str, what stands in brackets is markup
     for column in ("engine", "transmitter", "receiver"):
         table.add_column(column, no_wrap=True)
     for snr in reference["psnr"]:
@@ -210,14 +214,18 @@ def _print_parity(bundle: "Bundle") -> None:
     out.print(table)
     for name, difference in parity["differences"].items():
         low, high = difference["power_per_symbol"]
-        out.print(
+        _say(
             f"{name}: largest difference of a symbol {difference['max_symbol_error']:.2e}, of a picture "
-            f"{difference['max_image_error']:.2e}; power per symbol {low:.6f} to {high:.6f}",
-            soft_wrap=True,
+            f"{difference['max_image_error']:.2e}; power per symbol {low:.6f} to {high:.6f}"
         )
     for graph, providers in parity["providers"].items():
         counts = ", ".join(f"{sum(operators.values())} nodes on {name}" for name, operators in providers.items())
-        out.print(f"{graph}.onnx in ONNX Runtime: {counts}", soft_wrap=True)
+        _say(f"{graph}.onnx in ONNX Runtime: {counts}")
+
+
+def _say(line: str) -> None:
+    """Print a line that may hold any name."""
+    out.print(Text(shown(line)), soft_wrap=True)
 
 
 cli.add_command(audit)
@@ -240,13 +248,13 @@ def doctor(as_json: bool) -> None:
 
 
 @cli.command(epilog=example("semseal keygen alice.key"))
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("file", type=NEW_FILE)
 def keygen(file: Path) -> None:
     """Make a new key file that only you can read."""
     from semseal.runtime.defense.keys import generate_key, write_key
 
     write_key(file, generate_key())
-    out.print(f"{file}: new key, mode 0600; whoever has this file can read the link", markup=False, soft_wrap=True)
+    _say(f"{file}: new key, mode 0600; whoever has this file can read the link")
 
 
 # packages that extras bring, by the name of their import; where a verb needs an extra whole, that is told by the verb
@@ -263,6 +271,7 @@ EXTRAS_OF_VERBS = {"demo": "cpu,audit", "audit": "cpu,audit", "train": "cpu,trai
 REFUSALS = {
     errno.ENOSPC: "free some space there, or choose another folder",
     errno.EDQUOT: "free some space there, or choose another folder",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), or choose another file system",
     errno.EROFS: "choose a folder that can be written to",
     errno.EACCES: "choose a place where you may read and write, or change its mode",
     errno.EPERM: "choose a place where you may read and write, or change its mode",
@@ -270,13 +279,16 @@ REFUSALS = {
 
 
 def _complain(message: str, hint: str) -> None:
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {shown(message)}", err=True)
     if hint:
-        click.echo(f"hint: {hint}", err=True)
+        click.echo(f"hint: {shown(hint)}", err=True)
 
 
 def main() -> None:
     """Run the program. What is expected to fail prints ``error:`` and ``hint:``; anything else escapes with its traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of a locale that lacks a character, or a name that is no text
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:
@@ -299,7 +311,9 @@ def main() -> None:
         _complain(f"this command needs the package {package}", f"in the source folder, pip install '.[{extra}]'")
         sys.exit(3)
     except OSError as error:
-        if not isinstance(error.filename, str):
+        named = isinstance(error.filename, str | bytes)
+        if not named and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _complain(f"{error.strerror}: {error.filename}", REFUSALS.get(error.errno or 0, ""))
+        where = os.fsdecode(error.filename) if named else "what is printed here"
+        _complain(f"{error.strerror}: {where}", REFUSALS.get(error.errno or 0, ""))
         sys.exit(3)

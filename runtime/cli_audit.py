@@ -13,7 +13,7 @@ from semseal.runtime.bundle import PRECISIONS
 from semseal.runtime.channel import CHANNELS
 from semseal.runtime.defense.defenses import BY_NAME
 from semseal.runtime.engine import ENGINES
-from semseal.runtime.options import FOLDER, PRECISION, LazyChoice, example
+from semseal.runtime.options import FOLDER, NEW_FILE, PRECISION, LazyChoice, example
 
 if TYPE_CHECKING:
     from semseal.runtime.audit.settings import Settings
@@ -57,6 +57,11 @@ class Budget(click.ParamType):
 @click.option("--out", "folder", required=True, type=FOLDER, metavar="DIR", help="folder of the results")
 @click.option("--quick", is_flag=True, help="few pictures and steps: minutes on 2 cores, wide intervals")
 @click.option("--pictures", type=int, help="held-out pictures to measure on  [default: 200, with --quick 16]")
+@click.option(
+    "--attacker-pictures",
+    type=int,
+    help="other pictures, that Eve trains on  [default: 800, with --quick 200; fewer, and said, where there are no more]",
+)
 @click.option(
     "--defense",
     "defenses",
@@ -114,7 +119,7 @@ class Budget(click.ParamType):
     help="exit with 1 if the upper 95 % bound of a figure is above VALUE under any defence measured: an attack that is a "
     "game (identification, linkability, ...), psnr, ssim or advantage; VALUE alone is identification; may be repeated",
 )
-@click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="write the budgets as JUnit XML")
+@click.option("--junit", type=NEW_FILE, metavar="FILE", help="write the budgets as JUnit XML")
 @click.option("--seed", type=int, default=0, show_default=True)
 def audit(
     bundles: tuple[str, ...],
@@ -171,6 +176,7 @@ def _check_gate(settings: "Settings", budgets: tuple[tuple[str, float], ...], ju
 def _settings(
     quick: bool,
     pictures: int | None,
+    attacker_pictures: int | None,
     defenses: tuple[str, ...],
     attacks: tuple[str, ...],
     eve_snrs: tuple[float, ...],
@@ -185,6 +191,7 @@ def _settings(
     """What the options of ``audit`` ask for."""
     from semseal.runtime.attacks import whitebox
     from semseal.runtime.audit.matrix import FULL, QUICK
+    from semseal.runtime.audit.taken import MIN_ATTACKER_PICTURES
 
     settings = dataclasses.replace(QUICK if quick else FULL, seed=seed)
     if white_box == "paper":
@@ -194,6 +201,10 @@ def _settings(
             raise click.UsageError(f"--pictures must be even, as they are sent in pairs, and at least 6, got {pictures}")
         few = min(pictures, settings.optimised_pictures)
         settings = dataclasses.replace(settings, pictures=pictures, optimised_pictures=few)
+    if attacker_pictures is not None:
+        if attacker_pictures < MIN_ATTACKER_PICTURES:
+            raise click.UsageError(f"--attacker-pictures must be at least {MIN_ATTACKER_PICTURES}, got {attacker_pictures}")
+        settings = dataclasses.replace(settings, attacker_pictures=attacker_pictures)
     if eve_snrs:
         settings = dataclasses.replace(settings, eve_snrs=tuple(sorted(set(eve_snrs))))
     settings = dataclasses.replace(settings, main_snrs=tuple(sorted(set(main_snrs))), channel=channel, eve_channel=eve_channel)

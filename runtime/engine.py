@@ -11,8 +11,8 @@ The program is an ONNX graph, or for the last two a plan (see ``Bundle.program``
 order, whatever their number, shapes and types; inputs and output are NumPy arrays. On one H200, onnxruntime-cuda ran the
 packaged graphs within 1e-6 dB of the CPU in fp32, 0.002 in fp16 and 0.025 in int8; no other GPU engine has run on hardware.
 
-The libraries' telemetry is off (``semseal.runtime.libraries``). Open engines after a fork: one for the CPU also runs in a child
-that was forked later, but a child that frees it, or that ends otherwise than by ``os._exit``, waits for threads that are gone.
+The libraries' telemetry is off (``semseal.runtime.libraries``). A forked child may use an engine for the CPU that its parent
+opened, let go of it, and end as it likes: what the parent opened is never freed there. One on a GPU is opened after the fork.
 """
 
 import functools
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from semseal.runtime.errors import EngineError
 from semseal.runtime.gpu.device import MAX_KEPT_SHAPES, Engine
-from semseal.runtime.libraries import forks, load_onnxruntime, load_openvino
+from semseal.runtime.libraries import forks, load_onnxruntime, load_openvino, never_freed_by_a_child
 
 _SMALL = 2**17  # bytes of an input, below which a copy costs less than telling OpenVINO where it lies
 
@@ -40,9 +40,9 @@ def open_engine(name: str, program: bytes, threads: int | None = None) -> Engine
     if threads is not None and threads < 1:
         raise EngineError(f"threads must be at least 1, got {threads}", "leave it out to use every core")
     if name == "onnxruntime-cpu":
-        return _onnxruntime_cpu(program, threads)
+        return never_freed_by_a_child(_onnxruntime_cpu(program, threads))
     if name == "openvino":
-        return _openvino(program, threads)
+        return never_freed_by_a_child(_openvino(program, threads))
     if name not in ENGINES:
         raise EngineError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}", "semseal doctor tells which work here")
     if threads is not None:
@@ -50,8 +50,8 @@ def open_engine(name: str, program: bytes, threads: int | None = None) -> Engine
     from semseal.runtime.gpu import engines as gpu
 
     if name.startswith("onnxruntime"):
-        return gpu.open_onnxruntime_gpu(name, program)
-    return gpu.open_plan(name, program)
+        return never_freed_by_a_child(gpu.open_onnxruntime_gpu(name, program))
+    return never_freed_by_a_child(gpu.open_plan(name, program))
 
 
 def _onnxruntime_cpu(graph: bytes, threads: int | None) -> Engine:
@@ -76,7 +76,7 @@ def _onnxruntime_cpu(graph: bytes, threads: int | None) -> Engine:
 @functools.cache
 def _openvino_core() -> Any:
     """One for the process: its CPU plugin sets a signal stack, and of several the last to go would restore a freed one."""
-    return load_openvino("openvino").Core()
+    return never_freed_by_a_child(load_openvino("openvino").Core())
 
 
 class _Compiled:

@@ -2,8 +2,10 @@
 
     SemsealError ─┬─ BundleError     a bundle that must not be used
                   ├─ EngineError     an engine that cannot be had, or cannot run what it is given
+                  │   └─ SendError       pictures that cannot be sent; holds the frames of the others
                   ├─ GraphError      an ONNX graph that cannot be taken: unsafe, damaged, or of another kind
                   ├─ HeaderError     a frame that must not be decoded
+                  │   └─ ReceiveError    frames that gave no picture; holds the pictures of the others
                   ├─ KeyFileError    a key or key file of the link that cannot be used
                   ├─ SigningError    an owner's key that cannot be used, or a signature that does not hold
                   ├─ PictureError    a source of pictures that cannot be used
@@ -12,6 +14,11 @@
 
 A mistake in a Python call, such as an array of another shape, is a ValueError as everywhere else. No message holds a secret.
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from semseal.runtime.frame import Frame, Reception
 
 
 class SemsealError(Exception):
@@ -33,12 +40,34 @@ class EngineError(SemsealError):
     """An engine that cannot be had, or that cannot run what it is given; nothing else runs in its place."""
 
 
+class SendError(EngineError):
+    """Pictures that came out of the transmitter's engine as no symbols; the others of the call are not lost.
+
+    ``images`` lists their places in the call, ``frames`` has the frames of all others, in order, which may be sent.
+    """
+
+    def __init__(self, message: str, hint: str = "", images: "tuple[int, ...]" = (), frames: "tuple[Frame, ...]" = ()) -> None:
+        super().__init__(message, hint)
+        self.images, self.frames = images, frames
+
+
 class GraphError(SemsealError):
     """An ONNX graph that cannot be taken: unsafe or damaged bytes, a pair that does not fit, an operator without a gradient."""
 
 
 class HeaderError(SemsealError):
     """A frame that must not be decoded: its header is not authentic, was seen before, or does not belong to its symbols."""
+
+
+class ReceiveError(HeaderError):
+    """Frames that gave no picture; the others of the call are not lost.
+
+    ``receptions`` has what each frame of the call gave, in its order, as ``Receiver.receive_each`` returns it.
+    """
+
+    def __init__(self, message: str, hint: str = "", receptions: "tuple[Reception, ...]" = ()) -> None:
+        super().__init__(message, hint)
+        self.receptions = receptions
 
 
 class KeyFileError(SemsealError):

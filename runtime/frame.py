@@ -1,10 +1,12 @@
-"""A frame: what goes on air for one image, and the bytes that stand for it in a file or on a socket."""
+"""A frame: what goes on air for one image, and the bytes that stand for it in a file or on a socket; and what it gives Bob."""
 
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from semseal.runtime.errors import HeaderError
 
 _FRAME = struct.Struct("<4sHI")
 _MAGIC = b"SSF1"
@@ -40,17 +42,19 @@ class Frame:
         return Frame(symbols, data[_FRAME.size : _FRAME.size + header_size])
 
 
+@dataclass(frozen=True, eq=False)
+class Reception:
+    """What one frame gave Bob: its ``image``, or the ``error`` that says why not.
+
+    An image can come with an error: the other frame of its pair was lost or refused, and the rows that it carried are zero.
+    A noise tensor, which is there for its partner, gives neither.
+    """
+
+    image: NDArray[Any] | None = None
+    error: HeaderError | None = None
+
+
 def power(symbols: NDArray[np.complex64]) -> float:
-    """Mean power of a symbol."""
-    reals = symbols.view(np.float32)
+    """Mean power of a symbol; infinite or NaN where one of them is."""
+    reals = np.ascontiguousarray(symbols).view(np.float32)
     return float(np.einsum("i,i", reals, reals)) / len(symbols)
-
-
-def all_below(symbols: NDArray[np.complex64], limit: float) -> bool:
-    """Whether all magnitudes are below ``limit``; false for NaN."""
-    if symbols.flags.c_contiguous:
-        # both parts below limit / sqrt(2) is enough, and quicker to find out
-        reals = symbols.view(np.float32)
-        if max(reals.max(), -reals.min()) < 0.7 * limit:
-            return True
-    return bool((np.abs(symbols) < limit).all())

@@ -11,11 +11,12 @@ when it is imported. Both are off here, from before the library is imported, unl
 A library that the program imported before semseal did is left as it is.
 """
 
+import ctypes
 import os
 import sys
+import weakref
 from importlib import import_module
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from semseal.runtime.errors import EngineError
 
@@ -47,7 +48,8 @@ def load_onnxruntime(engine: str) -> Any:
 def load_openvino(engine: str) -> Any:
     """The module openvino, for ``engine``. Raises EngineError with the fix where it cannot be imported."""
     hidden = "openvino_telemetry"
-    if "openvino" in sys.modules or hidden in sys.modules or (Path.home() / "intel" / hidden).exists():
+    answer = os.path.join(os.path.expanduser("~"), "intel", hidden)  # unlike pathlib it takes a user without a home
+    if "openvino" in sys.modules or hidden in sys.modules or os.path.exists(answer):
         return _load(engine)
     sys.modules[hidden] = None  # type: ignore[assignment]  # an import of it fails, and OpenVINO goes on without
     try:
@@ -64,6 +66,8 @@ def _load(engine: str) -> Any:
 
 
 _forks = 0
+_opened: "weakref.WeakSet[Any]" = weakref.WeakSet()
+Opened = TypeVar("Opened")
 
 
 def forks() -> int:
@@ -75,9 +79,21 @@ def forks() -> int:
     return _forks
 
 
-def _count_fork() -> None:
+def never_freed_by_a_child(opened: Opened) -> Opened:
+    """The same object, which a forked child does not free, not even when it ends.
+
+    It holds threads: the child has none of them, and to free it would wait for them for ever.
+    """
+    _opened.add(opened)
+    return opened
+
+
+def _in_child() -> None:
     global _forks
     _forks += 1
+    for opened in list(_opened):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(opened))  # a reference that nobody gives back
+    _opened.clear()
 
 
-os.register_at_fork(after_in_child=_count_fork)
+os.register_at_fork(after_in_child=_in_child)

@@ -8,9 +8,19 @@ from typing import Any
 import click
 from semseal.runtime.bundle import PRECISIONS
 from semseal.runtime.engine import ENGINES
+from semseal.runtime.files import expanded
 
-FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+class UserPath(click.Path):
+    """A path; ``~`` at its start is the home folder, which no shell puts there behind ``--out=``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(expanded(value), param, ctx)
+
+
+FOLDER = UserPath(file_okay=False, path_type=Path)
+FILE = UserPath(exists=True, dir_okay=False, path_type=Path)
+NEW_FILE = UserPath(dir_okay=False, path_type=Path)
 PRECISION = click.Choice(PRECISIONS)
 PLAN_ENGINES = click.Choice([engine for engine in ENGINES if engine.startswith("tensorrt")])  # the others run the graphs
 

@@ -1,7 +1,7 @@
 """Where pictures come from: the three ``--data`` specs, as lists of files, and the crops made of them.
 
     photos           colour and grey photographs inside the installed scikit-image, scikit-learn packages
-    celeba:FOLDER    the layout of the CelebA release: img_align_celeba/*.jpg and list_eval_partition.txt
+    celeba:FOLDER    CelebA: its aligned pictures and list_eval_partition, as released or as on Kaggle
     folder:FOLDER    any pictures, searched recursively; a folder train beside valid or test in it: these are the splits
 
 Every spec has three splits. Bob's link is trained on ``train``, Eve's networks on ``test`` (as in the paper), and every
@@ -12,21 +12,27 @@ figure is measured on ``valid``, which neither of them saw (the paper measures o
     celeba    partition 0                  partition 2                  partition 1
     folder    3 files of 5, by name        every 5th                    every 5th, one further
      split    FOLDER/train                 FOLDER/test                  FOLDER/valid
+
+FOLDER may begin with ~. ``picturefile`` opens the files, ``picturefolder`` finds them.
 """
 
 import hashlib
 import importlib.util
+import os
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from semseal.runtime.errors import PictureError
+from semseal.runtime.files import shown
+from semseal.runtime.picturefile import read_picture
+from semseal.runtime.picturefolder import SUFFIXES, celeba, pictures_below
 
 SPLITS = ("train", "valid", "test")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
+MIN_FILES = 5  # in a folder that is not split already: then no split is empty
 
 # photographs and textures without a recognisable person; astronaut and camera show one and are held out, as is the cat
 _PHOTOS_TRAIN = (
@@ -49,7 +55,7 @@ _PHOTOS_VALID = (("skimage", "data/astronaut.png"), ("skimage", "data/chelsea.pn
 
 @dataclass
 class Pictures:
-    """The picture files of one split. ``skipped`` grows by every file that could not be decoded, with the reason."""
+    """The picture files of one split. ``skipped`` holds what could not be used so far, with the reason; it grows by loading."""
 
     spec: str
     split: str
@@ -62,18 +68,29 @@ class Pictures:
         if path in self.skipped:
             return None
         try:
-            return _decode_and_keep(path) if self.spec == "photos" else _decode(path)
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-            self.skipped[path] = str(error)
+            return _read_and_keep(path) if self.spec == "photos" else read_picture(path)
+        except PictureError as error:
+            self.skipped[path] = error.message
             return None
+
+    def reasons(self) -> dict[str, str]:
+        """``skipped`` by names that can be printed and written to any file."""
+        return {shown(path): shown(reason) for path, reason in self.skipped.items()}
+
+    def remarks(self, taken: int, wanted: int, purpose: str) -> list[str]:
+        """What a user is told after ``taken`` of ``wanted`` pictures were had for ``purpose``: those skipped, and too few."""
+        lines = [f"skipped {name}: {reason}" for name, reason in self.reasons().items()]
+        if taken < wanted:
+            lines.append(f"{purpose}: {taken} pictures, where {wanted} are usual; {shown(self.spec)} has no more")
+        return lines
 
     def identity(self) -> str:
         """The kind of spec, and for folders a digest of the file names, to tell whether two runs saw the same files."""
         kind = self.spec.partition(":")[0]
         if kind == "photos":
             return kind
-        names = "\n".join(path.name for path in self.paths)
-        return f"{kind}:{hashlib.sha256(names.encode()).hexdigest()[:16]}"
+        names = b"\n".join(os.fsencode(path.name) for path in self.paths)
+        return f"{kind}:{hashlib.sha256(names).hexdigest()[:16]}"
 
     def take(self, n: int, height: int, width: int, *, seed: int = 0, fewer: bool = False) -> NDArray[np.float32]:
         """n pictures, float32 [n, 3, height, width] in 0..1; the same ones for the same arguments.
@@ -99,9 +116,10 @@ class Pictures:
         if len(out) < (1 if fewer else n):
             wanted = 1 if fewer else n
             usable = f"{len(out)} of {len(self.paths)} files usable"
-            bad = f" ({len(self.skipped)} could not be decoded, first {next(iter(self.skipped))})" if self.skipped else ""
+            first = next(iter(self.reasons().items()), None)
+            bad = f" ({len(self.skipped)} skipped, first {first[0]}: {first[1]})" if first else ""
             raise PictureError(
-                f"{self.spec}: {wanted} pictures wanted of split {self.split!r}, {usable}{bad}",
+                f"{shown(self.spec)}: {wanted} pictures wanted of split {self.split!r}, {usable}{bad}",
                 "ask for fewer, or add pictures",
             )
         return to_float(out)
@@ -115,17 +133,20 @@ def open_pictures(spec: str, split: str) -> Pictures:
     if spec == "photos":
         chosen = _PHOTOS_VALID if split == "valid" else _PHOTOS_TRAIN
         return Pictures(spec, split, [_in_package(package, name) for package, name in chosen], whole=False)
+    folder, left_out = Path(os.path.expanduser(where)), dict[Path, str]()
     if kind == "celeba" and where:
-        paths = _celeba(Path(where), split)
+        paths = celeba(folder, split)
     elif kind == "folder" and where:
-        paths = _folder(Path(where), split)
+        paths, left_out = _folder(folder, split)
     else:
         raise PictureError(
-            f"data spec must be photos, celeba:FOLDER or folder:FOLDER, got {spec!r}", "for pictures of your own: folder:FOLDER"
+            f"data spec must be photos, celeba:FOLDER or folder:FOLDER, got {shown(spec)!r}",
+            "for pictures of your own: folder:FOLDER",
         )
     if not paths:
-        raise PictureError(f"{spec}: no pictures for split {split!r}", "folder: needs at least 5, celeba: some of each part")
-    return Pictures(spec, split, paths, whole=kind == "celeba" or split != "train")
+        needs = f"folder: needs at least {MIN_FILES} pictures, celeba: some of each part"
+        raise PictureError(f"{shown(spec)}: no pictures for split {split!r}", needs)
+    return Pictures(spec, split, paths, kind == "celeba" or split != "train", left_out)
 
 
 def center_crop(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
@@ -167,12 +188,7 @@ def _cut(
     return np.asarray(resized)
 
 
-def _decode(path: Path) -> NDArray[np.uint8]:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-_decode_and_keep = lru_cache(maxsize=32)(_decode)  # many crops are cut from one photograph
+_read_and_keep = lru_cache(maxsize=32)(read_picture)  # many crops are cut from one photograph
 
 
 def _in_package(package: str, name: str) -> Path:
@@ -185,35 +201,25 @@ def _in_package(package: str, name: str) -> Path:
     return path
 
 
-def _celeba(folder: Path, split: str) -> list[Path]:
-    partition = folder / "list_eval_partition.txt"
-    if not partition.is_file():
-        raise PictureError(f"{partition} not found", "celeba:FOLDER wants img_align_celeba/ and list_eval_partition.txt")
-    wanted = {"train": "0", "valid": "1", "test": "2"}[split]
-    paths = []
-    for number, line in enumerate(partition.read_text(errors="replace").splitlines(), 1):
-        fields = line.split()
-        if len(fields) != 2 or fields[1] not in ("0", "1", "2"):
-            raise PictureError(f"{partition}:{number}: expected 'FILE 0|1|2', got {line[:60]!r}", "restore CelebA's own file")
-        if fields[1] == wanted:
-            paths.append(folder / "img_align_celeba" / Path(fields[0]).name)
-    return paths
-
-
-def _folder(folder: Path, split: str) -> list[Path]:
+def _folder(folder: Path, split: str) -> tuple[list[Path], dict[Path, str]]:
+    """The pictures of one split, and what was left out with the reason."""
     if not folder.is_dir():
-        raise PictureError(f"{folder} is not a folder", "check the name after folder:")
+        raise PictureError(f"{shown(folder)} is not a folder", "check the name after folder:")
     parts = [name for name in SPLITS if (folder / name).is_dir()]
     split_here = "train" in parts and len(parts) > 1
     if split_here:
         if split not in parts:
-            raise PictureError(f"{folder} is split into {' and '.join(parts)}, and has no {split}", f"make {folder / split}")
+            found = f"{shown(folder)} is split into {' and '.join(parts)}, and has no {split}"
+            raise PictureError(found, f"make {shown(folder / split)}")
         folder /= split
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths, left_out = pictures_below(folder)
     if not paths:
-        raise PictureError(f"{folder} holds no pictures", f"a picture's name ends in {', '.join(sorted(SUFFIXES))}")
+        others = next((f"; left out: {shown(path)}: {reason}" for path, reason in left_out.items()), "")
+        raise PictureError(
+            f"{shown(folder)} holds no pictures{others}", f"a picture's name ends in {', '.join(sorted(SUFFIXES))}"
+        )
     if split_here:
-        return paths
+        return paths, left_out
     if split == "train":
-        return [path for i, path in enumerate(paths) if i % 5 < 3]
-    return paths[3::5] if split == "valid" else paths[4::5]
+        return [path for i, path in enumerate(paths) if i % 5 < 3], left_out
+    return paths[3::5] if split == "valid" else paths[4::5], left_out

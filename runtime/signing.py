@@ -19,7 +19,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from semseal.runtime.errors import SigningError
-from semseal.runtime.files import write_once
+from semseal.runtime.files import expanded, keep_private, read_secret, write_once
 
 SIGNATURE_SIZE = 64
 LABEL = b"semseal/v1/bundle\0"
@@ -28,7 +28,8 @@ VARIABLE = "SEMSEAL_OWNER"
 _FORMAT = "semseal-owner-key-v1"
 _KEY_SIZE = 32
 _PIN = f"take the line as semseal export prints it on the owner's machine, {PUBLIC}..., whole"
-_MAX_KEY_FILE_BYTES = 200  # bytes of a key file that are read
+_SIGN = "sign with a key file of your own: --sign KEY, or set XDG_CONFIG_HOME to a folder that can be written"
+_MAX_KEY_FILE_BYTES = 4096
 
 
 def generate_owner() -> Ed25519PrivateKey:
@@ -43,7 +44,7 @@ def write_private(path: Path, private: Ed25519PrivateKey) -> None:
 
 def read_private(path: Path) -> Ed25519PrivateKey:
     """The private key of a key file. Raises SigningError for a damaged file or one that other users can read."""
-    lines = _read_lines(path, stat.S_IRWXG | stat.S_IRWXO, ("can be read by other users", f"chmod 600 {path}"))
+    lines = _read_lines(path, stat.S_IRWXG | stat.S_IRWXO, ("can be read by other users", keep_private(path)))
     if len(lines) != 2 or lines[0] != _FORMAT:
         raise SigningError(f"{path} is not an owner's private key", "leave out --sign to use this machine's own")
     try:
@@ -78,37 +79,49 @@ def verify(public: str, manifest: bytes, signature: bytes) -> None:
         ) from None
 
 
-def config_folder() -> Path:
-    """Where the owner's keys lie. Raises SigningError where the user has no home folder."""
+def config_folder() -> Path | None:
+    """Where the owner's keys lie; None where this user has no home folder."""
     base = os.environ.get("XDG_CONFIG_HOME", "")
     if Path(base).is_absolute():  # its specification: any other value is to be ignored
         return Path(base) / "semseal"
-    try:
-        return Path.home() / ".config" / "semseal"
-    except RuntimeError:
-        raise SigningError("this user has no home folder", f"set XDG_CONFIG_HOME or {VARIABLE}") from None
+    home = expanded("~")
+    return home / ".config" / "semseal" if home.is_absolute() else None
 
 
 def owner_key(path: Path | None = None) -> Ed25519PrivateKey:
     """The private key to sign with: that of a key file, or this machine's own, which is made with its owner.pub at first use.
 
-    Raises SigningError for a key file that cannot be used, and where owner.pub pins somebody else than this machine's own
-    key: what is signed here could not be opened here.
+    Raises SigningError for a key file that cannot be used, where none can be made, and where owner.pub pins somebody else than
+    this machine's own key: what is signed here could not be opened here.
     """
     if path is not None:
         return read_private(path)
-    private, public = config_folder() / "owner.key", config_folder() / "owner.pub"
-    if not private.exists():
-        if public.exists():
+    folder = config_folder()
+    if folder is None:
+        raise SigningError("no owner's key to sign with: this user has no home folder", _SIGN)
+    private, public = folder / "owner.key", folder / "owner.pub"
+    if not os.path.exists(private):
+        if os.path.exists(public):
             raise SigningError(
                 f"{public} pins an owner whose private key is not on this machine",
                 f"sign where it is, or remove {public} to become an owner yourself",
             )
-        private.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_private(private, generate_owner())
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_private(private, generate_owner())
+        except OSError as error:
+            raise SigningError(
+                f"no owner's key to sign with: {private} cannot be made: {error.strerror}: {error.filename}", _SIGN
+            ) from None
     key = read_private(private)
-    if not public.exists():
-        _write_new(public, public_text(key) + "\n", 0o644)
+    if not os.path.exists(public):
+        try:
+            _write_new(public, public_text(key) + "\n", 0o644)
+        except OSError as error:
+            raise SigningError(
+                f"{public}, which pins this machine's own key, cannot be made: {error.strerror}",
+                f"{_SIGN}, or --sign {private}",
+            ) from None
     if _read_public(public) != public_text(key):
         raise SigningError(f"{public} pins another owner than {private}", "remove the one that is not wanted")
     return key
@@ -124,24 +137,25 @@ def pinned_owner(owner: str | Path | None = None) -> str:
         return _given(owner, "owner=")
     if VARIABLE in os.environ:
         return _given(os.environ[VARIABLE], VARIABLE)
-    public = config_folder() / "owner.pub"
-    if not os.path.exists(public):
+    folder = config_folder()
+    public = None if folder is None else folder / "owner.pub"
+    if public is None or not os.path.exists(public):
         raise SigningError(
             "no owner is pinned on this machine",
-            f"get the line {PUBLIC}... from the bundle's owner (owner.pub there), then export {VARIABLE}=..., pass owner=, or "
-            f"save it as {public}",
+            f"get the line {PUBLIC}... from the bundle's owner (owner.pub there), then export {VARIABLE}=..., pass owner="
+            + ("" if public is None else f", or save it as {public}"),
         )
     return _read_public(public)
 
 
 def _given(owner: str | Path, what: str) -> str:
-    if isinstance(owner, str) and owner.startswith(PUBLIC):
-        _public_key(owner, what)
-        return owner
-    if isinstance(owner, str) and (not owner or (len(owner) >= _KEY_SIZE and not os.path.exists(owner))):
+    if isinstance(owner, str) and owner.strip().startswith(PUBLIC):  # as a file or a shell may bring it, with a line's end
+        _public_key(owner.strip(), what)
+        return owner.strip()
+    if isinstance(owner, str) and (not owner or (len(owner) >= _KEY_SIZE and not os.path.exists(os.path.expanduser(owner)))):
         # perhaps a secret in the wrong place, so it is not shown
         raise SigningError(f"{what} is neither an owner's public key ({PUBLIC}...) nor the name of a file that holds one", _PIN)
-    return _read_public(Path(owner))
+    return _read_public(expanded(owner))
 
 
 def _read_public(path: Path) -> str:
@@ -166,19 +180,17 @@ def _public_key(public: str, what: str) -> Ed25519PublicKey:
 
 
 def _read_lines(path: Path, unwanted: int, complaint: tuple[str, str]) -> list[str]:
-    """The first lines of a small text file; none for text that is not ASCII.
+    """The lines of a small text file, as ``read_secret``.
 
     Raises SigningError, with the ``complaint`` and its fix, where the file's mode has one of the ``unwanted`` bits.
     """
     try:
-        with open(path, encoding="ascii") as file:
-            if os.fstat(file.fileno()).st_mode & unwanted:
-                raise SigningError(f"{path} {complaint[0]}", complaint[1])
-            return file.read(_MAX_KEY_FILE_BYTES).splitlines()
+        lines = read_secret(path, _MAX_KEY_FILE_BYTES, unwanted)
     except OSError as error:
         raise SigningError(f"cannot read the key file {path}: {error.strerror}", "check the name and its mode") from None
-    except UnicodeDecodeError:
-        return []
+    if lines is None:
+        raise SigningError(f"{path} {complaint[0]}", complaint[1])
+    return lines
 
 
 def _write_new(path: Path, text: str, mode: int) -> None:

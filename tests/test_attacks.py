@@ -1,15 +1,13 @@
 import dataclasses
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from semseal.runtime import channel
 from semseal.runtime.attacks import blackbox, rowmatching, whitebox
-from semseal.runtime.audit.surrogate import Surrogate, why_unsupported
+from semseal.runtime.audit.surrogate import Surrogate
 from semseal.runtime.bundle import open_bundle, packaged_bundle
-from semseal.runtime.errors import GraphError
 from semseal.runtime.link import Transmitter
 from semseal.runtime.metrics import psnr, ssim
 from semseal.runtime.pictures import open_pictures
@@ -58,14 +56,6 @@ def test_surrogate_is_differentiable(surrogate):
     assert x.grad.abs().sum() > 0
 
 
-def test_an_unknown_operator_is_named():
-    node = helper.make_node("Einsum", ["x", "x"], ["y"], equation="ij,ij->i")
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
-    model = helper.make_model(helper.make_graph([node], "g", values[:1], values[1:]))
-    with pytest.raises(GraphError, match="Einsum"):
-        Surrogate(onnx.ModelProto.SerializeToString(model))
-
-
 @pytest.mark.parametrize("slope", [-0.5, 0.0, 0.25, 1.0, 1.75])
 def test_prelu_is_torchs_and_so_is_its_gradient(slope):
     x = torch.randn(3, 4, 5, 7, requires_grad=True)
@@ -103,19 +93,6 @@ def test_a_maximum_of_three_is_no_prelu():
     x, slopes = torch.randn(2, 4, 5, 7), np.full((4, 1, 1), 0.5, np.float32)
     expected = torch.stack([x, x + 0.5, 0.5 * x]).amax(0)
     assert torch.allclose(_graph(nodes, slopes)(x), expected, atol=1e-6)
-
-
-def test_what_only_shows_when_a_graph_runs_is_told_before_an_attack():
-    """An operator that is known, with an attribute that is not."""
-    picture, index = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("image", "index"))
-    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    kernel = numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "kernel")
-    for attributes, words in (({"auto_pad": "SAME_UPPER"}, "auto_pad"), ({"pads": [1, 1, 1, 1]}, "")):
-        node = helper.make_node("Conv", ["image", "kernel"], ["y"], kernel_shape=[3, 3], **attributes)
-        graph = helper.make_graph([node], "g", [picture, index], [out], [kernel])
-        reason = why_unsupported(helper.make_model(graph).SerializeToString(), 8, 8, 2)
-        assert words in reason
-        assert bool(words) == bool(reason)
 
 
 def _graph(nodes, slopes):

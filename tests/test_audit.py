@@ -149,7 +149,7 @@ def test_a_folder_of_another_audit_is_refused(done, small_bundle, tmp_path):
 def test_too_few_pictures_are_an_error(small_bundle, tmp_path):
     for i in range(10):
         Image.new("RGB", (30, 30), (20 * i, 0, 0)).save(tmp_path / f"{i}.png")
-    with pytest.raises(PictureError, match="8 pictures wanted of split 'valid', 2 of 2 files usable"):
+    with pytest.raises(PictureError, match="an audit needs 6 pictures to measure on and 12 for Eve, and there are 2 and 8"):
         audit([small_bundle], f"folder:{tmp_path}", tmp_path / "out", TINY)
 
 
@@ -158,10 +158,12 @@ def test_pictures_that_cannot_be_decoded_are_named_in_the_results(small_bundle, 
         (tmp_path / f"{i:02}.png").write_bytes(b"no picture")
         if i not in (3, 9):
             Image.new("RGB", (30, 30), (6 * i, 0, 0)).save(tmp_path / f"{i:02}.png")
+    (tmp_path / "03.png").rename(tmp_path / "03_caf\udce9[nl]\n.png")  # byte E9 is no UTF-8
     settings = dataclasses.replace(TINY, pictures=6, attacker_pictures=5, eve_snrs=(10.0,), defenses=("none",))
     results = audit([small_bundle], f"folder:{tmp_path}", tmp_path / "out", settings)
-    assert list(results.skipped) == [str(tmp_path / "03.png"), str(tmp_path / "09.png")]  # one measured on, one Eve's
-    assert "03.png" in (tmp_path / "out" / "report.html").read_text()
+    assert list(results.skipped) == [str(tmp_path / "03_caf\\xe9[nl]\\n.png"), str(tmp_path / "09.png")]  # measured on; Eve's
+    assert "03_caf\\xe9[nl]\\n.png" in (tmp_path / "out" / "report.html").read_text()
+    assert Results.from_json((tmp_path / "out" / "results.json").read_text()) == results
 
 
 def test_the_papers_figures():

@@ -9,6 +9,7 @@ import time
 from importlib.util import find_spec
 
 import pytest
+from PIL import Image
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense.defenses import BY_NAME
 
@@ -407,3 +408,38 @@ def test_an_interrupt_exits_with_130_and_leaves_nothing(tmp_path):
     assert "Traceback" not in error
     assert error.splitlines()[-1] == "interrupted; nothing is half written"
     assert [path.name for path in tmp_path.iterdir()] == ["owner.key"]
+
+
+def test_names_are_printed_as_they_are(tmp_path):
+    for name, printed in (
+        ("k[prod].key", "k[prod].key"),
+        (b"caf\xe9.key", "caf\\xe9.key"),
+        ("a\n[bold].key", "a\\n[bold].key"),
+    ):
+        file = os.path.join(os.fsencode(tmp_path), os.fsencode(name))
+        done = subprocess.run([sys.executable, "-c", PROGRAM, "keygen", file], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"{tmp_path}/{printed}: new key, mode 0600")
+        assert os.path.exists(file)
+
+
+def test_home_in_options_and_few_pictures(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    command = ["audit", "edge", "--data", "folder:~/pictures", "--out=~/out", "--quick"]
+    home = f"import os; os.environ['HOME'] = {str(tmp_path)!r}; "
+    done = semseal(*command, cwd=tmp_path, before=home)
+    assert done.returncode == 3
+    assert done.stderr.startswith(f"error: {tmp_path}/pictures holds no pictures\nhint: ")
+    for i in range(9):
+        Image.new("RGB", (20, 20), (20 * i, 0, 0)).save(tmp_path / "pictures" / f"{i}.png")
+    done = semseal(*command, cwd=tmp_path, before=home)
+    assert done.returncode == 3
+    assert "an audit needs 6 pictures to measure on and 40 for Eve, and there are 2 and 7" in done.stderr
+    assert "hint: give a folder of at least 50 pictures" in done.stderr
+    (tmp_path / "out").write_text("a file")  # ~ in --out=~/out is the home folder: the name is taken there
+    done = semseal(*command, cwd=tmp_path, before=home)
+    assert done.returncode == 2
+    assert f"'{tmp_path}/out' is a file" in done.stderr
+    done = semseal(*command, "--attacker-pictures", 39, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--attacker-pictures must be at least 40, got 39" in done.stderr

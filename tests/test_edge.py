@@ -78,6 +78,25 @@ def test_step_zero_is_the_linear_code(photographs, height, width, c, snr_db):
     assert error.mean() <= best.mean() * 1.0001
 
 
+@pytest.mark.parametrize("snr_db", [0.0, 10.0, 20.0])
+def test_the_network_adds_in_units_of_what_the_linear_code_errs_by(photographs, snr_db):
+    model = codec(photographs)
+    images = torch.from_numpy(photographs).float()  # those whose statistics it knows
+    told = torch.full((len(images),), snr_db)
+    drawn = torch.randn(len(images), 8, 8 * 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        scale = torch.full((len(images),), float(to_unit_power(model.encode_rows(images, told))[1].mean()))  # one error for all
+        noise = 10 ** (-told / 10)
+        features = model.encode_rows(images, told)
+        received = features * scale[0] + drawn * (noise[0] / 2).sqrt()
+        linear = model.decode_rows(received, torch.stack([scale, noise, told], dim=1))
+        model.decoder.last.bias.fill_(1)
+        unit = model.decode_rows(received, torch.stack([scale, noise, told], dim=1)) - linear
+    errors = blocks_of((linear - images).numpy()).reshape(-1, 48)
+    expected = blocks_of(unit.numpy()).reshape(-1, 48)
+    assert np.sqrt(np.square(errors).mean(0)) == pytest.approx(expected.mean(0), rel=0.1)
+
+
 def through(operator, array, **attributes):
     node = helper.make_node(operator, ["x"], ["y"], blocksize=4, **attributes)
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * 4) for name in ("x", "y")]

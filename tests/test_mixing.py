@@ -267,7 +267,7 @@ def test_symbols_under_another_header_are_refused_not_decoded():
     bundle = "photos-10db"
     one, two = Transmitter(bundle, KEY, "mix").send(images)
     for precision in ("fp32", "fp16", "int8"):
-        with pytest.raises(HeaderError, match=r"counters \[0\] were mixed under another key or counter"):
+        with pytest.raises(HeaderError, match=r"frame 0: its symbols were mixed under another key or counter"):
             Receiver(bundle, KEY, precision=precision).receive([Frame(two.symbols, one.header)])
         assert np.isfinite(Receiver(bundle, KEY, precision=precision).receive([one])).all()
     noise = np.random.default_rng(0).normal(size=(16384, 2)).astype(np.float32).view(np.complex64)[:, 0]

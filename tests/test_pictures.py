@@ -1,7 +1,10 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
 from semseal.runtime.errors import PictureError
+from semseal.runtime.files import shown
 from semseal.runtime.pictures import center_crop, open_pictures, random_crop
 
 
@@ -50,7 +53,7 @@ def test_undecodable_pictures_are_named_counted_and_skipped(celeba):
     pictures = open_pictures(f"celeba:{celeba}", "train")
     assert len(pictures.take(2, 32, 32)) == 2
     assert list(pictures.skipped) == [bad]
-    with pytest.raises(PictureError, match=r"3 pictures wanted.*2 of 3 files usable \(1 could not be decoded, first .*000001"):
+    with pytest.raises(PictureError, match=r"3 pictures wanted.*2 of 3 files usable \(1 skipped, first .*000001.jpg: "):
         pictures.take(3, 32, 32)
 
 
@@ -152,3 +155,162 @@ def test_center_crop_is_centred():
     picture = np.zeros((60, 20, 3), np.uint8)
     picture[20:40] = 255
     assert (center_crop(picture, 8, 8) == 255).all()
+
+
+# CelebA as people have it
+
+
+def tree(root, pictures, partition, ext="jpg", line="{f} {p}\n", head="", tail="", mark=b""):
+    """Thirty faces, of which every 4th of 5 is for validation and every 5th for the test."""
+    (root / partition).parent.mkdir(parents=True, exist_ok=True)
+    text = head
+    for i in range(30):
+        write(root / pictures / f"{i + 1:06}.{ext}", 218, 178, (8 * i, 90, 40))
+        text += line.format(f=f"{i + 1:06}.jpg", p=(0, 0, 0, 1, 2)[i % 5])
+    (root / partition).write_bytes(mark + (text + tail).encode())
+
+
+ALIGNED, PARTITION = "img_align_celeba", "list_eval_partition.txt"
+TREES = {
+    "plain": (ALIGNED, PARTITION, {}),
+    "official": (f"Img/{ALIGNED}", f"Eval/{PARTITION}", {}),
+    "anno": (f"Img/{ALIGNED}", f"Anno/{PARTITION}", {}),
+    "unpacked twice": (f"Img/{ALIGNED}/{ALIGNED}", f"Eval/{PARTITION}", {}),
+    "a folder further down": (f"celeba/{ALIGNED}", f"celeba/{PARTITION}", {}),
+    "official, further down": (f"CelebA/Img/{ALIGNED}", f"CelebA/Eval/{PARTITION}", {}),
+    "kaggle": (f"{ALIGNED}/{ALIGNED}", "list_eval_partition.csv", {"line": "{f},{p}\n", "head": "image_id,partition\n"}),
+    "quoted": (ALIGNED, "list_eval_partition.csv", {"line": '"{f}";"{p}"\r\n', "head": '"image_id";"partition"\r\n'}),
+    "png": (f"{ALIGNED}_png", PARTITION, {"ext": "png"}),
+    "png among the others": (f"Img/{ALIGNED}_png/{ALIGNED}_png", f"Eval/{PARTITION}", {"ext": "png"}),
+    "converted": (ALIGNED, PARTITION, {"ext": "webp"}),
+    "blank lines": (ALIGNED, PARTITION, {"tail": "\n", "line": "\n{f}  {p} \n"}),
+    "lines of Windows": (ALIGNED, PARTITION, {"line": "{f} {p}\r\n", "tail": "\r\n"}),
+    "byte order mark": (ALIGNED, PARTITION, {"mark": b"\xef\xbb\xbf"}),
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_celeba_as_people_have_it(tmp_path, name):
+    pictures, partition, options = TREES[name]
+    tree(tmp_path, pictures, partition, **options)
+    for split, first, n in (("train", 1, 18), ("valid", 4, 6), ("test", 5, 6)):
+        found = open_pictures(f"celeba:{tmp_path}", split)
+        assert [path.stem for path in found.paths[:1]] == [f"{first:06}"]
+        assert len(found.paths) == n
+        images = found.take(n, 20, 16)
+        assert images[:, 0, 9, 9] * 255 == pytest.approx([8 * (int(path.stem) - 1) for path in found.paths], abs=4)
+        assert found.skipped == {}
+
+
+def test_celeba_in_utf_16(tmp_path):
+    tree(tmp_path, ALIGNED, PARTITION)
+    text = (tmp_path / PARTITION).read_text()
+    (tmp_path / PARTITION).write_bytes(text.encode("utf-16"))
+    assert len(open_pictures(f"celeba:{tmp_path}", "train").take(18, 8, 8)) == 18
+
+
+def test_celebas_missing_files_are_called_missing(tmp_path):
+    tree(tmp_path, "elsewhere", PARTITION)
+    with pytest.raises(PictureError, match="the pictures are missing: there is no folder img_align_celeba\nhint: unpack"):
+        open_pictures(f"celeba:{tmp_path}", "train")
+    (tmp_path / "elsewhere").rename(tmp_path / ALIGNED)
+    (tmp_path / ALIGNED / "000002.jpg").unlink()
+    pictures = open_pictures(f"celeba:{tmp_path}", "train")
+    assert len(pictures.take(18, 8, 8, fewer=True)) == 17
+    assert list(pictures.reasons().values()) == ["the file is missing"]
+    with pytest.raises(PictureError, match=r"17 of 18 files usable \(1 skipped, first .*000002.jpg: the file is missing\)"):
+        pictures.take(18, 8, 8)
+    with pytest.raises(PictureError, match="is not a folder"):
+        open_pictures(f"celeba:{tmp_path}/none", "train")
+
+
+# folders as people have them
+
+
+def test_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for i in range(5):
+        write(tmp_path / "pictures" / f"{i}.png")
+    tree(tmp_path / "faces", ALIGNED, PARTITION)
+    assert open_pictures("folder:~/pictures", "valid").paths == [tmp_path / "pictures" / "3.png"]
+    assert len(open_pictures("celeba:~/faces", "valid").paths) == 6
+    with pytest.raises(PictureError, match="~no-such-user/pictures is not a folder"):
+        open_pictures("folder:~no-such-user/pictures", "train")
+
+
+def test_linked_folders_are_followed_each_once(tmp_path):
+    for i in range(10):
+        write(tmp_path / "set" / "deep" / f"{i}.png", colour=(i, 0, 0))
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "a").symlink_to(tmp_path / "set")
+    (links / "b").symlink_to(tmp_path / "set")  # the same again
+    (links / "self").symlink_to(".")
+    (links / "up").symlink_to("..")  # from here the real one is seen without a link, but not before
+    (links / "nothing").symlink_to("missing")
+    found = [path for split in ("train", "valid", "test") for path in open_pictures(f"folder:{links}", split).paths]
+    assert sorted(found) == [links / "a" / "deep" / f"{i}.png" for i in range(10)]
+    found = [path for split in ("train", "valid", "test") for path in open_pictures(f"folder:{tmp_path}", split).paths]
+    assert sorted(found) == [tmp_path / "set" / "deep" / f"{i}.png" for i in range(10)]
+
+
+def test_a_linked_file_counts_once(tmp_path):
+    for i in range(5):
+        write(tmp_path / "real" / f"{i}.png")
+        (tmp_path / f"link{i}.png").symlink_to(tmp_path / "real" / f"{i}.png")
+    found = {path for split in ("train", "valid", "test") for path in open_pictures(f"folder:{tmp_path}", split).paths}
+    assert found == {tmp_path / "real" / f"{i}.png" for i in range(5)}
+    farm = tmp_path / "farm"
+    farm.mkdir()
+    for i in range(5):
+        (farm / f"{i}.png").symlink_to(tmp_path / "real" / f"{i}.png")
+    assert [len(open_pictures(f"folder:{farm}", split).paths) for split in ("train", "valid", "test")] == [3, 1, 1]
+
+
+NAMES = (b"0_caf\xe9.png", b"1[nl].png", b"2\nnew line.png", b"3 [bold]x[red].PNG", b"4\x1b[31m.png", "5é.png".encode())
+
+
+def test_any_name_is_read_and_shown(tmp_path):
+    for name in NAMES:
+        write(tmp_path / "x.png")
+        os.rename(tmp_path / "x.png", os.path.join(os.fsencode(tmp_path), name))
+    pictures = [open_pictures(f"folder:{tmp_path}", split) for split in ("train", "valid", "test")]
+    assert sum(len(found.paths) for found in pictures) == len(NAMES)
+    for found in pictures:
+        assert len(found.take(len(found.paths), 8, 8, fewer=True)) >= 1
+        assert found.skipped == {}
+        assert found.identity().startswith("folder:")
+    assert [shown(os.fsdecode(name)) for name in NAMES] == [
+        *("0_caf\\xe9.png", "1[nl].png", "2\\nnew line.png", "3 [bold]x[red].PNG", "4\\x1b[31m.png", "5é.png")
+    ]
+
+
+def test_what_is_left_out_is_named_with_its_reason(tmp_path):
+    for i in range(5):
+        write(tmp_path / f"{i}.png")
+    (tmp_path / "phone.HEIC").write_bytes(b"x")
+    (tmp_path / "notes.txt").write_bytes(b"x")
+    (tmp_path / "album.png").mkdir()  # a folder may be called so
+    write(tmp_path / "album.png" / "6.png")
+    (tmp_path / "2.png").unlink()
+    (tmp_path / "2.png").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "3.png.tif")
+    pictures = open_pictures(f"folder:{tmp_path}", "train")
+    assert tmp_path / "album.png" not in pictures.paths
+    assert pictures.reasons() == {str(tmp_path / "phone.HEIC"): "HEIC is not read: save it as PNG or JPEG"}
+    assert pictures.remarks(3, 40, "training")[1:] == [
+        f"training: 3 pictures, where 40 are usual; folder:{tmp_path} has no more"
+    ]
+    for split in ("train", "valid", "test"):
+        found = open_pictures(f"folder:{tmp_path}", split)
+        for path in found.paths:
+            found.load(path)
+        for path, reason in found.skipped.items():
+            assert reason == {"2.png": "a link to nothing", "3.png.tif": "not a picture but a FIFO"}.get(
+                path.name, "HEIC is not read: save it as PNG or JPEG"
+            )
+    only = tmp_path / "only"
+    only.mkdir()
+    (only / "phone.heic").write_bytes(b"x")
+    with pytest.raises(PictureError, match=r"holds no pictures; left out: .*phone.heic: HEIC is not read"):
+        open_pictures(f"folder:{only}", "train")

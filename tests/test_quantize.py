@@ -6,6 +6,7 @@ from semseal.export.quantize import to_fp16, to_int8
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.engine import open_engine
 from semseal.runtime.errors import GraphError
+from semseal.train.edge import Int8Step
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,30 @@ def test_both_cpu_engines_agree(bundle, small_images, precision):
     ours, theirs = (open_engine(engine, graph)(small_images(3), index) for engine in ("onnxruntime-cpu", "openvino"))
     # a value at the border of two levels may fall to either side
     assert np.mean(np.abs(ours - theirs) > 1e-3) < (0.01 if precision == "int8" else 1e-9)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime-cpu", "openvino"])
+def test_a_layer_takes_its_first_channels_eight_times_finer(engine):
+    rng = np.random.default_rng(0)
+    constants = {"w": rng.normal(0, 0.1, (8, 16, 3, 3)), "level": rng.uniform(0.5, 1.5, (16, 1, 1))}
+    nodes = [
+        helper.make_node("Mul", ["x", "level"], ["taken"], "level"),
+        helper.make_node("Conv", ["taken", "w"], ["y"], "layer", pads=[1, 1, 1, 1]),
+    ]
+    values = [helper.make_tensor_value_info("x", 1, ["batch", 16, 20, 20]), helper.make_tensor_value_info("y", 1, None)]
+    tensors = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], tensors)
+    data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+    x = rng.standard_normal((1, 16, 20, 20), np.float32)
+    exact = open_engine(engine, data)(x)
+
+    def error(fine):
+        run = open_engine(engine, to_int8(data, [{"x": x}], {"w": Int8Step(0.05, fine)}))
+        return float(np.sqrt(np.square(run(x) - exact).mean()))
+
+    none, half, all_ = map(error, (0, 8, 16))
+    assert all_ < none / 2  # what is left are the weights' eight bits
+    assert half**2 == pytest.approx((none**2 + all_**2) / 2, rel=0.1)
 
 
 def test_a_graph_with_nothing_to_quantise_is_named():

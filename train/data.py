@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from semseal.runtime.errors import PictureError
-from semseal.runtime.files import named, write_atomically
+from semseal.runtime.files import named, shown, write_atomically
 from semseal.runtime.pictures import Pictures, center_crop
 from torch import Tensor
 
@@ -102,15 +102,16 @@ def decode(pictures: Pictures, height: int, width: int, folder: Path, report: Ca
                     file.write(level.tobytes())
                 report(done, len(pictures.paths))
         if not any(sizes):
+            first = next(iter(pictures.reasons().items()))
             raise PictureError(
-                f"{pictures.spec}: none of the {len(pictures.paths)} files can be decoded",
+                f"{shown(pictures.spec)}: none of the {len(pictures.paths)} files can be decoded, first {first[0]}: {first[1]}",
                 "point --data to a folder of readable pictures",
             )
         os.replace(partial, folder / BYTES)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    skipped = {str(path): reason for path, reason in pictures.skipped.items()}
+    skipped = pictures.reasons()
     write_atomically(folder / TABLE, json.dumps({"sizes": sizes, "skipped": skipped}).encode())
     return skipped
 

@@ -18,6 +18,10 @@ power, Bob to know how much of what he received is noise.
 All is 3x3 and 1x1 convolutions at a quarter of the resolution, ReLU, Add and Mul: what engines run well, in INT8 too.
 """
 
+from contextlib import nullcontext
+from functools import partial
+from typing import NamedTuple
+
 import torch
 from numpy.typing import NDArray
 from semseal.train.config import ModelConfig
@@ -28,6 +32,7 @@ BLOCK = 4  # pixels of a block's side
 MIN_DB, MAX_DB = -3.0, 26.0  # the SNR that it is trained for, with a margin; what is told beyond that is taken as that
 NOMINAL_DB = 10.0  # the SNR at which what is told is 0
 _WIDTH = 64  # channels inside
+_FINE = 8  # of the features that Bob's network takes, those with the most power: 8 bits of them cost 0.3 dB at 20 dB
 _SENDER_INSIDE = 48  # of the transmitter's block, which also has to take the picture apart in the same time
 
 
@@ -58,15 +63,24 @@ def depth_to_space(y: Tensor) -> Tensor:
     return blocks.permute(0, 3, 4, 1, 5, 2).reshape(batch, colours, h * BLOCK, w * BLOCK)
 
 
+class Int8Step(NamedTuple):
+    """In which steps an INT8 graph takes the input of a layer; of the first ``fine`` channels more exactly (``quantize``)."""
+
+    step: float
+    fine: int = 0
+
+
 class _Rounded(nn.Conv2d):
     """A 3x3 convolution which in training rounds what it takes and its weights as an INT8 graph does.
 
     What it takes has one step, which is learned (Esser et al., Learned Step Size Quantization, ICLR 2020), and weights one for
-    each output channel. Gradients pass straight through the rounding.
+    each output channel. Gradients pass straight through the rounding. The first ``fine`` channels are next to exact there, so
+    here they are only cut off where they are too large.
     """
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, fine: int) -> None:
         super().__init__(inputs, outputs, 3, padding=1)
+        self.fine = fine
         self.log_step = nn.Parameter(torch.tensor(-torch.inf))  # its logarithm, so that a learning rate suits it
 
     @property
@@ -77,20 +91,18 @@ class _Rounded(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        x = x.float()
-        if self.step == 0:
-            with torch.no_grad():
-                largest = torch.quantile(x.abs().flatten()[:: x.numel() // 2**20 + 1], 0.9999)
-                self.log_step.copy_(torch.log(largest / 127))
+        levels = (x.float() / self.step).clamp(-127, 127)
+        levels = torch.cat([levels[:, : self.fine], _round(levels[:, self.fine :])], dim=1)
         steps = self.weight.detach().abs().amax((1, 2, 3), keepdim=True) / 127
-        # of whole numbers, which bf16 holds
-        sums = functional.conv2d(_levels(x, self.step), _levels(self.weight, steps), padding=1)
+        weight = _round((self.weight / steps).clamp(-127, 127))
+        # bf16 holds the whole numbers, not what is between them
+        with torch.autocast(x.device.type, enabled=False) if self.fine else nullcontext():
+            sums = functional.conv2d(levels, weight, padding=1)
         assert self.bias is not None
         return sums * (self.step * steps.reshape(-1, 1, 1)) + self.bias[:, None, None]
 
 
-def _levels(x: Tensor, step: Tensor) -> Tensor:
-    levels = (x / step).clamp(-127, 127)
+def _round(levels: Tensor) -> Tensor:
     return levels + (levels.round() - levels).detach()
 
 
@@ -120,14 +132,14 @@ class _Modulation(nn.Module):
         return x * (1 + scale) + shift
 
 
-def _convolution(inputs: int, outputs: int, rounded: bool) -> nn.Conv2d:
-    return _Rounded(inputs, outputs) if rounded else nn.Conv2d(inputs, outputs, 3, padding=1)
+def _convolution(inputs: int, outputs: int, rounded: bool, fine: int = 0) -> nn.Conv2d:
+    return _Rounded(inputs, outputs, fine) if rounded else nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
 def _convolutions(
     inputs: int, outputs: int, blocks: int, inside: int, rounded: bool
 ) -> tuple[nn.Conv2d, nn.Sequential, nn.Conv2d]:
-    first = _convolution(inputs, _WIDTH, rounded)
+    first = _convolution(inputs, _WIDTH, rounded, min(inputs, _FINE))
     last = _convolution(_WIDTH, outputs, rounded)
     nn.init.zeros_(last.weight)
     assert last.bias is not None
@@ -174,6 +186,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.log_signal = nn.Parameter(torch.zeros(c, 1, 1))  # ln of each feature's variance, at the nominal SNR
         self.linear = nn.Conv2d(c, 3 * BLOCK**2, 1)
+        self.log_rest = nn.Parameter(torch.zeros(3 * BLOCK**2, 1, 1))  # ln of what the features leave out, a variance
         self.level = nn.Parameter(torch.ones(c, 1, 1))  # brings the features to one range for the network beside
         self.first, self.blocks, self.last = _convolutions(c, 3 * BLOCK**2, blocks, _WIDTH, rounded)
         self.modulate = _Modulation(2)
@@ -185,9 +198,34 @@ class Decoder(nn.Module):
         y = received * (shrink / scale)
         with torch.autocast(y.device.type, enabled=False):
             linear = self.linear(y)
+            # what the linear code errs by, as far as one can know: the unit of what is added to it, at every SNR the same range
+            error = (log_noise - gains).exp() * shrink
+            unit = (functional.conv2d(error, self.linear.weight.square()) + self.log_rest.exp()).sqrt()
         known = torch.cat([log_noise / 4 + 1, told], dim=1)
         z = functional.relu(self.modulate(self.first(y * self.level), known))
-        return depth_to_space(linear + self.last(self.blocks(z)).float())
+        return depth_to_space(linear + unit * self.last(self.blocks(z)).float())
+
+    @torch.no_grad()
+    def bring_nearer(self, largest: dict[str, Tensor]) -> None:
+        """Give the features, which have one scale each, the same range, and the channels inside ranges half as far apart.
+
+        ``largest`` is what each layer takes, by its name. The weights before and after make up for it.
+        """
+        factor = largest["first"].max() / largest["first"].clamp_min(1e-6)
+        self.level.mul_(factor[:, None, None])
+        self.first.weight.div_(factor[:, None, None])
+        inside = torch.stack([largest["last"], *(largest[f"blocks.{i}.first"] for i in range(len(self.blocks)))]).amax(0)
+        factor = (inside.max() / inside.clamp_min(inside.max() * 1e-3)).sqrt()
+        assert self.modulate.out.bias is not None
+        self.modulate.out.weight[_WIDTH:].mul_(factor[:, None, None, None])  # the shift's half
+        self.modulate.out.bias[_WIDTH:].mul_(factor)
+        blocks = [block for block in self.blocks if isinstance(block, _ResidualBlock)]
+        for layer in (self.first, *(block.second for block in blocks)):
+            assert layer.bias is not None
+            layer.weight.mul_(factor[:, None, None, None])
+            layer.bias.mul_(factor)
+        for layer in (*(block.first for block in blocks), self.last):
+            layer.weight.div_(factor[:, None, None])
 
 
 def _told(snr_db: Tensor) -> Tensor:
@@ -210,13 +248,37 @@ class EdgeCodec(nn.Module):
 
     @torch.no_grad()
     def set_int8_steps(self, images: Tensor, noise: Tensor, drawn: Tensor) -> None:
-        """Begin with steps that hold nearly all of what images [batch, 3, height, width] bring; the rest as in ``forward``."""
-        self.train()(images, -10 * noise.log10(), noise, drawn)
+        """Begin with steps that hold nearly all of what images [batch, 3, height, width] bring; the rest as in ``forward``.
 
-    def int8_steps(self) -> dict[str, float]:
-        """The step of what a convolution takes, by the name of its weights, for those that were trained with rounding."""
+        Before that, channels whose ranges differ are brought nearer to each other, which changes no answer: a ReLU lets factors
+        through (Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019).
+        """
+        given = (images, -10 * noise.log10(), noise, drawn)
+        self.decoder.bring_nearer(self._largest(given))
+        for name, largest in self._largest(given).items():
+            self.decoder.get_parameter(f"{name}.log_step").copy_(torch.log(largest.max().clamp_min(1e-6) / 127))
+
+    def _largest(self, given: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """Next to the largest magnitude in every channel that a layer with rounding takes, by the layer's name at Bob."""
+        found: dict[str, Tensor] = {}
+
+        def note(name: str, x: Tensor) -> None:
+            values = x.abs().permute(1, 0, 2, 3).flatten(1)
+            found[name] = torch.quantile(values[:, :: values.shape[1] // 2**14 + 1], 0.9999, dim=1)
+
+        rounded = [(name, module) for name, module in self.decoder.named_modules() if isinstance(module, _Rounded)]
+        hooks = [
+            module.register_forward_pre_hook(partial(lambda name, _, x: note(name, x[0]), name)) for name, module in rounded
+        ]
+        self.eval()(*given)
+        for hook in hooks:
+            hook.remove()
+        return found
+
+    def int8_steps(self) -> dict[str, Int8Step]:
+        """How an INT8 graph takes the input of a convolution, by the name of its weights, for those trained with rounding."""
         rounded = {name: module for name, module in self.named_modules() if isinstance(module, _Rounded)}
-        return {f"{name}.weight": float(module.step.detach()) for name, module in rounded.items()}
+        return {f"{name}.weight": Int8Step(float(module.step.detach()), module.fine) for name, module in rounded.items()}
 
     def encode_rows(self, x: Tensor, snr_db: Tensor) -> Tensor:
         """Images to rows [batch, h, w*c], as loud as they come: their power is for ``to_unit_power``."""
@@ -271,6 +333,7 @@ class EdgeCodec(nn.Module):
         values = torch.from_numpy(blocks).double()
         mean = values.mean(0)
         variances, vectors = torch.linalg.eigh((values - mean).T @ (values - mean) / len(values))
+        rest = vectors.square() @ variances.clamp_min(0).where(torch.arange(len(variances)) < len(variances) - self.config.c, 0)
         variances, vectors = variances.flip(0)[: self.config.c].clamp_min(1e-8), vectors.flip(1)[:, : self.config.c]
         gains = variances**-0.25
         analysis_bias, synthesis_bias = self.encoder.linear.bias, self.decoder.linear.bias
@@ -284,3 +347,4 @@ class EdgeCodec(nn.Module):
             synthesis_bias.copy_(mean)
             self.decoder.log_signal.copy_((gains.square() * variances).log()[:, None, None])
             self.decoder.level.copy_((gains.square() * variances).rsqrt()[:, None, None])
+            self.decoder.log_rest.copy_(rest.clamp_min(1e-8).log()[:, None, None])

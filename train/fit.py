@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from semseal.runtime.errors import TrainingError
-from semseal.runtime.files import write_atomically
+from semseal.runtime.files import append, check_room, shown, write_atomically
 from semseal.runtime.pictures import Pictures, open_pictures
 from semseal.runtime.progress import told
 from semseal.train.config import TrainConfig
@@ -41,6 +41,7 @@ from torch import Tensor
 
 LOG_EVERY = 10  # steps
 VALID_PICTURES = 32
+USUAL_PICTURES = 40  # to train on: with fewer, a network learns these and serves no others
 START_CROPS = 1024  # of the linear code that the edge network starts at, if they are as small as
 START_SIDE = 96
 WEIGHTS, LOG = "weights.safetensors", "log.jsonl"
@@ -77,7 +78,9 @@ def train(
     torch.set_float32_matmul_precision("high")
     fabric = _launch(config, devices)
     # everything that can be wrong is found before the run folder is made
-    pictures, valid = open_pictures(data, "train"), _valid_pictures(data, config)
+    pictures, (valid, remarks) = open_pictures(data, "train"), _valid_pictures(data, config)
+    known = pictures.remarks(len(pictures.paths), 0 if data == "photos" else USUAL_PICTURES, "training")
+    remarks = [line for line in remarks if line not in known] + known[len(pictures.skipped) :]  # decoding says what it skips
     name = init.resolve().name if init else ""
     config = dataclasses.replace(config, data=pictures.identity(), init=name, devices=fabric.world_size)
     start = _open_run(config, out, resume, init, fabric)
@@ -86,7 +89,6 @@ def train(
         _or_none(out, fabric, remove=not resume),
         Progress(*columns, TimeRemainingColumn(), disable=fabric.global_rank > 0, speed_estimate_period=120) as progress,
         told(progress),
-        open(out / LOG, "a" if fabric.global_rank == 0 else "r") as log,
     ):
         crops = _decoded(pictures, config, out, fabric, progress)
         if start:
@@ -94,10 +96,11 @@ def train(
         else:
             lines = [f"no checkpoint yet (the first is at step {config.save_every}): starting again"] if resume else []
         training = _begin(config, out, start, init, crops, fabric, lines)
-        for line in lines:
-            progress.console.print(line, markup=False)
+        _check_room(training, out)
+        for line in lines + remarks:
+            progress.console.print(shown(line), markup=False)
         turn = config.model.network == "edge" and not pictures.whole
-        _loop(training, crops, valid.to(fabric.device), turn, start, out, log, progress)
+        _loop(training, crops, valid.to(fabric.device), turn, start, out, progress)
 
 
 def _begin(
@@ -126,9 +129,7 @@ def _begin(
     return _Training(config, fabric, model, averaged, link, optimizer)
 
 
-def _loop(
-    training: _Training, crops: Crops, valid: Tensor, turn: bool, start: int, out: Path, log: TextIO, progress: Progress
-) -> None:
+def _loop(training: _Training, crops: Crops, valid: Tensor, turn: bool, start: int, out: Path, progress: Progress) -> None:
     """Every step after ``start``, with its lines in the log and its checkpoints."""
     config, fabric = training.config, training.fabric
     bar = progress.add_task("train", total=config.steps, completed=start, shown="", counted=True)
@@ -155,8 +156,7 @@ def _loop(
                 if planned:
                     row["valid_psnr"] = validate(training.result, config, valid)
                 if fabric.global_rank == 0:
-                    log.write(json.dumps(row) + "\n")
-                    log.flush()
+                    append(out / LOG, f"{json.dumps(row)}\n".encode())
             if planned or stop:
                 _save(training, out, step)
             if stop and not last:
@@ -255,23 +255,22 @@ def _first_weights(model: Link, config: TrainConfig, init: Path | None, crops: C
     """Give the model the weights of step 0; what there is to say of those that do not come from ``init``."""
     if isinstance(model, EdgeCodec):
         model.start_linear(_blocks(crops, config.seed))
-    if init is None:
-        return []
-    weights, initial = _weights_of(init), model.state_dict()
-    kept = model.fitting(weights) if isinstance(model, EdgeCodec) else {}
-    if isinstance(model, DeepJSCC):
-        kept = {name: tensor for name, tensor in weights.items() if name in initial and tensor.shape == initial[name].shape}
-    _load_weights(model, {**initial, **kept}, init / WEIGHTS)
-    if isinstance(model, EdgeCodec) and config.model.int8 and not all(model.int8_steps().values()):
+    lines = []
+    if init is not None:
+        weights, initial = _weights_of(init), model.state_dict()
+        kept = model.fitting(weights) if isinstance(model, EdgeCodec) else {}
+        if isinstance(model, DeepJSCC):
+            kept = {name: tensor for name, tensor in weights.items() if name in initial and tensor.shape == initial[name].shape}
+        _load_weights(model, {**initial, **kept}, init / WEIGHTS)
+        if new := [name for name in initial if name not in kept]:
+            lines.append(f"new weights, where {init} has none that fit: {', '.join(new)}")
+        if left := [name for name in weights if name not in initial]:
+            lines.append(f"left out of {init}: {', '.join(left)}")
+    if isinstance(model, EdgeCodec) and config.model.int8 and not all(step for step, _ in model.int8_steps().values()):
         images = torch.from_numpy(crops.draw(np.random.default_rng([config.seed, 1 << 32]), 32)).permute(0, 3, 1, 2) / 255
         generator = torch.Generator().manual_seed(config.seed)
         drawn = torch.randn(32, crops.height // 4, crops.width // 4 * config.model.c, generator=generator)
         model.set_int8_steps(images, 10 ** (-torch.linspace(config.snr_range[0], config.snr_range[1], 32) / 10), drawn)
-    lines = []
-    if new := [name for name in initial if name not in kept]:
-        lines.append(f"new weights, where {init} has none that fit: {', '.join(new)}")
-    if left := [name for name in weights if name not in initial]:
-        lines.append(f"left out of {init}: {', '.join(left)}")
     return lines
 
 
@@ -293,9 +292,11 @@ def _check_finite(loss: float, gradient: float, step: int, config: TrainConfig, 
         )
 
 
-def _valid_pictures(data: str, config: TrainConfig) -> Tensor:
+def _valid_pictures(data: str, config: TrainConfig) -> tuple[Tensor, list[str]]:
+    """The pictures that a run is validated on, and what there is to say of them."""
     pictures = open_pictures(data, "valid")
-    return torch.from_numpy(pictures.take(VALID_PICTURES, config.model.height, config.model.width, fewer=True))
+    images = pictures.take(VALID_PICTURES, config.model.height, config.model.width, fewer=True)
+    return torch.from_numpy(images), pictures.remarks(len(images), VALID_PICTURES, "validation")
 
 
 def _open_run(config: TrainConfig, out: Path, resume: bool, init: Path | None, fabric: Fabric) -> int:
@@ -355,6 +356,14 @@ def _check_init(config: TrainConfig, init: Path | None) -> None:
                 f"{init} has another transmitter (c = {model.c}), and this run keeps the one that it starts from",
                 f"use --c {model.c}, or choose another --init",
             )
+
+
+def _check_room(training: _Training, out: Path) -> None:
+    """Raises OSError where a checkpoint and the weights will not fit, each beside the one that it replaces."""
+    weights = sum(tensor.nbytes for tensor in training.model.state_dict().values())
+    checkpoint = 4 * weights  # the model, its average, and two numbers of Adam for each weight
+    if training.fabric.global_rank == 0:
+        check_room(out, [checkpoint, checkpoint, weights, weights, 2**16])  # and the log
 
 
 def _save(training: _Training, out: Path, step: int) -> None:

@@ -66,6 +66,7 @@ def invert(
 
 def _matched(pool: Tensor, rows: Tensor) -> Tensor:
     """The received rows [n, m, r], reordered to be closest in total to the computed rows [n, m, r]."""
-    products = torch.bmm(rows, pool.transpose(1, 2)).numpy()  # squared distances less the energies, which no matching changes
+    # squared distances less the energies, which no matching changes; a picture without symbols has none
+    products = torch.bmm(rows, pool.transpose(1, 2)).nan_to_num().numpy()
     orders = [linear_sum_assignment(scores, maximize=True)[1] for scores in products]
     return torch.stack([received[torch.from_numpy(order)] for received, order in zip(pool, orders, strict=True)])

@@ -89,6 +89,7 @@ def minimise(
         distance(x, step).backward()
         with torch.no_grad():
             assert x.grad is not None
+            x.grad.nan_to_num_(0, 0, 0)  # of a transmitter that divides by nothing, as for black: that picture waits
             add_smoothing(x, x.grad, settings.lam, settings.beta)
             optimizer.step()
             x.clamp_(0, 1)

@@ -18,6 +18,7 @@ from semseal.runtime.bundle import Bundle, is_packaged
 from semseal.runtime.channel import CHANNELS, TAPS
 from semseal.runtime.engine import open_engine
 from semseal.runtime.errors import AuditError, BundleError, EngineError
+from semseal.runtime.files import shown
 
 DEFAULT_ENGINE = "onnxruntime-cpu"
 
@@ -141,21 +142,16 @@ def _names(bundles: Sequence[Bundle]) -> list[str]:
     paths = [Path(os.path.abspath(bundle.path)) for bundle in bundles]
     if twice := [path for path, count in Counter(path.resolve() for path in paths).items() if count > 1]:
         raise AuditError(f"{twice[0]} is given twice", "give each bundle once")
-    names = [_readable(path.name) for path in paths]
+    names = [shown(path.name) for path in paths]
     longest = max(len(path.parts) for path in paths)
     for length in range(2, longest + 1):
         shared = {name for name, count in Counter(names).items() if count > 1}
         names = [
             f"{path.name} (packaged)"
             if name in shared and is_packaged(path)
-            else _readable("/".join(path.parts[-length:]))
+            else shown("/".join(path.parts[-length:]))
             if name in shared
             else name
             for name, path in zip(names, paths, strict=True)
         ]
     return names
-
-
-def _readable(name: str) -> str:
-    """As UTF-8, which not every name of a file is."""
-    return os.fsencode(name).decode("utf-8", "replace")

@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from joblib import Parallel, delayed, parallel_config
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from semseal.runtime.audit.attacks import BY_NAME, PICTURE_S
@@ -30,18 +31,18 @@ from semseal.runtime.audit.results import AuditedBundle, Results
 from semseal.runtime.audit.scene import Images, Scene
 from semseal.runtime.audit.settings import Cell, Place, Settings
 from semseal.runtime.audit.surrogate import why_unsupported
+from semseal.runtime.audit.taken import MIN_PICTURES, take_pictures
 from semseal.runtime.audit.verdict import Games, Pictures, count_figures, game_rows, orderings, picture_rows
 from semseal.runtime.audit.wording import optimised
 from semseal.runtime.bundle import Bundle, open_bundle
+from semseal.runtime.engine import open_engine
 from semseal.runtime.environment import Environment, environment
 from semseal.runtime.errors import AuditError, GraphError
-from semseal.runtime.files import write_atomically
-from semseal.runtime.pictures import open_pictures
+from semseal.runtime.files import shown, write_atomically
 from semseal.runtime.progress import told
 
 # that figures depend on
 PACKAGES = ("semseal", "numpy", "scipy", "onnxruntime", "openvino", "torch", "scikit-image", "scikit-learn")
-MIN_PICTURES = 6  # an answer is compared with those to the other pictures, and under substitution with those to other pairs
 
 
 def audit(
@@ -73,10 +74,8 @@ def audit(
     check(found, settings)
     check_budgets(budgets or {}, settings)
     height, width = opened[0].height, opened[0].width
-    sent, attackers = open_pictures(data, "valid"), open_pictures(data, "test")
-    images = sent.take(settings.pictures, height, width)
-    attacker_images = attackers.take(settings.attacker_pictures, height, width, seed=1)
-    skipped = {str(path): reason for path, reason in (sent.skipped | attackers.skipped).items()}
+    taken, data = take_pictures(data, settings, height, width), shown(data)
+    images, attacker_images, settings, skipped = taken.images, taken.attacker_images, taken.settings, taken.skipped
     identity = _identity(found, data, images, attacker_images, settings)
     _claim(out, identity)
     everything, everywhere, known = _with_earlier(settings, found, out)
@@ -196,8 +195,12 @@ def _optimised(cell: Cell) -> bool:
 def _unsupported(work: "_Work", agreement: dict[str, float]) -> str:
     """Why the transmitter at a place cannot be differentiated, empty if it can; ``agreement`` gets that of its surrogate."""
     place, bundle = work.place, open_bundle(work.bundle)
-    reason = why_unsupported(bundle.graph("transmitter", place.precision), bundle.height, bundle.width, bundle.h)
-    if reason or _words(place) in agreement:
+    if _words(place) in agreement:
+        return ""
+    told = [np.full(2, place.main_snr, np.float32)] if bundle.has_scale else []
+    inputs = [work.images[:2], np.arange(2 * bundle.h, dtype=np.int32).reshape(2, -1), *told]
+    deployed = open_engine(place.engine, bundle.program("transmitter", place.precision, place.engine))
+    if reason := why_unsupported(bundle.graph("transmitter", place.precision), deployed, inputs):
         return reason
     try:
         agreement[_words(place)] = round(_scene(work).surrogate_agreement_db(), 1)

@@ -30,7 +30,7 @@ from semseal.runtime.defense.defenses import BY_NAME, Defense
 from semseal.runtime.defense.header import HeaderSealer
 from semseal.runtime.defense.keys import derive, generate_key
 from semseal.runtime.engine import open_engine
-from semseal.runtime.errors import GraphError, HeaderError
+from semseal.runtime.errors import GraphError
 from semseal.runtime.link import BrokenDefenseWarning, Frame, Receiver, Transmitter
 from torch import Tensor
 
@@ -262,14 +262,8 @@ class Scene:
         receiver = Receiver(self.bundle.path, self.key, self.engine, self.precision, self._threads)
         if self.place.main_channel == "awgn":
             return receiver.receive(arrived)
-        groups = [arrived[i : i + defense.streams] for i in range(0, len(arrived), defense.streams)]
-        return np.concatenate([self._received_or_grey(receiver, group) for group in groups])
-
-    def _received_or_grey(self, receiver: Receiver, frames: list[Frame]) -> Images:
-        try:
-            return receiver.receive(frames)
-        except HeaderError:
-            return np.full((len(frames), *self.images.shape[1:]), 0.5, np.float32)
+        grey = np.full(self.images.shape[1:], 0.5, np.float32)
+        return np.stack([grey if found.image is None else found.image for found in receiver.receive_each(arrived)])
 
     def best_order(self, answers: Images, streams: int) -> Images:
         """Eve's pictures of every group in the order that scores best: which path is which picture is not hers to know."""

@@ -7,7 +7,6 @@ from K by HKDF (RFC 5869) with a versioned label, so that no two uses ever share
 import base64
 import os
 import secrets
-import stat
 from pathlib import Path
 
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -15,10 +14,11 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from semseal.runtime.errors import KeyFileError
-from semseal.runtime.files import write_once
+from semseal.runtime.files import expanded, keep_private, read_secret, write_once
 
 KEY_SIZE = 32
 _FORMAT = "semseal-key-v1"
+_MAX_FILE_BYTES = 4096
 _RESTORE = "copy the key file again from the other end, or make a new one for both: semseal keygen FILE"
 
 
@@ -39,18 +39,22 @@ def write_key(path: Path, key: bytes) -> None:
 
 
 def read_key(path: Path) -> bytes:
-    """The key of a key file. Raises KeyFileError for a damaged file or one that other users can read."""
+    """The key of a key file. White space around its lines does no harm.
+
+    Raises KeyFileError for a damaged file or one that other users can read.
+    """
     try:
-        with open(path, encoding="ascii") as file:
-            if os.fstat(file.fileno()).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                raise KeyFileError(f"{path} can be read by other users", f"chmod 600 {path}")
-            lines = file.read(200).splitlines()
+        lines = read_secret(path, _MAX_FILE_BYTES)
+    except FileNotFoundError:
+        raise KeyFileError(f"there is no key file {path}", f"make one: semseal keygen {path}") from None
     except OSError as error:
-        raise KeyFileError(f"cannot read the key file {path}: {error.strerror}", f"make one: semseal keygen {path}") from None
-    except UnicodeDecodeError:
-        lines = []
+        raise KeyFileError(
+            f"cannot read the key file {path}: {error.strerror}", "let the user who runs this own it, with mode 0400 or 0600"
+        ) from None
+    if lines is None:
+        raise KeyFileError(f"{path} can be read by other users", f"{keep_private(path)}; or pass key= its 32 bytes")
     if len(lines) != 2 or lines[0] != _FORMAT:
-        raise KeyFileError(f"{path} is not a key file", "make one: semseal keygen FILE")
+        raise KeyFileError(f"{path} is not a key file, or is damaged", _RESTORE)
     try:
         key = base64.b64decode(lines[1], validate=True)
     except ValueError:
@@ -64,12 +68,14 @@ def load_key(key: bytes | str | Path) -> bytes:
     """A key given as its 32 bytes or as the path of a key file."""
     if isinstance(key, bytes):
         return _checked(key)
-    if isinstance(key, str) and len(key) >= KEY_SIZE and not os.path.exists(key):  # unlike Path.exists it takes any length
+    if (
+        isinstance(key, str) and len(key) >= KEY_SIZE and not os.path.exists(os.path.expanduser(key))
+    ):  # unlike Path.exists it takes any length
         # perhaps the key itself as text, so it is not shown
         raise KeyFileError("a key given as str is the path of a key file, and there is no such file", "a raw key is 32 bytes")
     if not isinstance(key, (str, Path)):
         raise KeyFileError(f"key must be 32 bytes or the path of a key file, got {type(key).__name__}")
-    return read_key(Path(key))
+    return read_key(expanded(key))
 
 
 def derive(key: bytes, label: bytes, salt: bytes = b"") -> bytes:

@@ -1,0 +1,84 @@
+"""The pictures of an audit: those that are measured on, and the attacker's; fewer than asked for where there are no more.
+
+    valid ────────────── the pictures that are sent
+    test, then train ─── the attacker's images            train only where test has too few: nobody is measured on it
+
+An attack that these do not suffice for fails its positive control, and its cells are void; they never say that nothing leaks.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from semseal.runtime.audit.settings import Settings
+from semseal.runtime.errors import PictureError
+from semseal.runtime.files import shown
+from semseal.runtime.pictures import Pictures, open_pictures
+
+MIN_PICTURES = 6  # an answer is compared with those to the other pictures, and under substitution with those to other pairs
+MIN_ATTACKER_PICTURES = 40  # half of them to learn from, half to weigh what was learnt
+MIN_FILES = 50  # of a folder that is not split already: a fifth is measured on, the rest is the attacker's
+
+
+@dataclass(frozen=True)
+class Taken:
+    """``settings`` are those asked for, with the numbers of pictures that there are; ``skipped`` says what is missing."""
+
+    images: NDArray[np.float32]
+    attacker_images: NDArray[np.float32]
+    settings: Settings
+    skipped: dict[str, str]
+
+
+def take_pictures(data: str, settings: Settings, height: int, width: int) -> Taken:
+    """Says what is missing on stderr, too. Raises PictureError where there are too few pictures for an audit."""
+    sent = open_pictures(data, "valid")
+    images, skipped = _up_to(sent, settings.pictures, height, width)
+    images = images[: len(images) // 2 * 2]
+    attackers, count = open_pictures(data, "test"), settings.attacker_pictures
+    attacker_images, more = _up_to(attackers, count, height, width)
+    skipped |= more
+    if len(attacker_images) < count and (others := _training_pictures(data)):
+        lent, more = _up_to(others, count - len(attacker_images), height, width)
+        attacker_images, skipped = np.concatenate([attacker_images, lent]), skipped | more
+    needed = min(count, MIN_ATTACKER_PICTURES)
+    if len(images) < MIN_PICTURES or len(attacker_images) < needed:
+        first = next((f"; {len(skipped)} skipped, first {name}: {reason}" for name, reason in skipped.items()), "")
+        raise PictureError(
+            f"{shown(data)}: an audit needs {MIN_PICTURES} pictures to measure on and {needed} for Eve, and there "
+            f"are {len(images)} and {len(attacker_images)}{first}",
+            f"give a folder of at least {MIN_FILES} pictures, or of 1,000 for a full audit; or --data photos",
+        )
+    few = {
+        f"{settings.pictures - len(images)} of {settings.pictures} pictures to measure on": len(images) < settings.pictures,
+        f"{count - len(attacker_images)} of {count} attacker's images": len(attacker_images) < count,
+    }
+    for what in (what for what, is_few in few.items() if is_few):
+        skipped[what] = f"there are no more in {shown(data)}; a full audit takes a folder of 1,000 pictures, --quick one of 250"
+    for name, reason in skipped.items():
+        print(f"skipped {name}: {reason}", file=sys.stderr)
+    found = replace(
+        settings,
+        pictures=len(images),
+        attacker_pictures=len(attacker_images),
+        optimised_pictures=min(settings.optimised_pictures, len(images)),
+    )
+    return Taken(images, attacker_images, found, skipped)
+
+
+def _training_pictures(data: str) -> Pictures | None:
+    """Each once, as those of the other parts."""
+    try:
+        return replace(open_pictures(data, "train"), whole=True)
+    except PictureError:
+        return None
+
+
+def _up_to(pictures: Pictures, n: int, height: int, width: int) -> tuple[NDArray[np.float32], dict[str, str]]:
+    """n pictures or as many as there are, and what was skipped."""
+    seed = 0 if pictures.split == "valid" else 1
+    try:
+        return pictures.take(n, height, width, seed=seed, fewer=True), pictures.reasons()
+    except PictureError:
+        return np.empty((0, 3, height, width), np.float32), pictures.reasons()
