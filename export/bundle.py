@@ -13,10 +13,10 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from semseal.export.onnx import OPSET, export_graphs
+from semseal.export.onnx import export_graphs
 from semseal.export.parity import Side, measure_parity, on_air, received
 from semseal.export.quantize import to_fp16, to_int8
-from semseal.export.rewrite import rewrite
+from semseal.export.rewrite import OPSET, rewrite
 from semseal.export.tensorrt import plan_files
 from semseal.runtime import channel
 from semseal.runtime.bundle import PRECISIONS, Bundle, write_bundle

@@ -25,6 +25,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from semseal.runtime.bench.command import bench
 from semseal.runtime.bundle import PRECISIONS
 from semseal.runtime.cli_audit import audit, demo
 from semseal.runtime.errors import SemsealError
@@ -247,6 +248,9 @@ def doctor(as_json: bool) -> None:
         sys.exit(1)
 
 
+cli.add_command(bench)
+
+
 @cli.command(epilog=example("semseal keygen alice.key"))
 @click.argument("file", type=NEW_FILE)
 def keygen(file: Path) -> None:
@@ -262,12 +266,17 @@ EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "scipy", "skimage", "sklearn"), "cpu,train,audit"),
     **dict.fromkeys(("lightning_fabric", "onnxscript", "safetensors"), "cpu,train"),
     **dict.fromkeys(("jinja2", "joblib", "matplotlib"), "cpu,audit"),
+    **dict.fromkeys(("psutil", "hdrh"), "cpu,bench"),
     "onnxruntime": "cpu",
     "openvino": "openvino",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "rtx",
 }
-EXTRAS_OF_VERBS = {"demo": "cpu,audit", "audit": "cpu,audit", "train": "cpu,train", "export": "cpu,train", "pack": "cpu,train"}
+EXTRAS_OF_VERBS = {
+    **dict.fromkeys(("demo", "audit"), "cpu,audit"),
+    **dict.fromkeys(("train", "export", "pack"), "cpu,train"),
+    "bench": "cpu,bench",
+}
 REFUSALS = {
     errno.ENOSPC: "free some space there, or choose another folder",
     errno.EDQUOT: "free some space there, or choose another folder",

@@ -10,7 +10,8 @@
                   ├─ SigningError    an owner's key that cannot be used, or a signature that does not hold
                   ├─ PictureError    a source of pictures that cannot be used
                   ├─ TrainingError   a run that cannot be started, continued or read
-                  └─ AuditError      an audit that cannot be run as asked
+                  ├─ AuditError      an audit that cannot be run as asked
+                  └─ BenchError      a benchmark that cannot be run as asked
 
 A mistake in a Python call, such as an array of another shape, is a ValueError as everywhere else. No message holds a secret.
 """
@@ -88,3 +89,7 @@ class TrainingError(SemsealError):
 
 class AuditError(SemsealError):
     """An audit that cannot be run as asked."""
+
+
+class BenchError(SemsealError):
+    """A benchmark that cannot be run as asked."""
