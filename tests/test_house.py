@@ -27,6 +27,7 @@ ORDER = (
         "runtime.onnxfile",
         "runtime.metrics",
         "runtime.channel",
+        "runtime.progress",
         "runtime.jpegfile",
         "runtime.svg",
     ),
@@ -47,6 +48,7 @@ ORDER = (
     ("runtime.audit", "runtime.bench"),
     ("train",),
     ("export",),
+    ("runtime.cli_audit",),
     ("runtime.cli", "runtime.api"),
 )
 FOLDERS = ("train", "export", "runtime")
