@@ -279,6 +279,7 @@ class EdgeCodec(nn.Module):
         hooks = [
             module.register_forward_pre_hook(partial(lambda name, _, x: note(name, x[0]), name)) for name, module in rounded
         ]
+        training = self.training
         self.eval()(*given)
         self.train(training)
         for hook in hooks:
