@@ -2,7 +2,7 @@
 
 Both attack the same pictures with the same weights for the same number of steps. They are timed in turns, in a new random
 order each round, so that a slow moment of the machine meets both; read the ratio, which is of the medians. Before that each
-runs to the end once, and ours must reach as low an objective and as good a picture. Add -s to see the ratio.
+runs to the end once, and ours must reach as low an objective and as good a picture: pytest --benchmark -m attack -s
 """
 
 import dataclasses
@@ -10,10 +10,9 @@ import math
 import time
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from link_peers import paper_network
 from rich.console import Console
 from semseal.runtime import channel
 from semseal.runtime.attacks import whitebox
@@ -22,9 +21,7 @@ from semseal.runtime.bundle import open_bundle, packaged_bundle
 from semseal.runtime.link import Transmitter
 from semseal.runtime.metrics import psnr
 from semseal.runtime.pictures import open_pictures
-from semseal.train.config import ModelConfig
 from semseal.train.loss import total_variation
-from semseal.train.model import DeepJSCC
 
 BUNDLE = packaged_bundle("photos-10db")
 PICTURES = 8
@@ -43,17 +40,7 @@ def received():
 @pytest.fixture(scope="module")
 def model():
     """The model as it was trained, with the weights that the packaged graph holds."""
-    graph = onnx.load_model_from_string(open_bundle(BUNDLE).graph("transmitter")).graph
-    weights = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
-    model = DeepJSCC(ModelConfig()).requires_grad_(False)
-    sides = {f"model.{name}": value for name, value in model.state_dict().items() if f"model.{name}" in weights}
-    for name, value in sides.items():
-        value.copy_(weights[name])
-    slopes = [node.input[1] for node in graph.node if node.op_type in ("Mul", "PRelu") and node.input[1] in weights]
-    activations = [layer for layer in model.semantic_encoder if isinstance(layer, torch.nn.PReLU)]
-    for layer, name in zip(activations, [name for name in slopes if weights[name].ndim == 4], strict=True):
-        layer.weight.copy_(weights[name].flatten())
-    return model
+    return paper_network(open_bundle(BUNDLE)).requires_grad_(False)
 
 
 def plain(model, received, start, settings):
@@ -76,6 +63,7 @@ def objective(model, x, target):
     return (model.encode(x) - target).square().sum() + total_variation(x).sum()
 
 
+@pytest.mark.attack
 @pytest.mark.parametrize("threads", [1, 2])
 def test_white_box(benchmark, received, model, threads):
     images, symbols = received

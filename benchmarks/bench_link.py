@@ -1,138 +1,58 @@
-"""Latency of the shipped link, stage by stage: one image, one thread, engines on the CPU.
+"""Latency of a deployed link: pytest --benchmark, with --bundle PATH of yours.
 
-Each benchmark asserts what it computed, so that a fast wrong answer fails. Read the median, and compare only numbers of one
-run: absolute times depend on the machine.
+Stages, checks, percentiles and floors are those of ``semseal bench`` (``semseal.runtime.bench``), and every answer is checked
+against the reference, so that a fast wrong answer fails. Here each stage runs alone, one after the other; ``semseal bench``
+runs them in turns. Compare numbers of one run only: docs/benchmarking.md.
 """
 
-import numpy as np
+import dataclasses
+
 import pytest
-from semseal.runtime.bundle import open_bundle, packaged_bundle
-from semseal.runtime.defense import index, mix
-from semseal.runtime.defense.header import Header, HeaderSealer
-from semseal.runtime.defense.schemes import scheme_sets
-from semseal.runtime.engine import open_engine
-from semseal.runtime.link import Frame, Receiver, Transmitter
-from semseal.runtime.metrics import psnr
-from semseal.runtime.pictures import open_pictures
+from semseal.runtime.bench.results import Where
+from semseal.runtime.bench.run import Plan, a_a, forms
+from semseal.runtime.bundle import open_bundle
 
-BUNDLE = packaged_bundle("photos-10db")
-KEY = bytes(32)
-REALS = 32400
-SCALE = 0.02  # of the largest symbol: the power of the pads changes that of the features a little
+PACKAGED = ("edge", "photos-10db")
+FORMS = (("onnxruntime-cpu", "fp32"), ("openvino", "int8"))  # of the packaged bundles: the default and the fastest
+ENGINE_STAGES = ("transmitter", "receiver", "send", "send bytes", "receive", "link")
+MIX_STAGES = ("picture in", "picture out", "keys", "keys back", "power", "header", "header open", "channel")
+INDEX_STAGES = ("index", "index back")
+PEERS = ("AES-256-GCM", "ChaCha20-Poly1305", "take", "copy")
+BATCHES = (4, 16, 64)
 
 
-@pytest.fixture(scope="module")
-def image():
-    """The cat of scikit-image, which no packaged model was trained on: float32 [1, 3, 180, 180]."""
-    return open_pictures("photos", "valid").take(2, 180, 180)[1:]
+def cases(given: str | None) -> list[tuple[Where, str]]:
+    """Forms and stages, those of one form together."""
+    found: list[tuple[Where, str]] = []
+    for name in PACKAGED if given is None else (given,):
+        plan = Plan()
+        wheres = [where for where in forms(name, open_bundle(name), plan)]
+        if given is None:
+            wheres = [where for where in wheres if (where.engine, where.precision) in FORMS]
+        found += [(where, stage) for where in wheres for stage in ENGINE_STAGES]
+        mixing = wheres[-1]  # whatever engine runs: these stages run in NumPy
+        found += [(mixing, stage) for stage in (*MIX_STAGES, *PEERS)]
+        moving = dataclasses.replace(mixing, defense="permute")
+        found += [(moving, stage) for stage in INDEX_STAGES]
+        found += [(dataclasses.replace(mixing, batch=batch), "link") for batch in BATCHES]
+    return found
 
 
-@pytest.fixture(scope="module")
-def plain(image):
-    """The index that changes nothing, and the symbols it gives."""
-    here = np.zeros(1, int)
-    identity = index.absolute(index.identity(45)[None], here, here)
-    return identity, open_engine("onnxruntime-cpu", open_bundle(BUNDLE).graph("transmitter"), threads=1)(image, identity)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "where" in metafunc.fixturenames:
+        found = cases(metafunc.config.getoption("--bundle"))
+        names = [f"{w.bundle}-{w.engine}-{w.precision}-{w.defense}-{w.batch}-{stage.replace(' ', '_')}" for w, stage in found]
+        metafunc.parametrize(("where", "stage"), found, ids=names)
 
 
-@pytest.fixture(scope="module")
-def keys():
-    """Those of one packet."""
-    return mix.derive_keys(KEY, bytes(16), [0], bytes(32), REALS)
+def test_a_a(request, noise):
+    """First the noise of the machine: the same link twice, in turns. Its interval holds 1, or times here mean nothing."""
+    where, _ = next((where, stage) for where, stage in cases(request.config.getoption("--bundle")) if where.defense == "mix")
+    found = a_a(where, None, 4.0)
+    noise.append(found)
+    assert found.ratio.low < 1.25
+    assert found.ratio.high > 0.8
 
 
-FORMS = [("onnxruntime-cpu", "fp32"), ("openvino", "fp32"), ("openvino", "int8")]
-
-
-@pytest.mark.parametrize(("name", "precision"), FORMS)
-def test_transmitter(benchmark, image, plain, name, precision):
-    engine = open_engine(name, open_bundle(BUNDLE).graph("transmitter", precision), threads=1)
-    symbols = benchmark(engine, image, plain[0])
-    assert np.square(symbols).sum() / 16200 == pytest.approx(1, abs=1e-4)
-
-
-@pytest.mark.parametrize(("name", "precision"), FORMS)
-def test_receiver(benchmark, image, plain, name, precision):
-    engine = open_engine(name, open_bundle(BUNDLE).graph("receiver", precision), threads=1)
-    picture = benchmark(engine, plain[1], plain[0])
-    assert psnr(image, picture)[0] > 25
-
-
-@pytest.mark.parametrize(("name", "precision"), FORMS)
-def test_transmitter_with_mix(benchmark, image, plain, keys, name, precision):
-    bundle = open_bundle(BUNDLE)
-    engine = open_engine(name, bundle.graph("transmitter-mix", precision), threads=1)
-    symbols, _ = mix.normalize(benchmark(engine, image, *mix.transmitter_inputs(keys, REALS)))
-    expected = open_engine(name, bundle.graph("transmitter", precision), threads=1)(image, plain[0])
-    assert np.abs(mix.unmix(symbols.reshape(1, -1), keys, REALS) - expected.reshape(1, -1)).max() < SCALE
-
-
-@pytest.mark.parametrize(("name", "precision"), FORMS)
-def test_receiver_with_mix(benchmark, image, plain, keys, name, precision):
-    engine = open_engine(name, open_bundle(BUNDLE).graph("receiver-mix", precision), threads=1)
-    on_air = mix.mix(plain[1].reshape(1, -1), keys).reshape(1, -1, 2)
-    picture = benchmark(engine, on_air, *mix.receiver_inputs(keys, REALS))
-    assert psnr(image, picture)[0] > 25
-
-
-def test_keys_and_header_of_one_mixed_frame(benchmark, image):
-    """All that mix adds to Alice's work outside the graph: keys derived, in the graph's shapes, and the header sealed."""
-    bundle, session = open_bundle(BUNDLE), bytes(16)
-    sealer = HeaderSealer(KEY, bundle.digest)
-    on_air = open_engine("onnxruntime-cpu", bundle.graph("transmitter-mix"), threads=1)
-
-    def derive():
-        keys = mix.derive_keys(KEY, session, [7], bundle.digest, REALS)
-        return mix.transmitter_inputs(keys, REALS), sealer.seal(Header("mix", session, 7))
-
-    secret, header = benchmark(derive)
-    assert sealer.open(header) == Header("mix", session, 7)
-    frame = Frame(mix.normalize(on_air(image, *secret))[0].view(np.complex64).ravel(), header)
-    assert psnr(image, Receiver(BUNDLE, KEY).receive([frame]))[0] > 25
-
-
-def test_mix_reference(benchmark, plain, keys):
-    """The symbols of one image mixed by NumPy."""
-    symbols = plain[1].reshape(1, -1)
-    assert np.abs(mix.unmix(benchmark(mix.mix, symbols, keys), keys, REALS) - symbols).max() < SCALE
-
-
-def test_scheme_index_of_one_pair(benchmark):
-    """From the scheme sets to the index that the graph takes, for two images."""
-    sets = scheme_sets(KEY, 45)
-    places = np.arange(2)
-
-    def build():
-        a = index.compose(sets.permutations[1], sets.swapped[2], sets.permutations[3])
-        b = index.compose(sets.permutations[3], sets.swapped[2], sets.permutations[1])
-        return index.absolute(np.stack([a, b]), places, places ^ 1)
-
-    assert sorted(benchmark(build).ravel().tolist()) == list(range(90))
-
-
-def test_gather_reference(benchmark, plain):
-    """The rows of one image moved by NumPy: 45 rows of 720 floats."""
-    rows = plain[1].reshape(45, 720)
-    order = np.random.default_rng(0).permutation(45).astype(np.int32)
-    out = benchmark(index.gather, rows, order)
-    assert np.array_equal(out[np.argsort(order)], rows)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "uint8"])
-@pytest.mark.parametrize(("name", "precision"), FORMS)
-@pytest.mark.parametrize("defense", ["none", "permute", "mix"])
-def test_send_one_frame(benchmark, image, defense, name, precision, dtype):
-    """Everything Alice does for one image: checks, scheme, engine, sealed header."""
-    tx = Transmitter(BUNDLE, KEY, defense, name, precision, threads=1)
-    given = image if dtype == "float32" else np.round(255 * image).astype(np.uint8).transpose(0, 2, 3, 1).copy()
-    frames = benchmark(tx.send, given)
-    assert psnr(image, Receiver(BUNDLE, KEY).receive(frames))[0] > 25
-
-
-@pytest.mark.parametrize("dtype", ["float32", "uint8"])
-def test_receive_one_frame(benchmark, image, dtype):
-    """Everything Bob does for one image: the header opened, checks, engine. Without a key, so that the frame may come again."""
-    frames = Transmitter(BUNDLE).send(image)
-    picture = benchmark(Receiver(BUNDLE, threads=1).receive, frames, dtype)
-    picture = picture if dtype == "float32" else picture.transpose(0, 3, 1, 2) / np.float32(255)
-    assert psnr(image, picture)[0] > 25
+def test_stage(timed, where, stage):
+    timed(where, stage)

@@ -1,4 +1,6 @@
-"""Latency of one image on one thread, every form of the link in one interleaved run: python benchmarks/compare.py
+"""The link beside its peers, and what the defences cost: python benchmarks/compare.py
+
+First the whole link of packaged bundles on all cores (link_peers.py), then each side on one thread, every form in one run.
 
 Each round runs every candidate once, in a new random order, so that a slow moment of the machine meets all of them. Read the
 ratios: a ratio is the median over the rounds of (baseline / candidate) within a round. Each candidate's output is checked
@@ -11,17 +13,19 @@ before it is timed. The network has the packaged models' shape and random weight
     index           with a scheme index; permute and permute+substitute differ in its values only
     mix             the graph that mixes, charged against the undefended one and against the index
 
-What keys and headers cost besides is in bench_link.py.
+What keys and headers cost besides is in ``semseal bench``.
 """
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+import link_peers
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -31,6 +35,7 @@ from semseal.export.cut import without_gather
 from semseal.export.onnx import export_graphs
 from semseal.export.quantize import to_fp16, to_int8
 from semseal.export.rewrite import rewrite
+from semseal.runtime.bench.measure import interleave
 from semseal.runtime.defense import index, mix
 from semseal.runtime.defense.schemes import scheme_sets
 from semseal.runtime.engine import open_engine
@@ -39,7 +44,7 @@ from semseal.runtime.mixing import with_mix
 from semseal.runtime.pictures import open_pictures
 from semseal.train.config import ModelConfig
 from semseal.train.model import DeepJSCC
-from shared import interleave
+from shared import plain
 
 WARM_UP = 20  # rounds
 PACKAGES = ("semseal", "numpy", "torch", "onnxruntime", "openvino")
@@ -190,19 +195,27 @@ def speeds(side: str, seconds: dict[str, NDArray[np.float64]]) -> dict[str, dict
 
 
 @click.command()
-@click.option("--rounds", default=300, show_default=True)
+@click.option("--rounds", default=300, show_default=True, help="of the sides, on one thread; 0: the links alone")
+@click.option(
+    "--bundle", "bundles", multiple=True, default=("edge", "photos-10db"), show_default=True, help="whose link is compared"
+)
+@click.option("--threads", type=int, help="of the links  [default: all cores]")
+@click.option("--seconds", default=30.0, show_default=True, help="for each link")
+@click.option("--compile/--no-compile", "compiled", default=True, help="with torch.compile, which takes a minute")
 @click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="write the figures here too")
-def main(rounds: int, path: Path | None) -> None:
-    torch.set_num_threads(1)
-    link = build()
-    figures: dict[str, Any] = {"environment": dataclasses.asdict(environment(PACKAGES))}
-    figures |= {"rounds": rounds, "threads": 1, "batch": 1}
-    for side, runs in candidates(link).items():
-        check(link, side, runs)
-        seconds = interleave(runs, rounds, WARM_UP)
-        figures[side] = speeds(side, seconds)
-        if side == "transmitter":
-            figures["cost of the defence"] = costs(seconds)
+def main(rounds: int, bundles: tuple[str, ...], threads: int | None, seconds: float, compiled: bool, path: Path | None) -> None:
+    figures: dict[str, Any] = {"environment": dataclasses.asdict(environment(PACKAGES)), "rounds": rounds}
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    figures["links"] = {name: link_peers.measure(name, threads, compiled, seconds) for name in bundles}
+    if rounds:
+        torch.set_num_threads(1)
+        link = build()
+        for side, runs in candidates(link).items():
+            check(link, side, runs)
+            taken = interleave(plain(runs), rounds, WARM_UP)
+            figures[side] = speeds(side, taken)
+            if side == "transmitter":
+                figures["cost of the defence"] = costs(taken)
     if path is not None:
         path.write_text(json.dumps(figures, indent=2) + "\n")
 

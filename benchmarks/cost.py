@@ -7,9 +7,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from semseal.runtime.bench.measure import interleave
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.link import Receiver, Transmitter
-from shared import interleave
+from shared import plain
 
 FORMS = (("onnxruntime-cpu", "fp32"), ("openvino", "int8"))
 ROUNDS, WARM_UP = 200, 20
@@ -78,7 +79,7 @@ def latency(names: Sequence[str], image: NDArray[np.float32]) -> dict[str, dict[
             sends[f"{name}\n{form}"] = lambda alice=alice: alice.send(image)
             receives[f"{name}\n{form}"] = lambda bob=bob, frames=frames: bob.receive(frames)
     for side, runs in (("transmitter", sends), ("receiver", receives)):
-        for key, seconds in interleave(runs, ROUNDS, WARM_UP).items():
+        for key, seconds in interleave(plain(runs), ROUNDS, WARM_UP).items():
             name, form = key.split("\n")
             found[name].setdefault(form, {})[f"{side} ms"] = float(np.median(seconds)) * 1e3
     return found

@@ -1,13 +1,17 @@
 """For on_gpu.py: every engine on this machine's GPU, through the whole link and alone, beside the CPU and beside its floor."""
 
+import dataclasses
+import itertools
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gpu_scheme import timers
 from semseal.runtime import channel
+from semseal.runtime.bench.measure import Stage, interleave, summarize
 from semseal.runtime.bundle import Bundle, open_bundle, packaged_bundle
 from semseal.runtime.defense import index as scheme
 from semseal.runtime.engine import Engine, open_engine
@@ -18,7 +22,7 @@ from semseal.runtime.metrics import psnr
 from semseal.runtime.pictures import open_pictures
 from semseal.runtime.roundtrip import measure
 from semseal.runtime.signing import generate_owner, public_text
-from shared import attempt, links, percentiles
+from shared import attempt, links
 
 BUNDLE = packaged_bundle("photos-10db")
 PARITY_DB = {"fp32": 0.02, "fp16": 0.02, "int8": 0.10}  # goals: PSNR against the CPU's fp32
@@ -145,15 +149,10 @@ def requests(run: dict[str, Engine], cpu: dict[str, Engine], images: Any, h: int
     indices = [rng.permutation(h).astype(np.int32)[None] for _ in images]
     pictures = [image[None] for image in images]
     received = [cpu["transmitter"](picture, index) for picture, index in zip(pictures, indices, strict=True)]
-    out = {}
-    for side, data in (("transmitter", pictures), ("receiver", received)):
-        taken = []
-        for i in range(-50, SAMPLES):
-            start = time.perf_counter()
-            run[side](data[i % len(data)], indices[i % len(data)])
-            taken.append((time.perf_counter() - start) * 1e6)
-        out[side] = percentiles(taken[50:])
-    return out
+    data = {"transmitter": zip(pictures, indices, strict=True), "receiver": zip(received, indices, strict=True)}
+    turns = {side: itertools.cycle(list(pairs)) for side, pairs in data.items()}
+    made = {side: Stage(side, run[side], prepare=lambda turn=turn: next(turn)) for side, turn in turns.items()}
+    return {side: dataclasses.asdict(summarize(taken)) for side, taken in interleave(made, SAMPLES, 50).items()}
 
 
 def device_times(plan: Plan, side: str, bundle: Bundle) -> dict[str, Any]:
@@ -174,20 +173,24 @@ def device_times(plan: Plan, side: str, bundle: Bundle) -> dict[str, Any]:
     alone = capture(stream, copies)
     flush = device.allocate(2 * device.properties.l2_cache_size, stream=stream)
     start, end = timers(device)
-    taken: dict[str, list[float]] = {"graph": [], "copies": [], "enqueue": []}
-    for _ in range(50 + SAMPLES):
-        for name, launch in (("graph", run.launch), ("copies", lambda: alone.launch(stream))):
-            flush.fill(0, stream=stream)
-            stream.record(start)
-            before = time.perf_counter()
-            launch()
-            enqueued = (time.perf_counter() - before) * 1e6
-            stream.record(end)
-            end.sync()
-            taken[name].append((end - start) * 1e3)
-            if name == "graph":
-                taken["enqueue"].append(enqueued)
-    return {name: percentiles(values[50:]) for name, values in taken.items()}
+    enqueued: list[float] = []
+
+    def between_events(launch: Callable[[], Any], kept: list[float]) -> float:
+        flush.fill(0, stream=stream)
+        stream.record(start)
+        before = time.perf_counter()
+        launch()
+        kept.append(time.perf_counter() - before)
+        stream.record(end)
+        end.sync()
+        return (end - start) / 1e3
+
+    made = {
+        "graph": Stage("graph", lambda: between_events(run.launch, enqueued), clocks_itself=True),
+        "copies": Stage("copies", lambda: between_events(lambda: alone.launch(stream), []), clocks_itself=True),
+    }
+    taken = {**interleave(made, SAMPLES, 50), "enqueue": enqueued[50:]}
+    return {name: dataclasses.asdict(summarize(values)) for name, values in taken.items()}
 
 
 def floor(device: Any, bundle: Bundle, side: str, precision: str, copied: Any) -> dict[str, Any]:

@@ -5,7 +5,8 @@ Writes benchmarks/results/<gpu>.json and ends with one line of JSON. Without a G
     gpu_scheme.py    the scheme kernel: bits of the reference for odd sizes, batch 1, a replayed CUDA graph, a new picture, a
                      new key; traffic at batch 1024 against a device-to-device copy of as many bytes; time added at batch 1
     gpu_engines.py   engines in fp32, fp16 and int8: the link from send to receive under each defence; PSNR against the CPU's;
-                     new answers for new pictures and indices; p50 and p99
+                     new answers for new pictures and indices; percentiles by ``semseal.runtime.bench``,
+                     whose stages of the whole link are measured for every engine that runs
 
 What cannot be had here is null with the reason. A check that fails is named, and the exit status is 1. One H200 ran it in
 November 2026, before engines took any inputs: the kernel's bits were right, and its time missed three of four goals
@@ -21,11 +22,13 @@ from typing import Any
 
 from gpu_engines import engines
 from gpu_scheme import check_kernel, copy_rate, kernel_added, kernel_rate
+from semseal.runtime.bench.machine import said
+from semseal.runtime.bench.run import Plan, bench
 from semseal.runtime.environment import environment
 from semseal.runtime.errors import EngineError
 from semseal.runtime.files import write_atomically
 from semseal.runtime.gpu.device import open_device
-from shared import attempt, failures, said
+from shared import attempt, failures
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("semseal", "numpy", "cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc", "onnxruntime", "onnxruntime-gpu", "tensorrt",
@@ -46,6 +49,7 @@ def main() -> int:
     results["kernel_rate"] = attempt("kernel rate", kernel_rate, device, stream, copied)
     results["kernel_added"] = attempt("kernel added", kernel_added, device, stream)
     results["engines"] = attempt("engines", engines, device, copied)
+    results["stages"] = attempt("stages", stages)
     results["state_after"] = state()
     results["failures"] = failures
     RESULTS.mkdir(exist_ok=True)
@@ -54,6 +58,12 @@ def main() -> int:
     brief = {key: results[key] for key in ("gpu", "kernel_rate", "kernel_added", "failures")}
     print(json.dumps({"results": str(out), **brief}))
     return 1 if failures else 0
+
+
+def stages() -> dict[str, Any]:
+    """``semseal bench`` of the packaged link in the GPU engines that need no plan."""
+    plan = Plan(engines=("onnxruntime-cuda",), batches=(1, 64), seconds=5.0)
+    return bench("photos-10db", plan, quiet=True).document()
 
 
 def properties(device: Any) -> dict[str, Any]:

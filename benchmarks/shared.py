@@ -1,19 +1,15 @@
-"""What the scripts in this folder share: candidates timed in turns, round trips, attempts, and what programs say."""
+"""What the scripts in this folder share: round trips and attempts. They measure with ``semseal.runtime.bench``."""
 
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from semseal.runtime.bench.measure import Stage
 from semseal.runtime.defense.defenses import MODES
 from semseal.runtime.errors import SemsealError
 from semseal.runtime.roundtrip import complaint, measure
 
-SAMPLES_FOR_P99 = 662  # that MLPerf asks for before a 99th percentile is one
 failures: list[str] = []  # of this run, by ``attempt``
 
 
@@ -48,33 +44,6 @@ def links(bundle: Path, name: str, precision: str, expected_db: float, owner: st
     return found
 
 
-def interleave(candidates: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int) -> dict[str, NDArray[np.float64]]:
-    """Seconds of each candidate in each round. Every round runs all of them once, in a new random order."""
-    rng, names = np.random.default_rng(0), list(candidates)
-    seconds = {name: np.empty(rounds) for name in names}
-    for round_ in range(-warm_up, rounds):
-        for i in rng.permutation(len(names)):
-            start = time.perf_counter()
-            candidates[names[i]]()
-            taken = time.perf_counter() - start
-            if round_ >= 0:
-                seconds[names[i]][round_] = taken
-    return seconds
-
-
-def percentiles(microseconds: list[float]) -> dict[str, float]:
-    """Of at least SAMPLES_FOR_P99 samples."""
-    assert len(microseconds) >= SAMPLES_FOR_P99
-    p50, p99 = np.percentile(microseconds, [50, 99])
-    return {"samples": len(microseconds), "p50_us": float(p50), "p99_us": float(p99)}
-
-
-def said(*command: str) -> dict[str, str | None]:
-    """What a program prints; null with the reason where it fails or is not here."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=30)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return {"value": None, "reason": f"{command[0]}: {error}"}
-    if done.returncode:
-        return {"value": None, "reason": f"{' '.join(command)}: {done.stderr.strip() or done.returncode}; try sudo"}
-    return {"value": done.stdout.strip()}
+def plain(runs: Mapping[str, Callable[[], Any]]) -> dict[str, Stage]:
+    """Stages whose answers were checked elsewhere."""
+    return {name: Stage(name, run) for name, run in runs.items()}

@@ -13,10 +13,10 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from semseal.export.onnx import OPSET, export_graphs
+from semseal.export.onnx import export_graphs
 from semseal.export.parity import Side, measure_parity, on_air, received
 from semseal.export.quantize import to_fp16, to_int8
-from semseal.export.rewrite import rewrite
+from semseal.export.rewrite import OPSET, rewrite
 from semseal.export.tensorrt import plan_files
 from semseal.runtime import channel
 from semseal.runtime.bundle import PRECISIONS, Bundle, write_bundle
@@ -25,6 +25,7 @@ from semseal.runtime.engine import open_engine
 from semseal.runtime.errors import BundleError, GraphError
 from semseal.runtime.mixing import with_mix
 from semseal.runtime.pictures import open_pictures
+from semseal.runtime.progress import Stage
 from semseal.train.config import ModelConfig, TrainConfig
 from semseal.train.edge import EdgeCodec, Int8Step
 from semseal.train.fit import Link, last_row, load_run, resized
@@ -131,6 +132,7 @@ def deploy(
     steps: Mapping[str, Int8Step] | None = None,
     signing_key: Ed25519PrivateKey | None,
     force: bool = False,
+    tell: Stage = lambda what, i, n: None,
 ) -> Bundle:
     """Make every precision and plan of two fp32 graphs, measure parity with the reference, and write the bundle.
 
@@ -139,26 +141,27 @@ def deploy(
     ``tensorrt-rtx`` whose plans are built, the latter for ``capabilities`` (86 for 8.6; empty: this machine's GPU).
     ``calibration`` is the data spec of the pictures that int8 is calibrated on (its split train) and parity is measured on
     (valid), ``steps`` as in ``to_int8``. ``signing_key`` is the owner's, None for a packaged bundle. ``force`` replaces a
-    bundle at ``out``, whole. Raises BundleError for ``out``, ValueError for a precision that does not exist, GraphError where
-    one cannot be made, EngineError where a plan cannot be built.
+    bundle at ``out``, whole; ``tell`` is told of each part of the work. Raises BundleError for ``out``, ValueError for a
+    precision that does not exist, GraphError where one cannot be made, EngineError where a plan cannot be built.
     """
     unknown = [precision for precision in precisions if precision not in PRECISIONS]
     if unknown:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {unknown[0]!r}")
     made = [precision for precision in PRECISIONS if precision == "fp32" or precision in precisions]
     model = manifest["model"]
-    if (reals := model["h"] * model["w"] * model["c"]) > MAX_REALS:
-        raise GraphError(
-            f"features of {reals} floats per image, and mix takes up to {MAX_REALS}", "let the transmitter give fewer"
-        )
+    _check_size(model)
     images = _taken(calibration, "valid", PARITY_PICTURES, model, "parity")
+    parts = len(engines) + 2
+    tell(f"graphs in {', '.join(made)}", 1, parts)
     graphs = _precisions(transmitter, receiver, made, manifest, calibration, steps)
     files = {f"{side}.{precision}.onnx": graph for (side, precision), graph in graphs.items()}
     if engines:
         graphs_of_plans = graphs | _mixing(graphs, model)
-    for engine in engines:
+    for i, engine in enumerate(engines):
+        tell(f"plans of {engine}", i + 2, parts)
         chosen = (capabilities or None) if engine == "tensorrt-rtx" else None
         files |= plan_files(engine, graphs_of_plans, capabilities=chosen)
+    tell("parity", parts, parts)
     parity = measure_parity(encode, decode, graphs, images, model["h"], "scale" in model)
     return write_bundle(
         out,
@@ -174,6 +177,13 @@ def deploy(
         signing_key,
         force=force,
     )
+
+
+def _check_size(model: dict[str, Any]) -> None:
+    if (reals := model["h"] * model["w"] * model["c"]) > MAX_REALS:
+        raise GraphError(
+            f"features of {reals} floats per image, and mix takes up to {MAX_REALS}", "let the transmitter give fewer"
+        )
 
 
 def _precisions(

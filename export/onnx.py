@@ -16,12 +16,11 @@ import warnings
 
 import onnx
 import torch
+from semseal.export.rewrite import OPSET
 from semseal.train.edge import EdgeCodec
 from semseal.train.model import DeepJSCC
 from torch import Tensor, nn
 from torch.export import Dim
-
-OPSET = 20
 
 
 class TransmitterGraph(nn.Module):

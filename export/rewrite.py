@@ -18,6 +18,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+OPSET = 20  # of every graph of a bundle
+
 # f(k*x) = k*f(x) for k > 0, channel by channel: a scale may pass through
 _HOMOGENEOUS = ("PRelu", "LeakyRelu", "Relu", "DepthToSpace", "MaxPool", "AveragePool")
 
@@ -88,7 +90,7 @@ def _rebuild(model: onnx.ModelProto, nodes: list[onnx.NodeProto], weights: Weigh
         model.graph.name,
         model.graph.input,
         model.graph.output,
-        [numpy_helper.from_array(np.ascontiguousarray(values), name) for name, values in weights.items() if name in used],
+        [numpy_helper.from_array(values, name) for name, values in weights.items() if name in used],
     )
     rebuilt = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     onnx.checker.check_model(rebuilt, full_check=True)

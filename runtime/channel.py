@@ -1,13 +1,22 @@
 """Radio channels in NumPy, for symbols complex64 [batch, N]: the twin of ``semseal.train.channel``, see there.
 
-The same noise and taps give the same output as the torch functions, to float32 rounding.
+    awgn ── symbols + noise                                      fading ── taps * symbols + noise, equalised by linear MMSE
+
+The same noise and taps give the same output as the torch functions, to float32 rounding. What the equaliser gives is
+a * symbols + rest, with 0 < a < 1, and a rest that is uncorrelated with the symbols, if these are with each other. Divided
+by a, the ``equalised_gain``, a frame is its symbols and noise of the power (1 - a) / a: the effective noise, for a receiver
+that is told it, or that measures what a frame has beyond the power of 1.
 """
+
+import math
 
 import numpy as np
 from numpy.typing import NDArray
 
 Symbols = NDArray[np.complex64]
 
+CHANNELS = ("awgn", "rayleigh", "multipath")
+TAPS = 8  # of multipath, where nothing else is said; as many as in training
 SILENCE = np.float32(1e-12)  # power of an image's symbols, below which it is not made louder
 
 
@@ -47,3 +56,32 @@ def fading(symbols: Symbols, taps: Symbols, noise: Symbols, snr_db: float) -> Sy
     received = awgn(convolved, noise, snr_db)
     equalised = np.fft.fft(received) * response.conj() / (np.abs(response) ** 2 + sigma2)
     return np.fft.ifft(equalised).astype(np.complex64)
+
+
+def equalised_gain(taps: Symbols, n: int, snr_db: float) -> NDArray[np.float64]:
+    """a [batch] in 0..1: how much of n symbols comes out of ``fading``, over taps [batch, L] at this SNR."""
+    sigma2 = 10 ** (-snr_db / 10)
+    response = taps if taps.shape[1] == 1 else np.fft.fft(taps, n=n)
+    power = np.abs(response).astype(np.float64) ** 2
+    gain: NDArray[np.float64] = (power / (power + sigma2)).mean(axis=1)
+    return gain
+
+
+def transmit(
+    kind: str, symbols: Symbols, snr_db: float, rng: np.random.Generator, taps: int = TAPS, unbiased: bool = False
+) -> Symbols:
+    """Symbols through a channel of CHANNELS, noise and taps drawn from ``rng``, fading equalised; one fade for each image.
+
+    ``unbiased``: the symbols come out with a gain of 1, as a receiver needs them that is told the noise; else as ``fading``
+    leaves them, as a link without that was trained. An infinite SNR is no channel at all: what was sent comes out.
+    """
+    if kind not in CHANNELS:
+        raise ValueError(f"channel must be one of {', '.join(CHANNELS)}, got {kind!r}")
+    noise = draw_noise(len(symbols), symbols.shape[1], rng)
+    if kind == "awgn" or math.isinf(snr_db):
+        return awgn(symbols, noise, snr_db)
+    drawn = draw_taps(len(symbols), 1 if kind == "rayleigh" else taps, rng)
+    received = fading(symbols, drawn, noise, snr_db)
+    if unbiased:
+        received /= equalised_gain(drawn, symbols.shape[1], snr_db)[:, None].astype(np.float32)
+    return received

@@ -25,28 +25,16 @@ import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from semseal.runtime.bench.command import bench
 from semseal.runtime.bundle import PRECISIONS
-from semseal.runtime.defense.defenses import BY_NAME
+from semseal.runtime.cli_audit import audit, demo
 from semseal.runtime.errors import SemsealError
 from semseal.runtime.files import shown
-from semseal.runtime.options import (
-    FILE,
-    FOLDER,
-    NEW_FILE,
-    PLAN_ENGINES,
-    PRECISION,
-    LazyChoice,
-    Size,
-    deployable,
-    example,
-    written,
-)
+from semseal.runtime.options import FILE, FOLDER, NEW_FILE, PLAN_ENGINES, LazyChoice, Size, deployable, example, written
 from semseal.runtime.trust.command import check
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from semseal.runtime.audit.results import Results
-    from semseal.runtime.audit.settings import Settings
     from semseal.runtime.bundle import Bundle
 
 out = Console(emoji=False)
@@ -56,12 +44,6 @@ def _presets() -> Sequence[str]:
     from semseal.train.config import PRESETS
 
     return tuple(PRESETS)
-
-
-def _attacks() -> Sequence[str]:
-    from semseal.runtime.audit.attacks import BY_NAME
-
-    return tuple(BY_NAME)
 
 
 @click.group(
@@ -132,15 +114,17 @@ def export(source: str, size: tuple[int, int] | None, bundle: Path, sign: Path |
     """
     from semseal.export.bundle import export_bundle, export_run
     from semseal.runtime.bundle import check_free, open_bundle
+    from semseal.runtime.progress import stages
     from semseal.runtime.signing import owner_key
 
     chosen = _chosen(deployed)
     check_free(bundle, force)  # before the minutes that the rest takes
     key = owner_key(sign)
-    if size is not None and not (Path(source) / "config.json").exists():
-        made = export_bundle(open_bundle(source), bundle, size, **chosen, signing_key=key, force=force)
-    else:
-        made = export_run(Path(source), bundle, size, **chosen, signing_key=key, force=force)
+    with stages("export") as tell:
+        if size is not None and not (Path(source) / "config.json").exists():
+            made = export_bundle(open_bundle(source), bundle, size, **chosen, signing_key=key, force=force, tell=tell)
+        else:
+            made = export_run(Path(source), bundle, size, **chosen, signing_key=key, force=force, tell=tell)
     _print_made(made, key)
 
 
@@ -246,164 +230,8 @@ def _say(line: str) -> None:
     out.print(Text(shown(line)), soft_wrap=True)
 
 
-@cli.command(
-    epilog=example(
-        "semseal audit edge --data photos --out audit --quick",
-        "semseal audit edge --data photos --out audit --quick --defense mix --budget 0.3",
-    )
-)
-@click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...")
-@click.option("--data", required=True, metavar="SPEC", help="photos, celeba:FOLDER or folder:FOLDER")
-@click.option("--out", "folder", required=True, type=FOLDER, metavar="DIR", help="folder of the results")
-@click.option("--quick", is_flag=True, help="few pictures and steps: minutes on 2 cores, wide intervals")
-@click.option("--pictures", type=int, help="held-out pictures to measure on  [default: 200, with --quick 16]")
-@click.option(
-    "--attacker-pictures",
-    type=int,
-    help="other pictures, that Eve trains on  [default: 800, with --quick 200; fewer, and said, where there are no more]",
-)
-@click.option(
-    "--defense",
-    "defenses",
-    multiple=True,
-    type=click.Choice(list(BY_NAME)),
-    help="measure only this defence; may be repeated  [default: all]",
-)
-@click.option(
-    "--attack",
-    "attacks",
-    multiple=True,
-    type=LazyChoice(_attacks),
-    help="measure only this attack; may be repeated  [default: all]",
-)
-@click.option(
-    "--eve-snr",
-    "eve_snrs",
-    type=float,
-    multiple=True,
-    help="Eve's SNR in dB; may be repeated  [default: 0 10 20, with --quick 10]",
-)
-@click.option(
-    "--main-snr",
-    "main_snrs",
-    type=float,
-    multiple=True,
-    help="Bob's SNR in dB, with a bundle for a range of them; may be repeated  [default: the middle]",
-)
-@click.option("--precision", "precisions", multiple=True, type=PRECISION, help="may be repeated  [default: fp32]")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="processes that share the cores")
-@click.option(
-    "--white-box",
-    type=click.Choice(["fast", "paper"]),
-    default="fast",
-    show_default=True,
-    help="fast: 300 annealed steps of 0.05; paper: Adam 1e-3",
-)
-@click.option(
-    "--budget",
-    type=click.FloatRange(0, 1),
-    metavar="RATE",
-    help="exit with 1 if the upper 95 % bound of Eve's rate in naming the picture is above RATE under any defence measured",
-)
-@click.option("--seed", type=int, default=0, show_default=True)
-def audit(bundles: tuple[str, ...], data: str, folder: Path, jobs: int, budget: float | None, **asked: Any) -> None:
-    """Attack deployed engines and tabulate what leaks: Tables I to IV of the paper, and adaptive attacks.
-
-    One BUNDLE for each main-channel SNR: a folder, or edge, edge-quality, photos-10db for those that are packaged.
-    The same command continues an interrupted audit.
-    """
-    from semseal.runtime.audit.run import audit as run_audit
-    from semseal.runtime.audit.tables import print_results
-
-    settings = _settings(**asked)
-    judged = tuple(defense for defense in settings.defenses if defense != "none")
-    if budget is not None and ("identification" not in settings.attacks or not judged):
-        raise click.UsageError("--budget judges the attack 'identification' under a defence; measure both")
-    try:
-        results = run_audit([Path(name) for name in bundles], data, folder, settings, jobs)
-    except KeyboardInterrupt:
-        click.echo("\nthe same command continues where this one stopped", err=True)
-        raise
-    print_results(out, results, folder, settings)
-    if budget is not None:
-        _judge(results, settings, judged, budget)
-
-
-def _settings(
-    quick: bool,
-    pictures: int | None,
-    attacker_pictures: int | None,
-    defenses: tuple[str, ...],
-    attacks: tuple[str, ...],
-    eve_snrs: tuple[float, ...],
-    main_snrs: tuple[float, ...],
-    precisions: tuple[str, ...],
-    white_box: str,
-    seed: int,
-) -> "Settings":
-    """What the options of ``audit`` ask for."""
-    from semseal.runtime.attacks import whitebox
-    from semseal.runtime.audit.matrix import FULL, QUICK
-    from semseal.runtime.audit.taken import MIN_ATTACKER_PICTURES
-
-    settings = dataclasses.replace(QUICK if quick else FULL, seed=seed)
-    if white_box == "paper":
-        settings = dataclasses.replace(settings, whitebox=whitebox.PAPER)
-    if pictures is not None:
-        if pictures < 6 or pictures % 2:
-            raise click.UsageError(f"--pictures must be even, as they are sent in pairs, and at least 6, got {pictures}")
-        few = min(pictures, settings.optimised_pictures)
-        settings = dataclasses.replace(settings, pictures=pictures, optimised_pictures=few)
-    if attacker_pictures is not None:
-        if attacker_pictures < MIN_ATTACKER_PICTURES:
-            raise click.UsageError(f"--attacker-pictures must be at least {MIN_ATTACKER_PICTURES}, got {attacker_pictures}")
-        settings = dataclasses.replace(settings, attacker_pictures=attacker_pictures)
-    if eve_snrs:
-        settings = dataclasses.replace(settings, eve_snrs=tuple(sorted(set(eve_snrs))))
-    settings = dataclasses.replace(settings, main_snrs=tuple(sorted(set(main_snrs))))
-
-    def chosen(names: tuple[str, ...], known: Sequence[str], default: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(name for name in known if name in names) or default  # in the order of the table
-
-    return dataclasses.replace(
-        settings,
-        defenses=chosen(defenses, FULL.defenses, settings.defenses),
-        attacks=chosen(attacks, FULL.attacks, settings.attacks),
-        precisions=chosen(precisions, PRECISIONS, settings.precisions),
-    )
-
-
-def _judge(results: "Results", settings: "Settings", judged: tuple[str, ...], budget: float) -> None:
-    """Exit with 1 unless Eve's rate in naming the picture is within the budget, under every defence that was asked for."""
-    from semseal.runtime.audit.verdict import worst_rate
-
-    # there may be those of earlier runs too
-    games = [game for game in results.games if game.eve_snr in settings.eve_snrs and game.precision in settings.precisions]
-    worst = worst_rate(tuple(games), judged)
-    if worst is not None and worst <= budget:
-        return
-    found = "was not measured" if worst is None else f"may be as high as {worst:.4f} (upper 95 % bound)"
-    _complain(
-        f"over the leakage budget: Eve's rate in naming the picture {found}, the budget is {budget:g}",
-        "choose a defence that holds (mix), or measure on more --pictures, which narrows the bound",
-    )
-    sys.exit(1)
-
-
-@cli.command(epilog=example("semseal demo --out demo"))
-@click.option("--out", "folder", type=FOLDER, default="demo", show_default=True, metavar="DIR", help="folder of the results")
-def demo(folder: Path) -> None:
-    """The main job on a packaged model and library photographs: link, defences, attacks; one to three minutes."""
-    from semseal.runtime.audit.matrix import DEMO
-    from semseal.runtime.audit.run import audit as run_audit
-    from semseal.runtime.audit.tables import print_results
-    from semseal.runtime.bundle import packaged_bundle
-
-    out.print(
-        "Alice sends photographs to Bob over a 10 dB channel; Eve listens at 10 dB and attacks, without a "
-        "defence, with the paper's and with mix."
-    )
-    print_results(out, run_audit([packaged_bundle("edge")], "photos", folder, DEMO), folder, DEMO)
+cli.add_command(audit)
+cli.add_command(demo)
 
 
 @cli.command(epilog=example("semseal doctor"))
@@ -421,6 +249,7 @@ def doctor(as_json: bool) -> None:
         sys.exit(1)
 
 
+cli.add_command(bench)
 cli.add_command(check)
 
 
@@ -434,16 +263,22 @@ def keygen(file: Path) -> None:
     _say(f"{file}: new key, mode 0600; whoever has this file can read the link")
 
 
-# packages that extras bring, by the name of their import
+# packages that extras bring, by the name of their import; where a verb needs an extra whole, that is told by the verb
 EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "scipy", "skimage", "sklearn"), "cpu,train,audit"),
     **dict.fromkeys(("lightning_fabric", "onnxscript", "safetensors"), "cpu,train"),
     **dict.fromkeys(("jinja2", "joblib", "matplotlib"), "cpu,audit"),
+    **dict.fromkeys(("psutil", "hdrh"), "cpu,bench"),
     "cyclonedx": "check",
     "onnxruntime": "cpu",
     "openvino": "openvino",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "rtx",
+}
+EXTRAS_OF_VERBS = {
+    **dict.fromkeys(("demo", "audit"), "cpu,audit"),
+    **dict.fromkeys(("train", "export", "pack"), "cpu,train"),
+    "bench": "cpu,bench",
 }
 REFUSALS = {
     errno.ENOSPC: "free some space there, or choose another folder",
@@ -483,7 +318,9 @@ def main() -> None:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        _complain(f"this command needs the package {package}", f"in the source folder, pip install '.[{EXTRAS[package]}]'")
+        verb = next(iter(sys.argv[1:]), "")
+        extra = EXTRAS[package] if "," not in EXTRAS[package] else EXTRAS_OF_VERBS.get(verb, EXTRAS[package])
+        _complain(f"this command needs the package {package}", f"in the source folder, pip install '.[{extra}]'")
         sys.exit(3)
     except OSError as error:
         named = isinstance(error.filename, str | bytes)

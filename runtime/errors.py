@@ -11,7 +11,8 @@
                   ├─ PictureError    a source of pictures that cannot be used
                   ├─ TrainingError   a run that cannot be started, continued or read
                   ├─ CheckError      a check that cannot be done as asked
-                  └─ AuditError      an audit that cannot be run as asked
+                  ├─ AuditError      an audit that cannot be run as asked
+                  └─ BenchError      a benchmark that cannot be run as asked
 
 A mistake in a Python call, such as an array of another shape, is a ValueError as everywhere else. No message holds a secret.
 """
@@ -93,3 +94,7 @@ class CheckError(SemsealError):
 
 class AuditError(SemsealError):
     """An audit that cannot be run as asked."""
+
+
+class BenchError(SemsealError):
+    """A benchmark that cannot be run as asked."""

@@ -29,8 +29,10 @@ _FIELDS: dict[str, dict[int, str]] = {
 }
 
 
-def check_onnx(data: bytes) -> None:
+def check_onnx(data: bytes, beside: bool = False) -> None:
     """Raises GraphError unless ``data`` is a well-formed ONNX model that stands for itself.
+
+    With ``beside``, tensors may be kept in other files: for whoever reads those files in, by rules of his own.
 
     Refused: external data, sparse tensors, compiled engines within (EPContext nodes name further files), ONNX Runtime's
     own format, damaged or truncated bytes, and messages deeper than MAX_DEPTH. Whether the operators make sense is for
@@ -38,7 +40,7 @@ def check_onnx(data: bytes) -> None:
     """
     if data[4:8] == b"ORTM":  # ONNX Runtime goes by this mark, whatever else the bytes are
         raise GraphError("the file is in ONNX Runtime's own format", "save the model as ONNX")
-    _walk(data, 0, len(data), "model", 0)
+    _walk(data, 0, len(data), "model", 0, beside)
 
 
 def fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
@@ -69,7 +71,7 @@ def fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int,
         yield tag >> 3, wire, value, start, at
 
 
-def _walk(data: bytes, at: int, end: int, message: str, depth: int) -> None:
+def _walk(data: bytes, at: int, end: int, message: str, depth: int, beside: bool) -> None:
     if depth > MAX_DEPTH:
         raise GraphError(f"the graph nests deeper than {MAX_DEPTH} messages at byte {at}")
     for number, wire, value, start, stop in fields(data, at, end):
@@ -79,13 +81,13 @@ def _walk(data: bytes, at: int, end: int, message: str, depth: int) -> None:
         if wire != (0 if inner == _LOCATION else 2):
             raise GraphError(f"the graph is damaged: {inner} of wire type {wire} at byte {start}")
         if inner in _FIELDS:
-            _walk(data, stop - value, stop, inner, depth + 1)
+            _walk(data, stop - value, stop, inner, depth + 1, beside)
         elif inner == _OPERATOR:
             if data[stop - value : stop] == b"EPContext":
                 raise GraphError(f"the graph holds a compiled engine (EPContext) at byte {start}", "export plain operators")
         elif inner == _SPARSE:
             raise GraphError(f"the graph holds a sparse tensor at byte {start}", "store it as a dense one")
-        elif inner == _EXTERNAL or value:
+        elif (inner == _EXTERNAL or value) and not beside:
             raise GraphError(
                 f"the graph keeps a tensor in another file (external data, byte {start})",
                 "save the model as one file: torch.onnx.export(..., external_data=False), or onnx.save(model, path)",

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from semseal.runtime.audit.attacks import ATTACKS, BY_NAME
 from semseal.runtime.audit.results import AuditedBundle, GameResult, Reconstructions, Results
-from semseal.runtime.audit.settings import Cell, Settings
+from semseal.runtime.audit.settings import Place, Settings
 from semseal.runtime.audit.verdict import count_figures, game_rows, orderings, picture_rows
 from semseal.runtime.defense.defenses import BY_NAME as DEFENSE_BY_NAME
 from semseal.runtime.environment import environment
@@ -31,18 +31,19 @@ def made_up(mix: float, attacks=PICTURES, control=20.0, rate=0.005, defenses=("n
     Her matching advantage is what she has above 11 dB.
     """
     settings = Settings(attacks, defenses, pictures=12, eve_snrs=(10.0,))
-    cells = {Cell("mean-picture", "none", 10.0, None): reconstructions(12)}
-    cells |= {Cell("bob", name, 10.0, None): reconstructions(21) for name in ("none", "permute", "mix")}
+    place = Place("made-up", 10.0, "onnxruntime-cpu", "fp32", "awgn", "awgn")
+    cells = {place.cell("mean-picture", "none", None): reconstructions(12)}
+    cells |= {place.cell("bob", name, None): reconstructions(21) for name in ("none", "permute", "mix")}
     games = {}
     for name in ("none", "permute", "mix"):
         for attack in [attack for attack in attacks if BY_NAME[attack].applies(DEFENSE_BY_NAME[name])]:
             if BY_NAME[attack].game:
                 value = 1.0 if name != "mix" else rate if attack in ("identification", "stored-frame") else 0.5
-                games[Cell(attack, name, 10.0, 10.0)] = (game_result(attack, value),)
+                games[place.cell(attack, name, 10.0)] = (game_result(attack, value),)
             else:
                 level = mix + (5 if attack == "reused-stream" else 0) if name == "mix" else control
                 found = reconstructions(level, level - 11)
-                cells[Cell(attack, name, 10.0, 10.0)] = dataclasses.replace(found, psnr=found.psnr + np.linspace(0, 0.2, 12))
+                cells[place.cell(attack, name, 10.0)] = dataclasses.replace(found, psnr=found.psnr + np.linspace(0, 0.2, 12))
     among = count_figures(cells, games)
     return Results(
         what="semseal audit",
@@ -50,12 +51,13 @@ def made_up(mix: float, attacks=PICTURES, control=20.0, rate=0.005, defenses=("n
         data="photos",
         settings=settings,
         ssim="of the test",
-        bundles=(AuditedBundle(10.0, "00" * 32, 4, 1 / 6, "onnxruntime-cpu"),),
+        bundles=(AuditedBundle("made-up", 10.0, "00" * 32, 4, 1 / 6, ("onnxruntime-cpu",), "awgn", "awgn"),),
         pictures="pictures that were never sent",
         rows=picture_rows(cells, among),
         games=game_rows(games, among),
         orderings=orderings(cells),
         skipped={},
+        surrogate_agreement_db={},
     )
 
 

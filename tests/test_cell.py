@@ -10,7 +10,7 @@ from semseal.runtime.audit.attacks import ATTACKS
 from semseal.runtime.audit.cell import answer, file_name, is_game, measure, read_games, read_reconstructions
 from semseal.runtime.audit.matrix import FULL, cells
 from semseal.runtime.audit.scene import Scene
-from semseal.runtime.audit.settings import Cell
+from semseal.runtime.audit.settings import Place
 from semseal.runtime.audit.verdict import count_figures, game_rows, picture_rows
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense.defenses import BY_NAME, DEFENSES
@@ -34,7 +34,8 @@ def setting(small_bundle):
 @pytest.fixture(scope="module")
 def done(setting, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cells")
-    scene, planned = Scene(*setting, SETTINGS), list(cells(SETTINGS, setting[0].snr_db))
+    scene = Scene(*setting, SETTINGS)
+    planned = list(cells(SETTINGS, scene.place))
     for cell in planned:
         measure(scene, cell, folder / file_name(cell))
     pictures = {cell: read_reconstructions(folder / file_name(cell)) for cell in planned if not is_game(cell)}
@@ -70,18 +71,19 @@ def test_who_wins_where_it_must_and_what_mix_leaves(done):
 
 
 def test_a_cell_that_is_there_is_not_measured_again(done, setting):
-    cell = Cell("no-key", "mix", setting[0].snr_db, 20.0)
+    scene = Scene(*setting, SETTINGS)
+    cell = scene.place.cell("no-key", "mix", 20.0)
     file = done[0] / file_name(cell)
     before = file.stat().st_mtime_ns
-    measure(Scene(*setting, SETTINGS), cell, file)
+    measure(scene, cell, file)
     assert file.stat().st_mtime_ns == before
 
 
 def test_every_precision_that_is_asked_for_is_attacked_on_its_own_engine(setting):
     received = {}
     for precision in ("fp32", "int8"):
-        scene = Scene(*setting, SETTINGS, precision)
-        received[precision] = answer(scene, Cell("no-key", "none", setting[0].snr_db, 60.0, precision))
+        scene = Scene(*setting, dataclasses.replace(SETTINGS, precisions=(precision,)))
+        received[precision] = answer(scene, scene.place.cell("no-key", "none", 60.0))
     difference = np.abs(received["fp32"] - received["int8"])
     assert difference.max() > 1e-4  # two engines
     assert difference.mean() < 0.1  # of one model
@@ -91,7 +93,8 @@ def test_a_matrix_holds_the_control_of_every_attack_in_it():
     asked = dataclasses.replace(
         SETTINGS, defenses=("mix",), attacks=("row-ordering", "identification"), precisions=("fp32", "int8")
     )
-    found = list(cells(asked, 10.0))
+    places = [Place("link", 10.0, "openvino", precision, "awgn", "awgn") for precision in asked.precisions]
+    found = [cell for place in places for cell in cells(asked, place)]
     assert len(found) == len(set(found)) == len({file_name(cell) for cell in found})
     for precision in ("fp32", "int8"):
         assert {(cell.attack, cell.defense) for cell in found if cell.precision == precision} == {
@@ -127,7 +130,8 @@ def test_a_packet_holds_all_that_is_on_air(setting):
 
 def test_what_needs_no_channel_is_measured_once():
     asked = dataclasses.replace(SETTINGS, attacks=("stored-frame", "no-key"), defenses=("mix",), eve_snrs=(0.0, 20.0))
-    snrs = {name: {cell.eve_snr for cell in cells(asked, 10.0) if cell.attack == name} for name in asked.attacks}
+    place = Place("link", 10.0, "openvino", "fp32", "awgn", "awgn")
+    snrs = {name: {cell.eve_snr for cell in cells(asked, place) if cell.attack == name} for name in asked.attacks}
     assert snrs == {"stored-frame": {20.0}, "no-key": {0.0, 20.0}}
 
 

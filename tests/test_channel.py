@@ -78,3 +78,54 @@ def test_generators_are_explicit():
     assert torch.equal(one, two)
     assert one.shape == (2, 9, 2)
     assert not torch.equal(one, channel.draw_noise(2, 9, torch.Generator().manual_seed(5)))
+
+
+def linear_snr(snr_db):
+    return 10 ** (snr_db / 10)
+
+
+@pytest.mark.parametrize("snr", SNRS)
+@pytest.mark.parametrize("taps", [1, 8])
+def test_the_effective_noise_after_the_equaliser_is_what_the_gain_says(snr, taps):
+    """Divided by its gain a, an equalised frame is its symbols and uncorrelated noise of power (1 - a) / a."""
+    n, rng = 60_000, np.random.default_rng(1)
+    symbols = edge.draw_noise(4, n, rng) / np.float32(2**0.5)
+    symbols /= np.sqrt((np.abs(symbols) ** 2).mean(axis=1, keepdims=True))
+    drawn = edge.draw_taps(4, taps, rng)
+    gain = edge.equalised_gain(drawn, n, snr)
+    rest = edge.fading(symbols, drawn, edge.draw_noise(4, n, rng), snr) / gain[:, None] - symbols
+    noise = (1 - gain) / gain
+    assert (np.abs(rest) ** 2).mean(axis=1) == pytest.approx(noise, rel=0.03)
+    assert np.abs((rest * symbols.conj()).mean(axis=1)) / np.sqrt(noise) == pytest.approx(0, abs=5 * n**-0.5)
+    if taps == 1:
+        assert noise == pytest.approx(1 / (np.abs(drawn[:, 0]) ** 2 * linear_snr(snr)), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", edge.CHANNELS)
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_a_channel_of_a_name_is_the_torch_one_of_training(kind, unbiased):
+    symbols = both()[0]
+    ours = edge.transmit(kind, symbols, 10.0, np.random.default_rng(3), taps=5, unbiased=unbiased)
+    rng = np.random.default_rng(3)
+    noise = edge.draw_noise(*symbols.shape, rng)
+    t_symbols, t_noise = (torch.view_as_real(torch.from_numpy(array)) for array in (symbols, noise))
+    if kind == "awgn":
+        expected = channel.awgn(t_symbols, t_noise, 10.0)
+    else:
+        drawn = edge.draw_taps(3, 1 if kind == "rayleigh" else 5, rng)
+        expected = channel.fading(t_symbols, torch.from_numpy(drawn), t_noise, 10.0)
+        if unbiased:
+            expected = expected / torch.from_numpy(edge.equalised_gain(drawn, 1001, 10.0)).float()[:, None, None]
+    assert ours.dtype == np.complex64
+    assert np.allclose(ours, torch.view_as_complex(expected.contiguous()).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", edge.CHANNELS)
+def test_without_noise_there_is_no_channel(kind):
+    symbols = both()[0]
+    assert edge.transmit(kind, symbols, float("inf"), np.random.default_rng(0)).tobytes() == symbols.tobytes()
+
+
+def test_another_channel_is_refused():
+    with pytest.raises(ValueError, match="one of awgn, rayleigh, multipath, got 'rician'"):
+        edge.transmit("rician", both()[0], 10.0, np.random.default_rng(0))

@@ -1,5 +1,6 @@
 """``semseal check``: a sound deployment is clean, and each rule finds the deployment that violates it, and nothing else."""
 
+import dataclasses
 import json
 import os
 import random
@@ -10,8 +11,13 @@ import numpy as np
 import onnx
 import pytest
 from deployed import KEY, OWNER, REALS, ROW, SIDE, H, Place
+from madeup import made_up
 from semseal import check
 from semseal.runtime.audit.attacks import ATTACKS
+from semseal.runtime.audit.verdict import verdicts
+from semseal.runtime.bench.measure import Summary
+from semseal.runtime.bench.results import Results as BenchResults
+from semseal.runtime.bench.results import Row, Where
 from semseal.runtime.defense import mix
 from semseal.runtime.defense.schemes import scheme_sets
 from semseal.runtime.errors import BundleError, CheckError
@@ -639,3 +645,31 @@ def _replaced(value, path, other):
     if not path:
         return other
     return {**value, path[0]: _replaced(value[path[0]], path[1:], other)}
+
+
+@pytest.mark.parametrize(("mix_db", "rules"), [(11.0, set()), (19.0, {"L04"})])
+def test_the_results_of_an_audit_as_it_writes_them(place, mix_db, rules):
+    """The verdict is the audit's own: the same rows, misuse left out."""
+    results = made_up(mix_db)
+    entry = dataclasses.replace(results.bundles[0], digest=place.manifest["model"]["digest"])
+    results = dataclasses.replace(results, bundles=(entry,))
+    place.results.write_text(results.to_json())
+    told = {name for name, _ in found(place)}
+    verdict = next(verdict for verdict in verdicts(results) if verdict.defense == "mix")
+    assert told & {"L02", "L03", "L04", "L07"} == rules
+    assert ("L04" in told) == (verdict.word == "falls")
+    assert ("L06" in told) == bool(verdict.open)
+    assert ("L05" in told) == bool(verdict.void)
+
+
+def test_the_results_of_a_benchmark_as_it_writes_them(place):
+    digest = place.manifest["model"]["digest"]
+    rows = tuple(
+        Row(Where("bundle", "onnxruntime-cpu", "fp32", "mix", 1), stage, Summary(700, 4.0, 5.0, p99, 60.0, 2.0))
+        for stage, p99 in (("send", 20.0), ("receive", 34.0), ("header", 99.0))
+    )
+    bench = BenchResults({}, {}, {"bundle": {"path": "bundle", "digest": digest}}, {}, rows=rows)
+    place.benchmark.write_text(json.dumps(bench.document()))
+    assert found(place) == [("T02", str(place.benchmark))]
+    place.asked["deadline_ms"] = 35.0
+    assert found(place) == []

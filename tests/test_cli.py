@@ -128,6 +128,64 @@ def test_keygen(tmp_path):
             2,
             "measure both",
         ),
+        (
+            ["audit", "photos-10db", "--data", "photos", "--out", "results", "--engine", "cuda"],
+            2,
+            "not one of 'onnxruntime-cpu', 'openvino'",
+        ),
+        (
+            ["audit", "photos-10db", "--data", "photos", "--out", "results", "--engine", "tensorrt-rtx"],
+            3,
+            "holds no tensorrt-rtx engine",
+        ),
+        (
+            ["audit", "photos-10db", "--data", "photos", "--out", "results", "--channel", "rician"],
+            2,
+            "not one of 'awgn', 'rayleigh'",
+        ),
+        (
+            ["audit", "photos-10db", "--data", "photos", "--out", "results", "--budget", "named=0.5"],
+            2,
+            "no budget is named 'named'; choose among",
+        ),
+        (
+            ["audit", "photos-10db", "--data", "photos", "--out", "results", "--budget", "psnr=low"],
+            2,
+            "is not RATE or NAME=VALUE",
+        ),
+        (
+            ["audit", "photos-10db", "--data", "photos", "--out", "results", "--budget", "psnr=nan"],
+            2,
+            "is not RATE or NAME=VALUE",
+        ),
+        (
+            [
+                "audit",
+                "photos-10db",
+                "--data",
+                "photos",
+                "--out",
+                "results",
+                "--budget",
+                "0.1",
+                "--budget",
+                "identification=0.2",
+            ],
+            2,
+            "given twice",
+        ),
+        (
+            ["audit", "photos-10db", "--data", "photos", "--out", "results", "--defense", "none", "--budget", "0.1"],
+            2,
+            "none is measured",
+        ),
+        (["audit", "photos-10db", "--data", "photos", "--out", "results", "--junit", "gate.xml"], 2, "give one, such as"),
+        (
+            ["audit", "photos-10db", "--data", "photos", "--out", "results", "--budget", "0.1", "--junit", "gone/gate.xml"],
+            2,
+            "the folder gone is not there",
+        ),
+        (["audit", "edge", "edge", "--data", "photos", "--out", "results"], 3, "is given twice"),
         (["audit", "--data", "photos", "--out", "results"], 2, "BUNDLE"),
         (["train", "--preset", "photos-10db", "--data", "photos", "--out", "run", "--steps", "0"], 2, "steps must be above 0"),
         (["train", "--preset", "photos-10db", "--data", "folder:gone", "--out", "run"], 3, "hint: check the name"),
@@ -237,8 +295,17 @@ def test_a_budget_that_is_exceeded_is_a_finding(tmp_path):
     error, hint = over.stderr.splitlines()[-2:]
     assert error.startswith("error: over the leakage budget: Eve's rate in naming the picture may be as high as 1.0000")
     assert hint.startswith("hint: choose a defence that holds")
-    within = semseal(*args, "1", cwd=tmp_path)
+    assert (
+        "gate: fail: identification 1.0000 > 0.01 (identification, permutation, photos-10db on onnxruntime-cpu fp32"
+        in over.stdout
+    )
+    within = semseal(*args, "1", "--junit", "gate.xml", cwd=tmp_path)
     assert within.returncode == 0, within.stderr
+    assert within.stdout.splitlines()[-1].startswith("gate: pass: identification 1.0000 <= 1 (")
+    assert '<testsuites name="semseal audit" tests="1" failures="0" errors="0">' in (tmp_path / "gate.xml").read_text()
+    (gate,) = json.loads((tmp_path / "results" / "results.json").read_text())["gate"]
+    assert (gate["name"], gate["bound"], gate["figure"], gate["passed"]) == ("identification", 1, 1, True)
+    assert "gate: pass: identification" in (tmp_path / "results" / "report.html").read_text()
 
 
 def test_doctor_prints_what_it_found_as_json():
@@ -264,6 +331,18 @@ def test_a_missing_package_is_named_with_what_brings_it(tmp_path):
     assert done.stderr.splitlines() == [
         "error: this command needs the package lightning_fabric", "hint: in the source folder, pip install '.[cpu,train]'"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("verb", "extra"), [("demo", "cpu,audit"), ("audit", "cpu,audit")])
+def test_a_verb_names_the_extra_that_it_needs_and_no_more(tmp_path, verb, extra):
+    """Where only the extra cpu is installed."""
+    missing = ("torch", "onnx", "scipy", "skimage", "sklearn", "jinja2", "joblib", "matplotlib")
+    args = (verb, "edge", "--data", "photos", "--out", "results") if verb == "audit" else (verb,)
+    done = semseal(*args, cwd=tmp_path, before=f"import sys; sys.modules.update(dict.fromkeys({missing!r})); ")
+    assert done.returncode == 3
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("error: this command needs the package ")
+    assert hint == f"hint: in the source folder, pip install '.[{extra}]'"
 
 
 @pytest.mark.parametrize(

@@ -216,3 +216,30 @@ def test_what_does_not_fit_starts_at_the_linear_code(photographs, c):
             assert torch.equal(model.decode_rows(rows, side), fresh.decode_rows(rows, side))
     assert not model.decoder.last.weight.any()  # it had two blocks before it, and now has one
     assert torch.equal(model.encoder.first.weight, large.encoder.first.weight)
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_int8_begins_with_the_same_answers_in_nearer_ranges(photographs, blocks):
+    torch.manual_seed(0)
+    model = EdgeCodec(ModelConfig(height=32, width=32, network="edge", receiver_blocks=blocks, int8=True))
+    model.start_linear(blocks_of(photographs).reshape(-1, 48))
+    with torch.no_grad():
+        for name, weights in model.decoder.named_parameters():
+            if "log_step" not in name and "weight" in name:
+                weights.mul_(torch.logspace(-1, 1, len(weights))[torch.randperm(len(weights))].reshape(-1, 1, 1, 1))
+        model.decoder.last.weight.normal_(0, 0.01)
+    images = torch.from_numpy(photographs[:8]).float()
+    told = torch.linspace(0, 20, 8)
+    given = (images, told, 10 ** (-told / 10), torch.randn(8, 8, 8 * 16, generator=torch.Generator().manual_seed(0)))
+    with torch.no_grad():
+        before, apart = model.eval()(*given), model._largest(given)
+        model.train().set_int8_steps(images, given[2], given[3])
+        assert model.training  # or the rounding would not be trained with
+        after, nearer = model.eval()(*given), model._largest(given)
+        rounded = model.train()(*given)
+    assert torch.allclose(before, after, atol=1e-4)
+    assert nearer["first"].max() < 1.01 * nearer["first"].min()
+    assert (nearer["last"].max() / nearer["last"].median()) < (apart["last"].max() / apart["last"].median())
+    for name, (step, _) in model.int8_steps().items():
+        assert step == pytest.approx(float(nearer[name.removeprefix("decoder.").removesuffix(".weight")].max() / 127), rel=1e-4)
+    assert 0 < (rounded - after).square().mean().sqrt() < 0.2 * after.std()

@@ -266,6 +266,27 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     assert max(losses(tmp_path / "run")) == 10
 
 
+def test_a_training_that_fails_before_its_first_checkpoint_leaves_no_run_folder(tmp_path, monkeypatch):
+    from semseal.train import step
+
+    monkeypatch.setattr(step, "transmit", lambda symbols, config, generator: symbols * float("nan"))
+    with pytest.raises(TrainingError, match=r"loss is nan .* at step 1\nhint: use a smaller --lr than 0\.001$"):
+        train(TINY, "photos", tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_speed_is_shown_from_the_first_step(tmp_path, monkeypatch):
+    from semseal.train import fit
+
+    shown = []
+    real = fit._shown
+    monkeypatch.setattr(fit, "_shown", lambda *args: (shown.append(real(*args)), shown[-1])[1])
+    train(dataclasses.replace(TINY, steps=3), "photos", tmp_path / "run")
+    assert len(shown) == 3
+    for text in shown:
+        assert float(re.search(r"([\d.e+]+) pictures/s", text)[1]) > 0
+
+
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 

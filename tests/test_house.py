@@ -27,7 +27,9 @@ ORDER = (
         "runtime.onnxfile",
         "runtime.metrics",
         "runtime.channel",
+        "runtime.progress",
         "runtime.jpegfile",
+        "runtime.svg",
     ),
     ("runtime.picturefile", "runtime.picturefolder"),
     ("runtime.pictures",),
@@ -43,9 +45,10 @@ ORDER = (
     ("runtime.link",),
     ("runtime.roundtrip",),
     ("runtime.doctor", "runtime.attacks", "runtime.trust"),
-    ("runtime.audit",),
+    ("runtime.audit", "runtime.bench"),
     ("train",),
     ("export",),
+    ("runtime.cli_audit",),
     ("runtime.cli", "runtime.api"),
 )
 FOLDERS = ("train", "export", "runtime")

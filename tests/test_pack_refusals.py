@@ -127,7 +127,7 @@ REFUSED = {
     "silent": (transmitter(SMALL, SMALL, "y = Sub(x, x)"), "transmitter: its features have power 0 per symbol"),
     "no batch": (
         transmitter(SMALL, "float[3,16,12]", "a = Constant<value_ints = [0]>() y = Squeeze(x, a)"),
-        r"transmitter: it gives \[3, 16, 12\] for a single picture; it must give \[1, ...\]",
+        r"transmitter: it gives \[3, 16, 12\] for a single picture, without a batch axis; it must give \[1, ...\]",
     ),
     "a size that depends on the picture": (
         transmitter(SMALL, "float[n,k]", "i = NonZero(x) y = Cast<to = 1>(i)"),

@@ -17,9 +17,9 @@ from semseal.runtime.attacks import whitebox
 from semseal.runtime.audit.attacks import ATTACKS
 from semseal.runtime.audit.figures import ATTACK_STYLES, DEFENSE_STYLES, Point, advantages, move_apart, rates
 from semseal.runtime.audit.report import write_first_look, write_report
-from semseal.runtime.audit.results import Reconstructions, Results
+from semseal.runtime.audit.results import Reconstructions, Results, cell_of
 from semseal.runtime.audit.run import audit
-from semseal.runtime.audit.settings import Cell, Settings
+from semseal.runtime.audit.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 few = dataclasses.replace(whitebox.FAST, steps=3)
@@ -151,7 +151,7 @@ def test_the_page_of_an_earlier_audit(name, tmp_path):
     results = Results.from_json((ROOT / f"docs/results-{name}.json").read_text())
     images = np.random.default_rng(0).random((2, 3, 36, 36), np.float32)
     pictures = {
-        Cell(row.attack, row.defense, row.main_snr, row.eve_snr, row.precision): Reconstructions(
+        cell_of(row): Reconstructions(
             np.full(row.pictures, row.psnr), np.full(row.pictures, row.ssim),
             np.full(row.pictures, row.matching_advantage_db or 0.0), images,
         )
@@ -170,7 +170,7 @@ def test_the_page_of_an_earlier_audit(name, tmp_path):
         assert f"<td>{escape(ordering.claim)}</td>" in page
     for attack in ATTACKS:
         assert f"<dt>{attack.name}</dt><dd>{escape(attack.title)}" in page
-    assert page.count("<svg") == len(results.mains) * (len({row.defense for row in results.rows if row.verdict}) + 1)
+    assert page.count("<svg") == len(results.bundles) * (len({row.defense for row in results.rows if row.verdict}) + 1)
     with Image.open(tmp_path / "first-look.png") as look:
         assert look.size == (6 * (36 + 6) - 6, 36 + 24)  # sent, Bob, both attacks without and with the defence
 

@@ -7,8 +7,16 @@ from pathlib import Path
 import pytest
 from madeup import EVERY_ATTACK, PICTURES, made_up
 from rich.console import Console
+from semseal.runtime.audit.markdown import markdown_tables
 from semseal.runtime.audit.results import Results
-from semseal.runtime.audit.tables import leakage_tables, markdown_tables, paper_table, print_results, tally_table, verdict_table
+from semseal.runtime.audit.tables import (
+    leakage_tables,
+    paper_tables,
+    print_results,
+    side_by_side_tables,
+    tally_table,
+    verdict_table,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,10 +27,11 @@ def earlier(request) -> Results:
 
 
 def test_tables_fit_a_terminal_of_80_columns(earlier):
-    precisions, mains = earlier.settings.precisions, earlier.mains
-    tables = [verdict_table(earlier), tally_table(earlier), *(paper_table(earlier, main) for main in mains)]
+    precisions, bundles = earlier.settings.precisions, len(earlier.bundles)
+    tables = [verdict_table(earlier), tally_table(earlier), *paper_tables(earlier), *side_by_side_tables(earlier)]
     tables += [table for name in precisions for table in leakage_tables(earlier, 10.0, name)]
-    assert len(tables) == 1 + 1 + len(mains) + 2 * len(mains) * len(precisions)
+    papers = 1 if bundles == 1 else 4  # a column for each defence, or a table for each and a column for each bundle
+    assert len(tables) == 1 + 1 + papers + (bundles > 1) + 2 * bundles * len(precisions)
     for results in (made_up(11, EVERY_ATTACK), made_up(11, EVERY_ATTACK, control=11)):
         found = [verdict_table(results), *leakage_tables(results, 10.0, "fp32")]
         assert len(found) == 3
@@ -32,7 +41,7 @@ def test_tables_fit_a_terminal_of_80_columns(earlier):
         console.print(table)
         lines = console.export_text().splitlines()
         assert "…" not in "".join(lines)
-        assert len(lines) <= table.row_count + 8  # one line for each row
+        assert len(lines) <= table.row_count + 10  # one line for each row
 
 
 def test_a_terminal_says_void_in_one_word():
@@ -46,7 +55,9 @@ def test_the_terminal_gets_every_part(earlier, tmp_path):
     console = Console(width=80, record=True, file=io.StringIO())
     print_results(console, earlier, tmp_path, earlier.settings)
     text = console.export_text()
-    parts = ["Tables I to IV, main 10 dB", "adaptive attacks, Eve", "games, Eve", "orderings, paired",
+    first = "Tables I to IV, faces-10db" if len(earlier.bundles) == 1 else "Table I, no defence"
+    beside = ["side by side, Eve "] * (len(earlier.bundles) > 1)
+    parts = [first, "adaptive attacks, faces-", "games, faces-", *beside, "orderings, paired",
              "what an eavesdropper sees", "Mix holds, with gaps", "Not measured, or not everywhere", "matching advantage: how",
              str(tmp_path / "report.html")]  # fmt: skip
     places = [text.index(part) for part in parts]
@@ -55,7 +66,7 @@ def test_the_terminal_gets_every_part(earlier, tmp_path):
 
 def test_markdown_has_every_table(earlier):
     text, settings = markdown_tables(earlier), earlier.settings
-    places = len(earlier.mains) * len(settings.eve_snrs) * len(settings.precisions)
+    places = len(earlier.every_place) * len(settings.eve_snrs)
     assert text.count("### Adaptive attacks: ") == places
     for table in ("### Verdict", "### Table I: no defence", "### Table II: permutation + substitution", "### Orderings"):
         assert table in text

@@ -10,7 +10,7 @@ from semseal.runtime.audit import paper
 from semseal.runtime.audit.attacks import ATTACKS
 from semseal.runtime.audit.results import GameResult, Reconstructions
 from semseal.runtime.audit.settings import Cell
-from semseal.runtime.audit.verdict import count_figures, game_rows, orderings, picture_rows, verdicts, worst_rate
+from semseal.runtime.audit.verdict import count_figures, game_rows, orderings, picture_rows, verdicts
 from semseal.runtime.audit.wording import at_most, headline, limits
 
 
@@ -77,22 +77,6 @@ def game(high, value=0.01, low=0.0, name="top-1"):
 
 
 WON = game(1.0, 0.95, 0.9)
-
-
-@pytest.mark.parametrize(
-    ("games", "defenses", "worst"),
-    [
-        ({"none": WON, "mix": game(0.02)}, ("mix",), 0.02),
-        ({"none": WON, "permute": WON, "mix": game(0.02)}, ("permute", "mix"), 1.0),
-        ({"none": WON, "permute": WON, "mix": game(0.02)}, ("mix",), 0.02),
-        ({"none": game(0.5, 0.4), "mix": game(0.02)}, ("mix",), 1.0),  # void
-        ({"mix": game(0.02)}, ("mix",), 1.0),  # void
-        ({"none": WON, "mix": game(0.02)}, ("permute", "mix"), None),  # not measured
-        ({"none": game(0.9, 0.85), "mix": game(0.3, 0.2)}, ("mix",), 1.0),  # sees, but who fails her control may be outdone
-    ],
-)
-def test_the_budget_takes_the_worst_upper_bound_and_nothing_void(games, defenses, worst):
-    assert worst_rate(game_rows({cell("identification", d): (g,) for d, g in games.items()}, AMONG), defenses) == worst
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ import pickle
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from safetensors.torch import load_file, save
 from semseal.runtime.errors import TrainingError
 from semseal.runtime.files import append, check_room, shown, write_atomically
 from semseal.runtime.pictures import Pictures, open_pictures
+from semseal.runtime.progress import told
 from semseal.train.config import TrainConfig
 from semseal.train.data import Crops, ahead, decode, forget
 from semseal.train.edge import EdgeCodec, space_to_depth
@@ -82,7 +85,11 @@ def train(
     config = dataclasses.replace(config, data=pictures.identity(), init=name, devices=fabric.world_size)
     start = _open_run(config, out, resume, init, fabric)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[shown]}"))
-    with Progress(*columns, TimeRemainingColumn(), disable=fabric.global_rank > 0, speed_estimate_period=120) as progress:
+    with (
+        _or_none(out, fabric, remove=not resume),
+        Progress(*columns, TimeRemainingColumn(), disable=fabric.global_rank > 0, speed_estimate_period=120) as progress,
+        told(progress),
+    ):
         crops = _decoded(pictures, config, out, fabric, progress)
         if start:
             lines = [f"resuming at step {start}"]
@@ -125,7 +132,7 @@ def _begin(
 def _loop(training: _Training, crops: Crops, valid: Tensor, turn: bool, start: int, out: Path, progress: Progress) -> None:
     """Every step after ``start``, with its lines in the log and its checkpoints."""
     config, fabric = training.config, training.fabric
-    bar = progress.add_task("train", total=config.steps, completed=start, shown="")
+    bar = progress.add_task("train", total=config.steps, completed=start, shown="", counted=True)
     batches = ahead(crops, start, config.steps)
     begun, idle = time.perf_counter(), 0.0
     with _Interrupted() as interrupted:
@@ -141,11 +148,10 @@ def _loop(training: _Training, crops: Crops, valid: Tensor, turn: bool, start: i
                 average(training.averaged, training.model, min(config.ema, step / (step + 10)))
             last = step == config.steps
             planned = step % config.save_every == 0 or last
+            progress.update(
+                bar, completed=step, shown=_shown(mse, step - start, config.batch, time.perf_counter() - begun, idle)
+            )
             if step % LOG_EVERY == 0 or planned:
-                speed = (progress.tasks[-1].speed or 0) * config.batch
-                share = idle / (time.perf_counter() - begun)
-                shown = f"PSNR {-10 * math.log10(mse):.2f} dB  {speed:.0f} pictures/s, {share:.0%} waiting for data"
-                progress.update(bar, completed=step, shown=shown)
                 row: dict[str, Any] = {"step": step, "loss": loss, "mse": mse}
                 if planned:
                     row["valid_psnr"] = validate(training.result, config, valid)
@@ -155,6 +161,30 @@ def _loop(training: _Training, crops: Crops, valid: Tensor, turn: bool, start: i
                 _save(training, out, step)
             if stop and not last:
                 raise KeyboardInterrupt(f"the checkpoint of step {step} is written")
+
+
+def _shown(mse: float, steps: int, batch: int, seconds: float, idle_s: float) -> str:
+    """How good the last batch was, and how fast all steps of this run were, from the first on."""
+    psnr, waiting = -10 * math.log10(max(mse, 1e-12)), idle_s / seconds
+    return f"PSNR {psnr:.2f} dB  {steps * batch / seconds:.3g} pictures/s, {waiting:.0%} waiting for data"
+
+
+@contextmanager
+def _or_none(out: Path, fabric: Fabric, remove: bool) -> Iterator[None]:
+    """A run folder that was made here goes again when training fails before there is a checkpoint to go on from.
+
+    Not when it is interrupted: --resume then starts it again.
+    """
+    try:
+        yield
+    except Exception:
+        if remove and fabric.global_rank == 0 and not (out / CHECKPOINT).exists() and not (out / WEIGHTS).exists():
+            forget(out)
+            for name in (LOG, "config.json"):
+                (out / name).unlink(missing_ok=True)
+            if not any(out.iterdir()):
+                out.rmdir()
+        raise
 
 
 def resized(model: Link, height: int, width: int) -> Link:
@@ -255,9 +285,10 @@ def _blocks(crops: Crops, seed: int) -> NDArray[np.float64]:
 
 def _check_finite(loss: float, gradient: float, step: int, config: TrainConfig, out: Path) -> None:
     if not (math.isfinite(loss) and math.isfinite(gradient)):
+        kept = (out / CHECKPOINT).exists()
         raise TrainingError(
             f"the loss is {loss} and the gradient's norm {gradient} at step {step}",
-            f"use a smaller --lr than {config.lr:g}; {out} keeps the last good checkpoint, if one was reached",
+            f"use a smaller --lr than {config.lr:g}" + (f"; {out} keeps the last good checkpoint" if kept else ""),
         )
 
 

@@ -16,10 +16,12 @@ import onnx
 import onnx.compose
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
-from semseal.export.onnx import OPSET
 from semseal.export.pack.layout import MIN_POWER, RowLayout, Shape
 from semseal.export.pack.prove import open_session
 from semseal.export.pack.read import batch_is_fixed, declared_axes
+from semseal.export.rewrite import OPSET
+
+UNGUARDED = "unguarded"  # what a network gives that needs a guard
 
 End = tuple[str, Shape]  # a tensor's name and shape, the batch first
 
@@ -38,11 +40,15 @@ def networks_without_batch(side: str, model: onnx.ModelProto, taken: End, given:
     return [_renamed(form.graph, taken[0], given[0]) for form in forms]
 
 
-def transmitter_file(network: onnx.GraphProto, layout: RowLayout, height: int, width: int) -> bytes:
-    """The transmitter: ``network/``, ``power/`` from the features on, ``index/``. Raises ValidationError, InferenceError."""
+def transmitter_file(network: onnx.GraphProto, layout: RowLayout, height: int, width: int, guarded: bool) -> bytes:
+    """The transmitter: ``network/``, ``power/`` from the features on, ``index/``. Raises ValidationError, InferenceError.
+
+    ``guarded``: features that are not finite are 0, so that a picture which the network divides by nothing is silent.
+    """
     channel_last = "turned_features" if layout.transposed else "features"
     nodes = [
         *network.node,
+        *(_guard("power", UNGUARDED, "features") if guarded else []),
         *([_node("power/transpose", "Transpose", "features", channel_last, perm=[0, 2, 3, 1])] if layout.transposed else []),
         _node("power/flatten", "Reshape", f"{channel_last} rows_shape", "unscaled_rows"),
         _node("power/square", "Mul", "unscaled_rows unscaled_rows", "squares"),
@@ -61,6 +67,7 @@ def transmitter_file(network: onnx.GraphProto, layout: RowLayout, height: int, w
         "row_axes": np.array([1, 2]),
         "reals": np.float32(2),  # in a symbol
         "least_power": np.float32(MIN_POWER),
+        "silence": np.float32(0),
         "row_shape": np.array([-1, layout.row_width]),
         "symbols_shape": np.array([-1, layout.n_symbols, 2]),
     }
@@ -68,8 +75,11 @@ def transmitter_file(network: onnx.GraphProto, layout: RowLayout, height: int, w
     return _file(nodes, network, constants, {"image": image, "index": ("batch", layout.h), "symbols": symbols})
 
 
-def receiver_file(network: onnx.GraphProto, layout: RowLayout, height: int, width: int, gain: float) -> bytes:
-    """The receiver: ``index/`` up to the features, then ``network/``. Raises ValidationError, InferenceError."""
+def receiver_file(network: onnx.GraphProto, layout: RowLayout, height: int, width: int, gain: float, guarded: bool) -> bytes:
+    """The receiver: ``index/`` up to the features, then ``network/``. Raises ValidationError, InferenceError.
+
+    ``guarded``: pixels that are not finite are black.
+    """
     channel_last = "turned_features" if layout.transposed else "features"
     nodes = [
         _node("index/rows", "Reshape", "symbols row_shape", "rows"),
@@ -78,6 +88,7 @@ def receiver_file(network: onnx.GraphProto, layout: RowLayout, height: int, widt
         *([_node("index/transpose", "Transpose", channel_last, "features", perm=[0, 3, 1, 2])] if layout.transposed else []),
         *([_node("network/gain", "Mul", "features gain", "scaled_features")] if gain != 1 else []),
         *network.node,
+        *(_guard("network", UNGUARDED, "unclipped") if guarded else []),
         _node("network/clip", "Clip", "unclipped black white", "image"),
     ]
     constants = {
@@ -85,10 +96,21 @@ def receiver_file(network: onnx.GraphProto, layout: RowLayout, height: int, widt
         "features_shape": np.array([-1, layout.h, layout.w, layout.c] if layout.transposed else [-1, *layout.shape]),
         "gain": np.float32(gain),
         "black": np.float32(0),
+        "silence": np.float32(0),
         "white": np.float32(1),
     }
     symbols, image = ("frames", layout.n_symbols, 2), ("batch", 3, height, width)
     return _file(nodes, network, constants, {"symbols": symbols, "index": ("batch", layout.h), "image": image})
+
+
+def _guard(part: str, given: str, guarded: str) -> list[onnx.NodeProto]:
+    """``given`` with 0 for what is not finite."""
+    return [
+        _node(f"{part}/nan", "IsNaN", given, "is_nan"),
+        _node(f"{part}/infinite", "IsInf", given, "is_infinite"),
+        _node(f"{part}/not_finite", "Or", "is_nan is_infinite", "is_not_finite"),
+        _node(f"{part}/guard", "Where", f"is_not_finite silence {given}", guarded),
+    ]
 
 
 def _declare(model: onnx.ModelProto, batch: int | str, taken: End, given: End) -> onnx.ModelProto:

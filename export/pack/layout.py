@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from semseal.runtime.bundle import MAX_DIMENSION
+from semseal.runtime.defense.mix import MAX_REALS
 from semseal.runtime.errors import GraphError
 
 MIN_POWER = 1e-20  # floor of the division, as in training and in the kernels: an all-zero image stays zero
@@ -58,24 +60,37 @@ class RowLayout:
 
 
 def row_layout(shape: Shape) -> RowLayout:
-    """The rows of one image's features, as the module's docstring says. Raises GraphError where two rows cannot be made."""
+    """The rows of one image's features, as the module's docstring says.
+
+    Raises GraphError where two rows cannot be made, and for more than a link carries.
+    """
     size = math.prod(shape)
+    if not 0 < size <= MAX_REALS:
+        raise GraphError(
+            f"transmitter: its features {list(shape)} are {size} floats per image, and a link carries 4 to {MAX_REALS}",
+            "let the transmitter give fewer" if size else "look for an axis of size 0 in the model",
+        )
     if size % 2:
         raise GraphError(
             f"transmitter: its features {list(shape)} are an odd number of floats per image; a symbol takes two",
             "give the features an even number of channels",
         )
-    if len(shape) == 3 and shape[1] > 1:
+    fits = max(shape) <= MAX_DIMENSION  # as a bundle's manifest says its sizes
+    if len(shape) == 3 and shape[1] > 1 and fits:
         return RowLayout(shape, h=shape[1], w=shape[2], c=shape[0])
-    if len(shape) == 2 and shape[0] > 2 and shape[1] != 2:
+    if len(shape) == 2 and shape[0] > 2 and shape[1] != 2 and fits:
         return RowLayout(shape, h=shape[0], w=shape[1], c=1)
-    choices = [h for h in range(2, size // 2 + 1) if size % (2 * h) == 0]
-    if not choices:
+    if size < 4:
         raise GraphError(
             f"transmitter: its features {list(shape)} are too few for two rows of at least one symbol",
             "let the transmitter give at least 4 floats per image",
         )
-    h = next(h for h in choices if h * h >= size)
+    h = next(h for h in range(max(2, math.isqrt(size - 1) + 1), size) if size % (2 * h) == 0)
+    if h > MAX_DIMENSION:
+        raise GraphError(
+            f"transmitter: its features {list(shape)} make no fewer than {h} rows, and a bundle has up to {MAX_DIMENSION}",
+            "let the transmitter give another number of floats, such as a power of two",
+        )
     return RowLayout(shape, h=h, w=size // h, c=1)
 
 

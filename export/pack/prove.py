@@ -15,16 +15,24 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnxruntime import InferenceSession, SessionOptions
-from semseal.export.onnx import OPSET
+from onnxruntime import InferenceSession, RunOptions, SessionOptions
 from semseal.export.pack.layout import MIN_POWER, Array, RowLayout, symbol_power
-from semseal.export.pack.read import first_line
+from semseal.export.pack.read import KEEP_BATCH, first_line
+from semseal.export.rewrite import OPSET
 from semseal.runtime.errors import GraphError
 
 BATCH = 3  # pictures in one run of a packed graph
 TOLERANCE = 1e-3  # largest difference between graph and file, as a fraction of the spread between pictures
 DYNAMIC = "export it with a dynamic batch, whose images do not influence each other"
 STANDARD = f"export the model in float32 with standard operators of opset {OPSET}"
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """At which sides 0 stands for what the user's network gives that is not finite."""
+
+    transmitter: bool  # for pictures of one brightness, such as black ones
+    receiver: bool  # for features of zeros, which a black picture may have
 
 
 @dataclass(frozen=True)
@@ -35,17 +43,18 @@ class Reference:
     receiver: InferenceSession
     layout: RowLayout
     gain: float
+    guarded: Guarded
 
     def encode(self, images: Array) -> Array:
         """Images to symbols [batch, N, 2]."""
-        rows = self.layout.to_rows(one_by_one("transmitter", self.transmitter, images))
+        rows = self.layout.to_rows(one_by_one("transmitter", self.transmitter, images, self.guarded.transmitter))
         scaled = rows / np.sqrt(symbol_power(rows).clip(MIN_POWER))
         return scaled.astype(np.float32).reshape(len(rows), -1, 2)
 
     def decode(self, symbols: Array) -> Array:
         """Symbols [batch, N, 2] to images in 0..1."""
         scaled = symbols.reshape(len(symbols), self.layout.h, -1) * np.float32(self.gain)
-        return one_by_one("receiver", self.receiver, self.layout.from_rows(scaled)).clip(0, 1)
+        return one_by_one("receiver", self.receiver, self.layout.from_rows(scaled), self.guarded.receiver).clip(0, 1)
 
 
 def open_session(
@@ -60,8 +69,11 @@ def open_session(
         raise GraphError(f"{side}: ONNX Runtime cannot load it: {first_line(error)}", STANDARD) from None
 
 
-def one_by_one(side: str, session: InferenceSession, inputs: Array) -> Array:
-    """What the user's file gives, one picture at a time: float32 [len(inputs), ...], finite. Raises GraphError."""
+def one_by_one(side: str, session: InferenceSession, inputs: Array, guarded: bool = False) -> Array:
+    """What the user's file gives, one picture at a time: float32 [len(inputs), ...], finite. Raises GraphError.
+
+    ``guarded``: with 0 for what is not finite.
+    """
     outputs = [_run(side, session, inputs[i : i + 1]) for i in range(len(inputs))]
     shape, *others = dict.fromkeys(output.shape for output in outputs)
     if others:
@@ -71,14 +83,22 @@ def one_by_one(side: str, session: InferenceSession, inputs: Array) -> Array:
         )
     if len(shape) < 2 or shape[0] != 1:
         raise GraphError(
-            f"{side}: it gives {list(shape)} for a single picture; it must give [1, ...]", "keep the batch as the first axis"
+            f"{side}: it gives {list(shape)} for a single picture, without a batch axis; it must give [1, ...]", KEEP_BATCH
         )
-    if not np.isfinite(outputs).all():
+    given = np.concatenate(outputs)
+    if guarded:
+        return np.nan_to_num(given, copy=False, nan=0, posinf=0, neginf=0)
+    if not np.isfinite(given).all():
         raise GraphError(
             f"{side}: it gives values that are not finite for photographs in 0..1",
             "look for divisions by zero, logarithms of zero and overflows in the model",
         )
-    return np.concatenate(outputs)
+    return given
+
+
+def is_finite(side: str, session: InferenceSession, inputs: Array) -> bool:
+    """Whether the user's file gives nothing but numbers, one picture at a time."""
+    return all(np.isfinite(_run(side, session, inputs[i : i + 1])).all() for i in range(len(inputs)))
 
 
 def first_proved(
@@ -130,7 +150,15 @@ def _compare(side: str, graph: bytes, inputs: Array, expected: Array, h: int) ->
 def _run(side: str, session: InferenceSession, *inputs: NDArray[Any]) -> Array:
     names = [value.name for value in session.get_inputs()]
     try:
-        output: Array = session.run(None, dict(zip(names, inputs, strict=True)))[0]
+        output: Array = session.run(None, dict(zip(names, inputs, strict=True)), _quiet())[0]
     except Exception as error:  # its exceptions share no narrower base
         raise GraphError(f"{side}: ONNX Runtime cannot run it: {first_line(error)}", STANDARD) from None
+    if not isinstance(output, np.ndarray) or output.dtype != np.float32:
+        raise GraphError(f"{side}: it does not give the float32 tensor that it declares", STANDARD)
     return output
+
+
+def _quiet() -> RunOptions:
+    options = RunOptions()
+    options.log_severity_level = 4  # what fails is raised
+    return options

@@ -1,42 +1,51 @@
 """A user's ONNX file: read, checked and converted to what the packer builds on.
 
-    bytes ── safe and whole? ── functions inlined ── standard operators only? ── one float32 input and output? ── opset 20
+    bytes, in order ── functions inlined ── standard operators only? ── one float32 input and output? ── opset 20
 
 What is refused is refused with the side it concerns, ``transmitter:`` or ``receiver:``, and the node or tensor.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx.inliner
 import onnx.version_converter
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from semseal.export.onnx import OPSET
 from semseal.export.pack.layout import Array, Shape
+from semseal.export.pack.whole import EXPORT_AGAIN
+from semseal.export.rewrite import OPSET
+from semseal.runtime.bundle import MAX_DIMENSION
 from semseal.runtime.errors import GraphError
-from semseal.runtime.onnxfile import check_onnx
 
 DOMAINS = ("", "ai.onnx")
-EXPORT_AGAIN = "export the model again, as one ONNX file"
+MAX_PIXELS = 2**22  # of a picture; a dozen are held at once, several times over
+KEEP_BATCH = (
+    "take squeeze() out of the model, or, where it is for one picture only, export with a dummy batch of 2 or more, "
+    "torch.onnx.export(model, torch.rand(2, ...)), and a dynamic batch"
+)
 
 
 def read_model(side: str, data: bytes) -> onnx.ModelProto:
-    """The model in standard operators of OPSET, with one float32 input and output. Raises GraphError."""
+    """A model of ``in_order`` in standard operators of OPSET, with one float32 input and output. Raises GraphError."""
     try:
-        check_onnx(data)
-        onnx.checker.check_model(data)
-        model = onnx.inliner.inline_local_functions(onnx.load_model_from_string(data))
+        model = onnx.load_model_from_string(data)
+        unknown = [value for value in (*model.graph.input, *model.graph.output) if declared_axes(value) is None]
+        for value in unknown:  # the checker wants a shape, which ONNX Runtime does without
+            value.type.tensor_type.shape.SetInParent()
+        onnx.checker.check_model(model)
+        for value in unknown:
+            value.type.tensor_type.ClearField("shape")
+        model = onnx.inliner.inline_local_functions(model)
         constants = _constants(model.graph)
-    except GraphError as error:
-        raise GraphError(f"{side}: {error.message}", error.hint or EXPORT_AGAIN) from None
-    except (onnx.checker.ValidationError, DecodeError, LookupError, ValueError, RuntimeError) as error:  # all are onnx's own
+        _check_nodes(side, model.graph, constants)
+    except GraphError:
+        raise
+    except Exception as error:  # onnx's exceptions share no narrower base
         raise GraphError(f"{side}: onnx cannot read it: {first_line(error)}", EXPORT_AGAIN) from None
     graph = model.graph
-    _check_nodes(side, graph, constants)
     weights = {tensor.name for tensor in graph.initializer}  # old files list them as inputs too
     inputs = [value for value in graph.input if value.name not in weights]
     _check_ends(side, inputs, graph.output)
@@ -62,7 +71,9 @@ def batch_is_fixed(model: onnx.ModelProto) -> bool:
 def image_size(value: onnx.ValueInfoProto) -> tuple[int, int]:
     """Height and width of the image that the transmitter's input declares. Raises GraphError."""
     axes = declared_axes(value) or []
-    if len(axes) != 4 or axes[1] != 3:
+    if len(axes) == 4 and axes[1] == 3 and axes[0] not in (None, 1):
+        raise GraphError(f"transmitter: its batch is fixed at {axes[0]}", "export it with a dynamic batch")
+    if len(axes) != 4 or axes[1] not in (None, 3):
         channels_last = len(axes) == 4 and axes[3] == 3
         raise GraphError(
             f"transmitter: its input {_declared(value)} is no image [batch, 3, height, width]",
@@ -73,6 +84,12 @@ def image_size(value: onnx.ValueInfoProto) -> tuple[int, int]:
     height, width = axes[2:]
     if height is None or width is None:
         raise GraphError(f"transmitter: its input {_declared(value)} has no fixed height and width", "fix both at the export")
+    if height * width > MAX_PIXELS or max(height, width) > MAX_DIMENSION:
+        raise GraphError(
+            f"transmitter: its input {_declared(value)} is too large a picture: {MAX_PIXELS} pixels are the most, and "
+            f"{MAX_DIMENSION} along one axis",
+            "export it for smaller pictures",
+        )
     return height, width
 
 
@@ -81,6 +98,10 @@ def check_receiver_input(value: onnx.ValueInfoProto, shape: Shape) -> None:
     axes = declared_axes(value)
     if axes is None:
         return
+    if axes == list(shape):
+        raise GraphError(f"receiver: its input {_declared(value)} is that of one picture, without a batch axis", KEEP_BATCH)
+    if axes and axes[0] not in (None, 1):
+        raise GraphError(f"receiver: its batch is fixed at {axes[0]}", "export it with a dynamic batch")
     if len(axes) != 1 + len(shape) or any(taken not in (None, given) for taken, given in zip(axes[1:], shape, strict=True)):
         raise GraphError(
             f"receiver: its input {_declared(value)} does not take the transmitter's [batch, {_joined(shape)}]",
@@ -113,9 +134,6 @@ def _check_ends(side: str, inputs: Sequence[onnx.ValueInfoProto], outputs: Seque
                 f"{side}: its {what} {values[0].name!r} is {kinds.get(kind, f'of type {kind}')}; it must be float32",
                 "export the model in float32; fp16 and int8 are made from that",
             )
-    axes = declared_axes(inputs[0])
-    if axes and axes[0] not in (None, 1):
-        raise GraphError(f"{side}: its batch is fixed at {axes[0]}", "export it with a dynamic batch")
 
 
 def _constants(graph: onnx.GraphProto) -> dict[str, NDArray[Any]]:
@@ -135,12 +153,19 @@ def _check_nodes(side: str, graph: onnx.GraphProto, constants: dict[str, NDArray
         given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         if node.domain not in DOMAINS:
             raise GraphError(f"{where} is of the domain {node.domain}", "export with standard ONNX operators alone")
+        if node.op_type == "If" and _may_squeeze(given.values()):
+            raise GraphError(f"{where} is control flow: what a squeeze() becomes that may take the batch axis away", KEEP_BATCH)
         if any(isinstance(value, onnx.GraphProto) for value in given.values()):
             raise GraphError(f"{where} is control flow", "export the model without branches and loops")
         if node.op_type.startswith("Random") or node.op_type in ("Bernoulli", "Multinomial"):
             raise GraphError(f"{where} draws random numbers", "leave the channel and its noise out of the file")
         if _in_training(node, given, constants):
             raise GraphError(f"{where} is in training mode", "switch the model to evaluation before the export: model.eval()")
+
+
+def _may_squeeze(branches: Iterable[Any]) -> bool:
+    """Whether a branch of an If is a Squeeze: what torch writes for one of an axis whose size is not known."""
+    return any(node.op_type == "Squeeze" for graph in branches if isinstance(graph, onnx.GraphProto) for node in graph.node)
 
 
 def _in_training(node: onnx.NodeProto, given: dict[str, Any], constants: dict[str, NDArray[Any]]) -> bool:
@@ -153,7 +178,7 @@ def _in_training(node: onnx.NodeProto, given: dict[str, Any], constants: dict[st
 
 def _converted(side: str, model: onnx.ModelProto) -> onnx.ModelProto:
     """The model in OPSET, importing no other domain. Raises GraphError."""
-    version = max((opset.version for opset in model.opset_import if opset.domain in DOMAINS), default=OPSET)
+    version: int = max((opset.version for opset in model.opset_import if opset.domain in DOMAINS), default=OPSET)
     del model.opset_import[:]
     model.opset_import.append(helper.make_opsetid("", version))
     model.ir_version = max(model.ir_version, 4)  # before 4 the weights had to be among the inputs
@@ -161,7 +186,7 @@ def _converted(side: str, model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     try:
         return onnx.version_converter.convert_version(model, OPSET)
-    except RuntimeError as error:
+    except Exception as error:  # onnx's exceptions share no narrower base
         reason = first_line(error).split("failed: ")[-1]  # what precedes is a place in onnx's source
         raise GraphError(
             f"{side}: opset {version} cannot be converted to {OPSET} ({reason})", f"export with opset {OPSET}"

@@ -5,7 +5,7 @@
     images_hat = Receiver("edge", key="alice.key").receive(frames)
 
 These names are the public interface. Each is loaded when it is first used, so that ``import semseal`` costs nothing and a link
-runs where only NumPy and an engine are installed; ``audit`` needs the extra of that name.
+runs where only NumPy and an engine are installed; ``audit`` and ``bench`` need the extras of these names.
 """
 
 import os
@@ -17,19 +17,21 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 if TYPE_CHECKING:
     from semseal.runtime import errors
     from semseal.runtime.audit.run import audit
+    from semseal.runtime.bench.run import bench
     from semseal.runtime.bundle import open_bundle
     from semseal.runtime.link import Frame, Receiver, Transmitter
     from semseal.runtime.trust.check import check
 
     __version__: str
 
-__all__ = ["Frame", "Receiver", "Transmitter", "__version__", "audit", "check", "errors", "open_bundle"]
+__all__ = ["Frame", "Receiver", "Transmitter", "__version__", "audit", "bench", "check", "errors", "open_bundle"]
 
 _MODULES = {
     "Frame": "semseal.runtime.link",
     "Receiver": "semseal.runtime.link",
     "Transmitter": "semseal.runtime.link",
     "audit": "semseal.runtime.audit.run",
+    "bench": "semseal.runtime.bench.run",
     "check": "semseal.runtime.trust.check",
     "open_bundle": "semseal.runtime.bundle",
 }

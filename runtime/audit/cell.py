@@ -4,8 +4,10 @@ pictures: PSNR and SSIM of every answer, and its matching advantage      games: 
 """
 
 import dataclasses
+import hashlib
 import io
 import json
+import re
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -30,9 +32,13 @@ def is_game(cell: Cell) -> bool:
 
 def file_name(cell: Cell) -> str:
     """The name of the file that keeps the cell."""
-    eve = "" if cell.eve_snr is None else f"-eve{cell.eve_snr:g}"
     kind = "json" if is_game(cell) else "npz"
-    return f"{cell.attack}-{cell.defense}-main{cell.main_snr:g}{eve}-{cell.precision}.{kind}"
+    bundle = re.sub(r"[^\w.-]", "_", cell.bundle, flags=re.ASCII)
+    if bundle != cell.bundle:  # "a/b" and "a_b" are two
+        bundle += f"-{hashlib.sha256(cell.bundle.encode()).hexdigest()[:8]}"
+    main = f"main{cell.main_snr:g}-{cell.main_channel}"
+    eve = "" if cell.eve_snr is None else f"-eve{cell.eve_snr:g}-{cell.eve_channel}"
+    return f"{cell.attack}-{cell.defense}-{bundle}-{main}{eve}-{cell.engine}-{cell.precision}.{kind}"
 
 
 def answer(scene: Scene, cell: Cell, advance: Advance = lambda seconds: None) -> Answer:

@@ -3,35 +3,16 @@
 Several SNRs give lines with bands; with a single one every attack has its line in a dot plot. One unit is one CSS pixel.
 """
 
-import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from semseal.runtime.audit.attacks import ATTACKS
 from semseal.runtime.defense.defenses import DEFENSES
+from semseal.runtime.svg import DASHES, FONT_PX, HUES, INK, PALE_INK, RC, RULE, name_rows, new_figure, svg
 
-WIDTH_PX = 356  # fits a phone of 390 pixels without being scaled down
-FONT_PX = 14
 NAME_PX = 116  # of the longest name
-INK, PALE_INK, RULE = "#1c2430", "#4a5361", "#8a93a0"
-RC: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "semseal",
-    "font.size": FONT_PX,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": RULE,
-    "xtick.color": PALE_INK,
-    "ytick.color": INK,
-}
-# five hues of Okabe and Ito (2008), told apart without colour vision by their lightness
-HUES = ("#0072b2", "#d55e00", "#009e73", "#a5568a", "#b07a00")
-DASHES = ("-", "--", ":")  # for the first five, the next five and so on; all but the first with open marks
 
 
 @dataclass(frozen=True)
@@ -70,7 +51,7 @@ def advantages(
     ``names`` are the lines of a dot plot, the same in every panel; ``ends`` are those of the axis.
     """
     if len(snrs) == 1:
-        figure, axes = _figure(46 + 24 * len(names), left=NAME_PX, right=14)
+        figure, axes = new_figure(46 + 24 * len(names), left=NAME_PX, right=14)
         axes.axvline(0, color=RULE, linestyle=(0, (5, 4)), linewidth=1)
         for point in points:
             _dot(axes, point, names.index(point.name), ATTACK_STYLES[point.name])
@@ -78,11 +59,11 @@ def advantages(
             axes.annotate("void", (ends[0], names.index(name)), (6, 0), textcoords="offset points", va="center",
                           color=PALE_INK, style="italic")  # fmt: skip
         there = {*void, *(point.name for point in points)}
-        _name_rows(axes, [name if name in there else "" for name in names])
+        name_rows(axes, [name if name in there else "" for name in names])
         axes.set_xlim(ends)
         axes.set_xlabel("matching advantage, dB", color=PALE_INK)
-        return _svg(figure)
-    figure, axes = _figure(340, left=34, right=NAME_PX + 14, top=30)
+        return svg(figure)
+    figure, axes = new_figure(340, left=34, right=NAME_PX + 14, top=30)
     axes.axhline(0, color=RULE, linestyle=(0, (5, 4)), linewidth=1)
     labels = {"learned nothing": (0.0, PALE_INK)}
     for point in points:
@@ -96,7 +77,7 @@ def advantages(
     axes.set_ylim(ends)
     axes.set_title("matching advantage, dB", loc="left", fontsize=FONT_PX, color=PALE_INK)
     _over_snr(axes, snrs, labels)
-    return _svg(figure)
+    return svg(figure)
 
 
 @rc_context(RC)
@@ -106,20 +87,20 @@ def rates(points: Sequence[Point], snrs: Sequence[float], chance: float, floor: 
     words = [f"{100 * tick:g} %" for tick in ticks]
     if len(snrs) == 1:
         names = list(dict.fromkeys(point.name for point in points))
-        figure, axes = _figure(62 + 24 * len(names), left=NAME_PX, right=24, top=22)
+        figure, axes = new_figure(62 + 24 * len(names), left=NAME_PX, right=24, top=22)
         axes.set_xscale("log")
         axes.axvline(chance, color=RULE, linestyle=(0, (5, 4)), linewidth=1)
         axes.annotate("chance", (chance, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
                       ha="center", color=PALE_INK)  # fmt: skip
         for point in points:
             _dot(axes, point, names.index(point.name), DEFENSE_STYLES[point.name], floor)
-        _name_rows(axes, names)
+        name_rows(axes, names)
         axes.set_xlim(floor, 1.15)
         axes.set_xticks(ticks, words)
         axes.minorticks_off()
         axes.set_xlabel("pictures named by Eve", color=PALE_INK)
-        return _svg(figure)
-    figure, axes = _figure(340, left=54, right=NAME_PX + 14, top=30)
+        return svg(figure)
+    figure, axes = new_figure(340, left=54, right=NAME_PX + 14, top=30)
     axes.set_yscale("log")
     axes.axhline(chance, color=RULE, linestyle=(0, (5, 4)), linewidth=1)
     labels = {"chance": (chance, PALE_INK)}
@@ -131,26 +112,13 @@ def rates(points: Sequence[Point], snrs: Sequence[float], chance: float, floor: 
     axes.minorticks_off()
     axes.set_title("pictures named by Eve", loc="left", fontsize=FONT_PX, color=PALE_INK)
     _over_snr(axes, snrs, labels)
-    return _svg(figure)
-
-
-def _figure(height: int, left: int, right: int, top: int = 10, bottom: int = 46) -> tuple[Figure, Axes]:
-    """A figure of WIDTH_PX x ``height`` pixels and its axes; the margins in pixels hold the labels."""
-    figure = Figure((WIDTH_PX / 72, height / 72))
-    box = (left / WIDTH_PX, bottom / height, (WIDTH_PX - left - right) / WIDTH_PX, (height - top - bottom) / height)
-    return figure, figure.add_axes(box)
+    return svg(figure)
 
 
 def _dot(axes: Axes, point: Point, row: int, style: Style, floor: float | None = None) -> None:
     low, value = (point.low, point.value) if floor is None else (max(point.low, floor), max(point.value, floor))
     axes.plot([low, point.high], [row, row], color=style.colour, linewidth=2, solid_capstyle="butt")
     axes.plot([value], [row], "o", color=style.colour, markersize=7, clip_on=False)
-
-
-def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)
 
 
 def _line(axes: Axes, points: Sequence[Point], style: Style, floor: float | None = None) -> float:
@@ -193,16 +161,3 @@ def move_apart(heights: Mapping[str, float], gap: float, top: float) -> dict[str
     for i, (high, low) in enumerate(zip(up, down, strict=True)):
         moved.append(max(min((high + low) / 2, top - gap * (n - 1 - i)), gap * i))
     return dict(zip(names, moved, strict=True))
-
-
-def _svg(figure: Figure) -> str:
-    """The drawing alone: no date, no namespace addresses, no id that a second figure on the page would repeat, no font."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    drawing = text.getvalue()[text.getvalue().index("<svg") :]
-    drawing = re.sub(r' xmlns(:xlink)?="[^"]*"', "", drawing)
-    drawing = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", drawing)
-    drawing = re.sub(r"<!--.*?-->", "", drawing, flags=re.DOTALL)
-    drawing = re.sub(r"font-family: [^;]*; | transform=\"rotate\(-0 [^)]*\)\"", "", drawing)
-    drawing = re.sub(r"\s+", " ", drawing).replace("> <", "><")
-    return re.sub(r'(width|height)="([\d.]+)pt"', r'\1="\2"', drawing)

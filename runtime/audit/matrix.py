@@ -1,4 +1,4 @@
-"""Which cells an audit measures: attack x defence x Eve's SNR x main SNR x precision of the engines.
+"""Which cells an audit measures: attack x defence x Eve's SNR x place (bundle, main SNR, engine, precision).
 
 The cell of an attack's positive control belongs to every audit that holds the attack.
 """
@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 from semseal.runtime.attacks.whitebox import FAST
 from semseal.runtime.audit.attacks import ATTACKS, BY_NAME, snrs_of
-from semseal.runtime.audit.settings import Cell, Settings
+from semseal.runtime.audit.settings import Cell, Place, Settings
 from semseal.runtime.bundle import PRECISIONS
 from semseal.runtime.defense.defenses import BY_NAME as DEFENSES
+from semseal.runtime.engine import ENGINES
 
 FULL = Settings(attacks=tuple(BY_NAME), defenses=tuple(DEFENSES))
 QUICK = dataclasses.replace(
@@ -34,20 +35,19 @@ DEMO = dataclasses.replace(
 )
 
 
-def cells(settings: Settings, main_snr: float) -> Iterator[Cell]:
-    """Every cell of one bundle: Bob and the mean picture first, then each attack, its control before what it controls."""
+def cells(settings: Settings, place: Place) -> Iterator[Cell]:
+    """Every cell of one place: Bob and the mean picture first, then each attack, its control before what it controls."""
     used = {BY_NAME[name].control for name in settings.attacks} | set(settings.defenses)
-    for precision in settings.precisions:
-        yield Cell("mean-picture", "none", main_snr, None, precision)
-        for defense in [name for name in DEFENSES if name in used]:
-            yield Cell("bob", defense, main_snr, None, precision)
-        for snr in settings.eve_snrs:
-            for attack in map(BY_NAME.__getitem__, settings.attacks):
-                if snr not in snrs_of(attack, settings):
-                    continue
-                for defense in dict.fromkeys((attack.control, *settings.defenses)):
-                    if attack.applies(DEFENSES[defense]):
-                        yield Cell(attack.name, defense, main_snr, snr, precision)
+    yield place.cell("mean-picture", "none", None)
+    for defense in [name for name in DEFENSES if name in used]:
+        yield place.cell("bob", defense, None)
+    for snr in settings.eve_snrs:
+        for attack in map(BY_NAME.__getitem__, settings.attacks):
+            if snr not in snrs_of(attack, settings):
+                continue
+            for defense in dict.fromkeys((attack.control, *settings.defenses)):
+                if attack.applies(DEFENSES[defense]):
+                    yield place.cell(attack.name, defense, snr)
 
 
 def both(one: Settings, two: Settings) -> Settings:
@@ -63,4 +63,5 @@ def both(one: Settings, two: Settings) -> Settings:
         defenses=either(tuple(DEFENSES), "defenses"),
         attacks=either(tuple(BY_NAME), "attacks"),
         precisions=either(PRECISIONS, "precisions"),
+        engines=either(ENGINES, "engines"),
     )

@@ -30,6 +30,7 @@ def simulate(scene: Scene, defense: Defense, snr: float) -> learned.Simulate:
     """
     clean = scene.attacker_rows
     sigma = np.float32(np.sqrt(10 ** (-snr / 10) / 2))
+    fades = scene.place.eve_channel != "awgn"
 
     def draw(chosen: NDArray[np.integer], rng: np.random.Generator) -> Rows:
         frames = [clean[images] for images in chosen.T]
@@ -46,6 +47,10 @@ def simulate(scene: Scene, defense: Defense, snr: float) -> learned.Simulate:
             frames = [mix.mix(rows, keys)[:, : rows.shape[1]].reshape(frames[0].shape)]
         if defense.conceal is not None:
             frames = [_concealed(defense, rows, rng) for rows in frames]
+        if fades:
+            symbols = [np.ascontiguousarray(rows).reshape(batch, -1).view(np.complex64) for rows in frames]
+            received = [scene.receive(frame, snr, rng).view(np.float32).reshape(frames[0].shape) for frame in symbols]
+            return np.stack(received, axis=1)
         on_air = np.stack(frames, axis=1)
         return on_air + sigma * rng.standard_normal(on_air.shape, np.float32)
 

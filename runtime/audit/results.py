@@ -2,7 +2,8 @@
 
 Reconstructions ── PictureRow ─┐
 GameResult ─────── GameRow ────┼─ Results ── results.json
-two Reconstructions ─ Ordering ┘
+two Reconstructions ─ Ordering ┤
+budgets ───────────── Gate ────┘
 """
 
 import dataclasses
@@ -13,11 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from semseal.runtime.attacks.whitebox import WhiteBoxSettings
-from semseal.runtime.audit.settings import Cell, Settings
+from semseal.runtime.audit.settings import Cell, Place, Settings
 from semseal.runtime.environment import Environment
 from semseal.runtime.errors import AuditError
 
 Images = NDArray[np.float32]
+
+CHANNEL_TITLES = {"awgn": "AWGN", "rayleigh": "Rayleigh", "multipath": "multipath"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +63,10 @@ class PictureRow:
     main_snr: float
     eve_snr: float | None
     precision: str
+    engine: str
+    bundle: str
+    main_channel: str
+    eve_channel: str | None
     pictures: int
     psnr: float
     psnr_95: float | None
@@ -87,6 +94,10 @@ class GameRow:
     main_snr: float
     eve_snr: float | None
     precision: str
+    engine: str
+    bundle: str
+    main_channel: str
+    eve_channel: str | None
     name: str
     value: float
     low: float
@@ -114,18 +125,54 @@ class Ordering:
 
 @dataclass(frozen=True)
 class AuditedBundle:
-    """A bundle that was attacked, and the engine that ran it."""
+    """A bundle that was attacked at one SNR of Bob's, under its name in this audit, and what ran it over which channels.
 
+    The bandwidth ratio is in channel uses for each value of a picture, with the cyclic prefix where the main channel has one.
+    """
+
+    name: str
     main_snr: float
     digest: str
     c: int
     bandwidth_ratio: float
-    engine: str
+    engines: tuple[str, ...]
+    main_channel: str
+    eve_channel: str
+
+    @property
+    def title(self) -> str:
+        """Of a column."""
+        return f"{self.name}, main channel {self.main_snr:g} dB"
+
+    @property
+    def channels(self) -> str:
+        """Both, in words."""
+        return CHANNEL_TITLES[self.main_channel] + (
+            "" if self.eve_channel == self.main_channel else f", Eve's {CHANNEL_TITLES[self.eve_channel]}"
+        )
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One budget, and whether it was kept: the largest ``figure`` of its kind, the upper end of an interval where it has one.
+
+    ``figure`` is None where something that the budget is about was not measured or is void; then it is not kept, and ``reason``
+    says what. ``cell`` is the one of the figure.
+    """
+
+    name: str
+    bound: float
+    figure: float | None
+    passed: bool
+    what: str
+    reason: str
+    cell: Cell | None
 
 
 @dataclass(frozen=True)
 class Results:
-    """The content of results.json. ``skipped`` maps each picture or attack that was left out to the reason."""
+    """The content of results.json. ``skipped`` maps each picture or attack that was left out to the reason, ``gate`` holds
+    the budgets of the last run."""
 
     what: str
     environment: Environment
@@ -138,11 +185,25 @@ class Results:
     games: tuple[GameRow, ...]
     orderings: tuple[Ordering, ...]
     skipped: dict[str, str]
+    surrogate_agreement_db: dict[str, float]  # of what the white-box attacks differentiate with what the engine sends
+    gate: tuple[Gate, ...] = ()
+
+    def places(self, bundle: AuditedBundle) -> tuple[Place, ...]:
+        """Where the bundle was measured, at this SNR of Bob's: on each engine at each precision, the first one first."""
+        return tuple(
+            Place(bundle.name, bundle.main_snr, engine, precision, bundle.main_channel, bundle.eve_channel)
+            for engine in bundle.engines
+            for precision in self.settings.precisions
+        )
 
     @property
-    def mains(self) -> tuple[float, ...]:
-        """The main SNRs, one for each bundle."""
-        return tuple(bundle.main_snr for bundle in self.bundles)
+    def firsts(self) -> tuple[Place, ...]:
+        """The first place of every bundle."""
+        return tuple(self.places(bundle)[0] for bundle in self.bundles)
+
+    @property
+    def every_place(self) -> tuple[Place, ...]:
+        return tuple(place for bundle in self.bundles for place in self.places(bundle))
 
     @property
     def judged(self) -> tuple[PictureRow | GameRow, ...]:
@@ -162,9 +223,12 @@ class Results:
                     **found,
                     "environment": Environment(**found["environment"]),
                     "settings": _settings(found["settings"]),
-                    "bundles": tuple(AuditedBundle(**bundle) for bundle in found["bundles"]),
+                    "bundles": tuple(
+                        AuditedBundle(**{**bundle, "engines": tuple(bundle["engines"])}) for bundle in found["bundles"]
+                    ),
                     "rows": tuple(PictureRow(**row) for row in found["rows"]),
                     "games": tuple(GameRow(**row) for row in found["games"]),
+                    "gate": tuple(Gate(**{**gate, "cell": gate["cell"] and Cell(**gate["cell"])}) for gate in found["gate"]),
                     "orderings": tuple(_ordering(ordering) for ordering in found["orderings"]),
                 }
             )
@@ -174,10 +238,25 @@ class Results:
 
 
 def _settings(found: dict[str, Any]) -> Settings:
-    tuples = {name: tuple(found[name]) for name in ("attacks", "defenses", "eve_snrs", "main_snrs", "precisions")}
+    tuples = {name: tuple(found[name]) for name in ("attacks", "defenses", "eve_snrs", "main_snrs", "precisions", "engines")}
     searches = {name: WhiteBoxSettings(**found[name]) for name in ("whitebox", "matching")}
     return Settings(**{**found, **tuples, **searches})
 
 
 def _ordering(found: dict[str, Any]) -> Ordering:
     return Ordering(**{**found, "better": Cell(**found["better"]), "worse": Cell(**found["worse"])})
+
+
+def place_of(row: Cell | PictureRow | GameRow) -> tuple[str, float, str, str]:
+    """What tells the place of a row or cell from the others of one audit: bundle, main SNR, engine and precision."""
+    return row.bundle, row.main_snr, row.engine, row.precision
+
+
+def place_key(place: Place) -> tuple[str, float, str, str]:
+    """The same of a place."""
+    return place.bundle, place.main_snr, place.engine, place.precision
+
+
+def cell_of(row: PictureRow | GameRow) -> Cell:
+    """The cell of a row."""
+    return Cell(**{field.name: getattr(row, field.name) for field in dataclasses.fields(Cell)})

@@ -1,6 +1,6 @@
 """The audit: what Eve gets out of deployed engines, as Tables I to IV of the paper and beyond.
 
-    bundles x defences x Eve's SNRs x attacks ── cells, one file each ── results.json, report.html
+    bundles x engines x defences x Eve's SNRs x attacks ── cells, one file each ── results.json, report.html, gate
 
 Every cell is written when it is done and found again by the next run: an interrupted audit goes on where it was, and one that
 measured a part can be asked for more. Eve trains on split ``test``; every figure is measured on split ``valid``, which no
@@ -10,9 +10,9 @@ network has seen. In the row ``mean-picture`` she answers with the mean of her i
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,63 +22,82 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from semseal.runtime.audit.attacks import BY_NAME, PICTURE_S
 from semseal.runtime.audit.cell import file_name, is_game, measure, read_games, read_reconstructions
 from semseal.runtime.audit.code import digest_of_code
+from semseal.runtime.audit.gate import check_budgets, judge
+from semseal.runtime.audit.links import Link, check, links, taps, with_earlier
+from semseal.runtime.audit.markdown import markdown_tables
 from semseal.runtime.audit.matrix import FULL, both, cells
 from semseal.runtime.audit.report import write_first_look, write_report
 from semseal.runtime.audit.results import AuditedBundle, Results
-from semseal.runtime.audit.scene import ENGINE, Images, Scene
-from semseal.runtime.audit.settings import Cell, Settings
+from semseal.runtime.audit.scene import Images, Scene
+from semseal.runtime.audit.settings import Cell, Place, Settings
 from semseal.runtime.audit.surrogate import why_unsupported
-from semseal.runtime.audit.tables import markdown_tables
 from semseal.runtime.audit.taken import MIN_PICTURES, take_pictures
 from semseal.runtime.audit.verdict import Games, Pictures, count_figures, game_rows, orderings, picture_rows
 from semseal.runtime.audit.wording import optimised
 from semseal.runtime.bundle import Bundle, open_bundle
 from semseal.runtime.engine import open_engine
 from semseal.runtime.environment import Environment, environment
-from semseal.runtime.errors import AuditError
+from semseal.runtime.errors import AuditError, GraphError
 from semseal.runtime.files import shown, write_atomically
+from semseal.runtime.progress import told
 
-Link = tuple[Bundle, float]  # and the SNR of its main channel
+# that figures depend on
+PACKAGES = ("semseal", "numpy", "scipy", "onnxruntime", "openvino", "torch", "scikit-image", "scikit-learn")
 
-PACKAGES = ("semseal", "numpy", "scipy", "onnxruntime", "torch", "scikit-image", "scikit-learn")  # that figures depend on
 
-
-def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL, jobs: int = 1) -> Results:
+def audit(
+    bundles: list[Path],
+    data: str,
+    out: Path,
+    settings: Settings = FULL,
+    jobs: int = 1,
+    budgets: Mapping[str, float] | None = None,
+) -> Results:
     """Run or continue an audit; returns what it wrote to ``out``/results.json.
 
-    One bundle for each main SNR, or one for a range of them: that is audited at ``settings.main_snrs``, or at the middle.
+    Any number of bundles for pictures of one size, each under a name of its own; one for a range of SNRs is audited at
+    ``settings.main_snrs``, or at the middle. Each runs on ``settings.engines`` or the one that it is deployed with, over
+    ``settings.channel`` or the one that it was trained for (``semseal.runtime.audit.links``). ``budgets`` are the largest
+    figures that may be, by name (``semseal.runtime.audit.gate``); what became of them is in the results.
 
     Beside it: report.html, tables.md, first-look.png, and one file for each cell. ``jobs`` processes measure cells side by
     side, and share the cores.
 
-    Raises AuditError for two bundles of one SNR or of different shapes, and for an ``out`` that holds another audit;
+    Raises AuditError for a bundle that is given twice, for bundles of different shapes, for an ``out`` that holds another audit
+    and for a budget that has no name here or whose attack is not measured; EngineError where an engine cannot be had;
     PictureError when the data has too few pictures.
     """
-    opened = sorted((open_bundle(path) for path in bundles), key=lambda bundle: bundle.snr_db)
+    opened = [open_bundle(path) for path in bundles]
     settings = _with_middle(settings, opened)
-    links = _links(opened, settings)
-    _check(links, settings)
+    found = links(opened, settings)
+    _check_counts(settings)
+    check(found, settings)
+    check_budgets(budgets or {}, settings)
     height, width = opened[0].height, opened[0].width
     taken, data = take_pictures(data, settings, height, width), shown(data)
     images, attacker_images, settings, skipped = taken.images, taken.attacker_images, taken.settings, taken.skipped
-    identity = _identity(opened, data, images, attacker_images, settings)
+    identity = _identity(found, data, images, attacker_images, settings)
     _claim(out, identity)
-    everything = _with_earlier(settings, out)
+    everything, everywhere, known = _with_earlier(settings, found, out)
+    skipped |= known.skipped if known else {}
+    agreement = dict(known.surrogate_agreement_db) if known else {}
     threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
+    asked = [place for link in found for place in link.places(settings)]
     planned: list[tuple[Cell, _Work]] = []
-    for bundle, main_snr in links:
-        unsupported = _unsupported(bundle, main_snr, images, everything)
-        skipped |= {f"{optimised()} on {bundle.path}, {name}": reason for name, reason in unsupported.items()}
-        work = {
-            name: _Work(json.dumps(identity), bundle.path, name, threads, main_snr, images, attacker_images, settings)
-            for name in everything.precisions
-        }
-        planned += [(cell, work[cell.precision]) for cell in _wanted(settings, everything, bundle, main_snr, unsupported)]
+    for link in everywhere:
+        for place in link.places(everything):
+            work = _Work(json.dumps(identity), link.bundle.path, place, threads, images, attacker_images, settings)
+            wanted = _wanted(settings if place in asked else None, everything, link, place)
+            if any(map(_optimised, wanted)) and (reason := _unsupported(work, agreement)):
+                skipped[f"{optimised()} on {_words(place)}"] = reason
+                wanted = [cell for cell in wanted if not _optimised(cell)]
+            planned += [(cell, work) for cell in wanted]
     _measure_all(planned, out / "cells", settings, jobs)
-    links = _links(opened, everything)
-    pictures, games = _read(out / "cells", [cell for _, main_snr in links for cell in cells(everything, main_snr)])
-    results = summarise(pictures, games, links, data, everything, skipped)
-    write_atomically(out / "tables.md", markdown_tables(results).encode())
+    places = [place for link in everywhere for place in link.places(everything)]
+    pictures, games = _read(out / "cells", [cell for place in places for cell in cells(everything, place)])
+    results = summarise(pictures, games, everywhere, data, everything, skipped, agreement)
+    results = replace(results, gate=judge(budgets or {}, results, settings, asked))
+    write_atomically(out / "tables.md", markdown_tables(results).encode(errors="replace"))
     write_first_look(out / "first-look.png", results, pictures, images)
     write_report(out / "report.html", results, pictures, images)
     write_atomically(out / "results.json", results.to_json().encode())
@@ -86,7 +105,13 @@ def audit(bundles: list[Path], data: str, out: Path, settings: Settings = FULL, 
 
 
 def summarise(
-    pictures: Pictures, games: Games, links: list[Link], data: str, settings: Settings, skipped: dict[str, str]
+    pictures: Pictures,
+    games: Games,
+    links: list[Link],
+    data: str,
+    settings: Settings,
+    skipped: dict[str, str],
+    agreement: dict[str, float],
 ) -> Results:
     """The results of these cells: environment, seeds, rows with intervals, games, and the orderings."""
     among = count_figures(pictures, games)
@@ -98,13 +123,17 @@ def summarise(
         ssim="Wang et al. 2004, Gaussian window, sigma 1.5, per colour",
         bundles=tuple(
             AuditedBundle(
+                name=link.name,
                 main_snr=main_snr,
-                digest=bundle.digest.hex(),
-                c=bundle.manifest["model"]["c"],
-                bandwidth_ratio=bundle.bandwidth_ratio,
-                engine=ENGINE,
+                digest=link.bundle.digest.hex(),
+                c=link.bundle.manifest["model"]["c"],
+                bandwidth_ratio=link.bundle.bandwidth_ratio * (1 + _prefix(link) / link.bundle.n_symbols),
+                engines=link.engines,
+                main_channel=link.main_channel,
+                eve_channel=link.eve_channel,
             )
-            for bundle, main_snr in links
+            for link in links
+            for main_snr in link.main_snrs
         ),
         pictures=(
             "crops of three photographs: the intervals cover the crops, not pictures in general"
@@ -115,81 +144,79 @@ def summarise(
         games=game_rows(games, among),
         orderings=orderings(pictures),
         skipped=skipped,
+        surrogate_agreement_db=agreement,
     )
 
 
+def _prefix(link: Link) -> int:
+    """Channel uses for the cyclic prefix of the main channel."""
+    return taps(link.bundle) - 1 if link.main_channel == "multipath" else 0
+
+
 def _with_middle(settings: Settings, bundles: list[Bundle]) -> Settings:
-    """``settings`` that say the main SNR where none was chosen, for one bundle of a range: asked for more, both stay."""
-    wide = [bundle.snr_db for bundle in bundles if bundle.has_scale]
+    """``settings`` that say the main SNR where none was chosen, for bundles of one range: asked for more, both stay."""
+    wide = {bundle.snr_db for bundle in bundles if bundle.has_scale}
     return replace(settings, main_snrs=tuple(wide)) if len(wide) == 1 and not settings.main_snrs else settings
 
 
-def _links(bundles: list[Bundle], settings: Settings) -> list[Link]:
-    """Each bundle with the main SNRs at which it is audited, by these."""
-    links = []
-    for bundle in bundles:
-        snrs = settings.main_snrs if bundle.has_scale and settings.main_snrs else (bundle.snr_db,)
-        links += [(bundle, snr) for snr in snrs]
-    return sorted(links, key=lambda link: link[1])
-
-
-def _check(links: list[Link], settings: Settings) -> None:
-    """Raise for what cannot be measured, before anything is written."""
-    bundles = [bundle for bundle, _ in links]
-    if settings.main_snrs and not any(bundle.has_scale for bundle in bundles):
-        raise AuditError("a main SNR can be chosen only for a model that is for a range of them", "leave out --main-snr")
-    if not np.isfinite(settings.main_snrs).all():
-        raise AuditError(f"main SNRs must be finite numbers of dB, got {settings.main_snrs}")
-    for (one, snr), (two, other) in pairwise(links):
-        if snr == other:
-            raise AuditError(f"{one.path} and {two.path} are both for {snr:g} dB", "audit them one at a time")
-    if len({(bundle.height, bundle.width) for bundle in bundles}) > 1:
-        raise AuditError("the bundles take images of different sizes", "audit them one at a time")
-    if not settings.eve_snrs or not np.isfinite(settings.eve_snrs).all():
-        raise AuditError(f"Eve's SNRs must be finite numbers of dB, got {settings.eve_snrs}")
+def _check_counts(settings: Settings) -> None:
     for count in (settings.pictures, settings.optimised_pictures):
         if count < MIN_PICTURES or count % 2:
             raise AuditError(
                 f"pictures are sent in pairs and compared: their number must be even and at least {MIN_PICTURES}, got {count}"
             )
-    for bundle in bundles:
-        for precision in settings.precisions:
-            for side in ("transmitter", "receiver"):
-                bundle.graph(side, precision)  # raises for a damaged one
 
 
 # which cells
 
 
-def _wanted(
-    settings: Settings, everything: Settings, bundle: Bundle, main_snr: float, unsupported: dict[str, str]
-) -> list[Cell]:
-    """The cells that were asked for now, and of all others what they are compared with: Bob and the mean picture."""
-    asked = set(cells(settings, main_snr))
+def _wanted(settings: Settings | None, everything: Settings, link: Link, place: Place) -> list[Cell]:
+    """The cells that were asked for now, and of all others what they are compared with: Bob and the mean picture.
+
+    ``settings`` None: nothing is asked of this place.
+    """
+    asked = set(cells(settings, place)) if settings else set()
     return [
         cell
-        for cell in cells(everything, main_snr)
+        for cell in cells(everything, place)
         if (cell in asked or cell.eve_snr is None)
-        and not (cell.precision in unsupported and cell.eve_snr is not None and BY_NAME[cell.attack].optimised)
-        and not (cell.eve_snr is not None and BY_NAME[cell.attack].of_scale and not bundle.has_scale)
+        and not (cell.eve_snr is not None and BY_NAME[cell.attack].of_scale and not link.bundle.has_scale)
     ]
 
 
-def _unsupported(bundle: Bundle, main_snr: float, images: Images, settings: Settings) -> dict[str, str]:
-    """The precisions whose transmitter cannot be differentiated, each with the reason; none where no attack asks for it."""
-    if not any(BY_NAME[name].optimised for name in settings.attacks):
-        return {}
-    told = [np.full(2, main_snr, np.float32)] if bundle.has_scale else []
-    inputs = [images[:2], np.arange(2 * bundle.h, dtype=np.int32).reshape(2, -1), *told]
-    graphs = {name: bundle.graph("transmitter", name) for name in settings.precisions}
-    reasons = {name: why_unsupported(graph, open_engine(ENGINE, graph), inputs) for name, graph in graphs.items()}
-    return {name: reason for name, reason in reasons.items() if reason}
+def _words(place: Place) -> str:
+    return f"{place.bundle}, {place.engine} {place.precision}"
 
 
-def _with_earlier(settings: Settings, out: Path) -> Settings:
-    """``settings`` asked for what an earlier run of this audit finished as well: its results stay in the report."""
+def _optimised(cell: Cell) -> bool:
+    return cell.eve_snr is not None and BY_NAME[cell.attack].optimised
+
+
+def _unsupported(work: "_Work", agreement: dict[str, float]) -> str:
+    """Why the transmitter at a place cannot be differentiated, empty if it can; ``agreement`` gets that of its surrogate."""
+    place, bundle = work.place, open_bundle(work.bundle)
+    if _words(place) in agreement:
+        return ""
+    told = [np.full(2, place.main_snr, np.float32)] if bundle.has_scale else []
+    inputs = [work.images[:2], np.arange(2 * bundle.h, dtype=np.int32).reshape(2, -1), *told]
+    deployed = open_engine(place.engine, bundle.program("transmitter", place.precision, place.engine))
+    if reason := why_unsupported(bundle.graph("transmitter", place.precision), deployed, inputs):
+        return reason
+    try:
+        agreement[_words(place)] = round(_scene(work).surrogate_agreement_db(), 1)
+    except GraphError as error:
+        return error.message
+    return ""
+
+
+def _with_earlier(settings: Settings, found: list[Link], out: Path) -> tuple[Settings, list[Link], Results | None]:
+    """``settings`` and links asked for what an earlier run of this audit finished as well: its results stay in the report."""
     file = out / "results.json"
-    return both(settings, Results.from_json(file.read_text()).settings) if file.exists() else settings
+    if not file.exists():
+        return settings, found, None
+    earlier = Results.from_json(file.read_text())
+    everything = both(settings, earlier.settings)
+    return everything, with_earlier(found, {bundle.name: bundle.engines for bundle in earlier.bundles}, everything), earlier
 
 
 # measuring them
@@ -201,9 +228,8 @@ class _Work:
 
     identity: str
     bundle: Path
-    precision: str
+    place: Place
     threads: int | None
-    main_snr: float
     images: Images = field(compare=False)
     attacker_images: Images = field(compare=False)
     settings: Settings = field(compare=False)
@@ -212,7 +238,7 @@ class _Work:
 @lru_cache(maxsize=1)
 def _scene(work: _Work) -> Scene:
     bundle = open_bundle(work.bundle)
-    return Scene(bundle, work.images, work.attacker_images, work.settings, work.precision, work.threads, work.main_snr)
+    return Scene(bundle, work.images, work.attacker_images, work.settings, work.place, work.threads)
 
 
 def _measure(work: _Work, cell: Cell, file: Path) -> Cell:
@@ -223,8 +249,15 @@ def _measure(work: _Work, cell: Cell, file: Path) -> Cell:
 def _measure_all(planned: list[tuple[Cell, _Work]], folder: Path, settings: Settings, jobs: int) -> None:
     """Measure what is not there yet, in ``jobs`` processes, with a bar in estimated seconds."""
     missing = [(cell, work) for cell, work in planned if not (folder / file_name(cell)).exists()]
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), transient=True, speed_estimate_period=300) as progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, transient=True, speed_estimate_period=300) as progress, told(progress):
         bar = progress.add_task("audit", total=sum(_seconds(cell, settings) for cell, _ in missing))
         if jobs > 1:
             tasks = (delayed(_measure)(work, cell, folder / file_name(cell)) for cell, work in missing)
@@ -237,7 +270,7 @@ def _measure_all(planned: list[tuple[Cell, _Work]], folder: Path, settings: Sett
         done = 0.0
         for cell, work in missing:
             eve = "" if cell.eve_snr is None else f", Eve {cell.eve_snr:g} dB"
-            progress.update(bar, description=f"{cell.attack}, {cell.defense}, {cell.main_snr:g} dB{eve}")
+            progress.update(bar, description=f"{cell.attack}, {cell.defense}, {_words(work.place)}, {cell.main_snr:g} dB{eve}")
             measure(_scene(work), cell, folder / file_name(cell), lambda seconds: progress.advance(bar, seconds))
             done += _seconds(cell, settings)
             progress.update(bar, completed=done)
@@ -257,10 +290,11 @@ def _read(folder: Path, wanted: list[Cell]) -> tuple[Pictures, Games]:
 # whose folder it is
 
 
-def _identity(bundles: list[Bundle], data: str, images: Images, attacker_images: Images, settings: Settings) -> dict[str, Any]:
+def _identity(found: list[Link], data: str, images: Images, attacker_images: Images, settings: Settings) -> dict[str, Any]:
     """What an audit's cells depend on."""
     return {
-        "bundles": [[bundle.snr_db, _digest_of_graphs(bundle)] for bundle in bundles],
+        "bundles": [[link.name, link.bundle.snr_db, _digest_of_graphs(link.bundle)] for link in found],
+        "channels": [[link.main_channel, link.eve_channel, taps(link.bundle)] for link in found],
         "data": data,
         "pictures": hashlib.sha256(images.tobytes() + attacker_images.tobytes()).hexdigest(),
         "effort": settings.effort(),
@@ -274,8 +308,8 @@ def _environment() -> Environment:
 
 
 def _digest_of_graphs(bundle: Bundle) -> str:
-    """Of every graph in every precision, not only of those that name the model."""
-    graphs = {name: entry["sha256"] for name, entry in bundle.manifest["files"].items() if name.endswith(".onnx")}
+    """Of every graph in every precision, not only of those that name the model, and of every plan."""
+    graphs = {name: entry["sha256"] for name, entry in bundle.manifest["files"].items() if name.endswith((".onnx", ".engine"))}
     return hashlib.sha256(json.dumps(graphs, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,7 +1,12 @@
 """Alice, Bob and Eve around one deployed bundle: what is sent, what is received, what a receiver makes of it.
 
-    images ── Transmitter (engine, defence, fresh key stream) ── frames ── channel ── what Bob decodes with the key
+    images ── Transmitter (engine, defence, fresh key stream) ── frames ── main channel ── what Bob decodes with the key
                                                                    └────── Eve's channel ── rows [groups, streams, h, w*c]
+
+Engine, precision and both channels are those of the place that is attacked; whoever receives over a fading channel knows it and
+equalises, as the link was trained. A model that is told the noise gets symbols with a gain of 1, and the noise that is left
+in each frame after the equaliser (``semseal.runtime.channel``): Bob's receiver and Eve's decoder measure it, as the power of a
+frame beyond 1. Over AWGN Eve knows hers.
 
 A group is what belongs together on air: the two frames of a substituted pair (two streams), or a single frame (one).
 
@@ -17,17 +22,21 @@ import torch
 from numpy.typing import NDArray
 from semseal.runtime import channel, metrics
 from semseal.runtime.attacks.whitebox import DifferentiableTransmitter
-from semseal.runtime.audit.settings import Settings
+from semseal.runtime.audit.links import links, taps
+from semseal.runtime.audit.settings import Place, Settings
 from semseal.runtime.audit.surrogate import Surrogate
 from semseal.runtime.bundle import Bundle
 from semseal.runtime.defense.defenses import BY_NAME, Defense
 from semseal.runtime.defense.header import HeaderSealer
 from semseal.runtime.defense.keys import derive, generate_key
 from semseal.runtime.engine import open_engine
+from semseal.runtime.errors import GraphError
 from semseal.runtime.link import BrokenDefenseWarning, Frame, Receiver, Transmitter
 from torch import Tensor
 
-ENGINE = "onnxruntime-cpu"
+QUIET_DB = 40.0  # an SNR above which noise is not told from none, as of ``semseal.runtime.link``
+MIN_AGREEMENT_DB = 20.0  # of the surrogate with the engine; rounding in 8 bits leaves 25 dB and more
+CPU_ENGINES = ("onnxruntime-cpu", "openvino")  # those that have threads to limit
 
 Images = NDArray[np.float32]
 Rows = NDArray[np.float32]
@@ -35,7 +44,7 @@ Symbols = NDArray[np.complex64]
 
 
 class Scene:
-    """One bundle at one precision. ``images`` float32 [n, 3, height, width] are sent, n even; Eve owns ``attacker_images``."""
+    """One bundle at one place. ``images`` float32 [n, 3, height, width] are sent, n even; Eve owns ``attacker_images``."""
 
     def __init__(
         self,
@@ -43,16 +52,17 @@ class Scene:
         images: Images,
         attacker_images: Images,
         settings: Settings,
-        precision: str = "fp32",
+        place: Place | None = None,
         threads: int | None = None,
-        main_snr: float | None = None,
     ) -> None:
-        """``threads`` limits those of the engines (None: all cores); ``main_snr`` is Bob's, None: the bundle's."""
+        """``threads`` limits those of an engine on the CPU (None: all cores). ``place`` None: the bundle as it is deployed."""
         self.bundle, self.images, self.attacker_images = bundle, images, attacker_images
-        self.main_snr = bundle.snr_db if main_snr is None else main_snr
-        self.settings, self.precision = settings, precision
-        self.key, self._threads = generate_key(), threads
-        self._decode = open_engine(ENGINE, bundle.graph("receiver", precision), threads=threads)
+        self.place = links([bundle], settings)[0].places(settings)[0] if place is None else place
+        self.main_snr, self.precision, self.engine = self.place.main_snr, self.place.precision, self.place.engine
+        self.settings = settings
+        self.key, self._threads = generate_key(), threads if self.engine in CPU_ENGINES else None
+        self._decode = open_engine(self.engine, bundle.program("receiver", self.precision, self.engine), threads=self._threads)
+        self._alice: dict[str, Transmitter] = {}
 
     @property
     def row_shape(self) -> tuple[int, int]:
@@ -68,7 +78,7 @@ class Scene:
     @cached_property
     def surrogate(self) -> DifferentiableTransmitter:
         """The transmitter as Eve differentiates it, its symbols as loud as the graph gives them. Raises GraphError."""
-        graph = Surrogate(self.bundle.graph("transmitter", self.precision))
+        graph = Surrogate(self.bundle.graph("transmitter", self.precision))  # that its plan was built from, too
         if not self.bundle.has_scale:
             return graph
         return lambda images, index: graph(images, index, torch.full((len(images),), self.main_snr))
@@ -84,6 +94,25 @@ class Scene:
             return symbols * torch.rsqrt(2 * symbols.square().mean(dim=(1, 2), keepdim=True) + 1e-12)
 
         return on_air
+
+    def surrogate_agreement_db(self) -> float:
+        """How far the surrogate's symbols differ from the engine's: the difference in dB below the symbols, on four images.
+
+        Raises GraphError where it is less than MIN_AGREEMENT_DB: what Eve then differentiates is not what Alice sends with.
+        """
+        few = self.attacker_images[:4]
+        index = torch.arange(len(few) * self.bundle.h, dtype=torch.int32).reshape(len(few), -1)
+        with torch.no_grad():
+            hers = self.surrogate_on_air(torch.from_numpy(few), index).double().numpy().reshape(-1)
+        theirs = self.clean_rows(few).reshape(-1).astype(np.float64)
+        found = float(10 * np.log10(np.square(theirs).mean() / max(np.square(hers - theirs).mean(), 1e-20)))
+        if not found >= MIN_AGREEMENT_DB:
+            raise GraphError(
+                f"the surrogate that they differentiate is only {found:.1f} dB from what {self.engine} {self.precision} sends, "
+                f"and has to be {MIN_AGREEMENT_DB:g} dB",
+                "audit another --precision or --engine",
+            )
+        return found
 
     @cached_property
     def scales(self) -> NDArray[np.float32]:
@@ -120,21 +149,40 @@ class Scene:
 
     def send(self, images: Images, defense: Defense, key: bytes | None = None) -> list[Frame]:
         """Frames of the real transmitter, each under a fresh key stream; ``key`` is Alice's unless Eve practises."""
-        key = key or self.key
-        mode = "none" if defense.conceal else defense.name
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", BrokenDefenseWarning)  # that is what is measured here
-            told = self.main_snr if self.bundle.has_scale else None
-            alice = Transmitter(self.bundle.path, key, mode, precision=self.precision, threads=self._threads, snr_db=told)
-            frames = alice.send(images)
+        frames = self._transmitter(defense, key).send(images)
         if defense.conceal is None:
             return frames
-        return [Frame(defense.conceal(frame.symbols, _image_key(key, frame)), frame.header) for frame in frames]
+        return [Frame(defense.conceal(frame.symbols, _image_key(key or self.key, frame)), frame.header) for frame in frames]
 
-    def add_noise(self, symbols: Symbols, snr_db: float, draw: int) -> Symbols:
-        """Symbols [n, N] with channel noise; ``draw`` numbers the independent draws of one seed."""
-        rng = np.random.default_rng([self.settings.seed, draw])
-        return channel.awgn(symbols, channel.draw_noise(len(symbols), symbols.shape[1], rng), snr_db)
+    def _transmitter(self, defense: Defense, key: bytes | None) -> Transmitter:
+        """Alice's is kept, as its engine takes long to open, and uses every counter once; one under another key is not."""
+        mode = "none" if defense.conceal else defense.name
+        if key is None and mode in self._alice:
+            return self._alice[mode]
+        told = self.main_snr if self.bundle.has_scale else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BrokenDefenseWarning)  # that is what is measured here
+            made = Transmitter(
+                self.bundle.path,
+                key or self.key,
+                mode,
+                engine=self.engine,
+                precision=self.precision,
+                threads=self._threads,
+                snr_db=told,
+            )
+        if key is None:
+            self._alice[mode] = made
+        return made
+
+    def receive(self, symbols: Symbols, snr_db: float, rng: np.random.Generator, eve: bool = True) -> Symbols:
+        """Symbols [n, N] as they come out of Eve's channel, or of Bob's, and of the equaliser behind it."""
+        kind = self.place.eve_channel if eve else self.place.main_channel
+        return channel.transmit(kind, symbols, snr_db, rng, taps(self.bundle), unbiased=self.bundle.has_scale)
+
+    def add_noise(self, symbols: Symbols, snr_db: float, draw: int, eve: bool = True) -> Symbols:
+        """The same; ``draw`` numbers the independent draws of one seed."""
+        return self.receive(symbols, snr_db, np.random.default_rng([self.settings.seed, draw]), eve)
 
     def received_frames(self, images: Images, defense: Defense, snr_db: float, draw: int, key: bytes | None = None) -> Symbols:
         """What Eve receives of each image, complex64 [n, M], every transmission under a fresh key stream."""
@@ -183,7 +231,7 @@ class Scene:
 
         ``scales`` [n] is what Eve takes for theirs, ``snr_db`` her own.
         """
-        known = np.stack([scales, np.full(len(rows), 10 ** (-snr_db / 10)), np.full(len(rows), self.main_snr)], axis=1)
+        known = np.stack([scales, self._noise(rows, snr_db), np.full(len(rows), self.main_snr)], axis=1)
         out = []
         for chosen in np.array_split(np.arange(len(rows)), -(-len(rows) // 32)):
             part = np.ascontiguousarray(rows[chosen]).reshape(len(chosen), -1, 2)
@@ -192,15 +240,30 @@ class Scene:
             out.append(self._decode(part, index, *told))
         return np.concatenate(out)
 
+    def _noise(self, rows: Rows, snr_db: float) -> NDArray[np.float64]:
+        """The noise power in a symbol of each image, [n]: as Eve knows it, or as she measures it after her equaliser."""
+        if self.place.eve_channel == "awgn":
+            return np.full(len(rows), 10 ** (-snr_db / 10))
+        power = 2 * np.square(rows, dtype=np.float64).mean(axis=(1, 2))
+        measured: NDArray[np.float64] = np.maximum(power - 1, 10 ** (-QUIET_DB / 10))
+        return measured
+
     def bob(self, defense: Defense) -> Images:
-        """What Bob gets with the key, at the main channel's SNR."""
+        """What Bob gets with the key, at the main channel's SNR; where his receiver refuses a frame, a grey picture.
+
+        It refuses one that is mostly noise, under mix in a deep fade, as it may be another's.
+        """
         frames = self.send(self.images, defense)
-        received = self.add_noise(np.stack([frame.symbols for frame in frames]), self.main_snr, 0)
+        received = self.add_noise(np.stack([frame.symbols for frame in frames]), self.main_snr, 0, eve=False)
         if defense.reveal is not None:
             keys = (_image_key(self.key, frame) for frame in frames)
             received = np.stack([defense.reveal(symbols, key) for symbols, key in zip(received, keys, strict=True)])
         arrived = [Frame(symbols, frame.header) for symbols, frame in zip(received, frames, strict=True)]
-        return Receiver(self.bundle.path, self.key, precision=self.precision, threads=self._threads).receive(arrived)
+        receiver = Receiver(self.bundle.path, self.key, self.engine, self.precision, self._threads)
+        if self.place.main_channel == "awgn":
+            return receiver.receive(arrived)
+        grey = np.full(self.images.shape[1:], 0.5, np.float32)
+        return np.stack([grey if found.image is None else found.image for found in receiver.receive_each(arrived)])
 
     def best_order(self, answers: Images, streams: int) -> Images:
         """Eve's pictures of every group in the order that scores best: which path is which picture is not hers to know."""

@@ -1,9 +1,13 @@
-"""Results of an audit -> tables for a terminal of 80 columns, and tables in Markdown.
+"""Results of an audit -> what its tables hold, and tables for a terminal of 80 columns.
 
-Results ── paper_lines ── Tables I to IV, a column for each main SNR ────┐
-        └─ groups ─────── every attack and game, a column for each defence ┴─ rich tables, Markdown, report.html
+Results ── paper_lines ── Tables I to IV, a column for each bundle ───────┐
+        ├─ side_by_side ─ each attack, a column for each place ───────────┤
+        └─ groups ─────── every attack and game, a column for each defence ┴─ rich tables; Markdown, report.html
+
+A place is a bundle at one SNR of Bob's, on one engine at one precision; every table says which it is about.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +15,22 @@ from typing import Generic, TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from semseal.runtime.audit import paper
 from semseal.runtime.audit.attacks import ATTACKS
-from semseal.runtime.audit.results import GameRow, Ordering, PictureRow, Results
-from semseal.runtime.audit.settings import Settings
+from semseal.runtime.audit.gate import line as gate_line
+from semseal.runtime.audit.results import CHANNEL_TITLES, GameRow, Ordering, PictureRow, Results, place_key, place_of
+from semseal.runtime.audit.settings import Place, Settings
 from semseal.runtime.audit.verdict import verdicts
-from semseal.runtime.audit.wording import MATCHING_ADVANTAGE, counts, headline, limits, optimised, percent
+from semseal.runtime.audit.wording import MATCHING_ADVANTAGE, beside, headline, limits, optimised, percent
 from semseal.runtime.defense.defenses import BY_NAME, DEFENSES
 
+MAX_PLACES = 3  # columns that fit a terminal
 PUBLISHED = tuple(attack.name for attack in ATTACKS if attack.published)
 
-Row = TypeVar("Row", PictureRow, GameRow)
+Either = PictureRow | GameRow
+Row = TypeVar("Row", PictureRow, GameRow, Either)
 
 
 @dataclass(frozen=True)
@@ -39,9 +47,8 @@ class Group:
     """What was measured at one place, with a column for each of ``defenses``."""
 
     label: str
-    main_snr: float
+    place: Place
     eve_snr: float
-    precision: str
     pictures: tuple[Line[PictureRow], ...]
     games: tuple[Line[GameRow], ...]
 
@@ -66,19 +73,61 @@ def paper_defenses(results: Results) -> tuple[str, ...]:
 
 
 def paper_lines(results: Results, defense: str) -> list[Line[PictureRow]]:
-    """One of Tables I to IV, a column for each main SNR, at the first precision."""
+    """One of Tables I to IV, a column for each bundle at its first place."""
     wanted: list[tuple[str, str, str, float | None]] = [("Bob", "bob", defense, None)]
     for snr in results.settings.eve_snrs:
         wanted += [(f"{attack}, Eve {snr:g} dB", attack, defense, snr) for attack in PUBLISHED]
     wanted.append(("mean picture", "mean-picture", "none", None))
-    found = {
-        (row.attack, row.defense, row.eve_snr, row.main_snr): row
-        for row in results.rows
-        if row.precision == results.settings.precisions[0]
-    }
+    found = {(row.attack, row.defense, row.eve_snr, place_of(row)): row for row in results.rows}
     return [
-        Line(label, attack, tuple(found.get((attack, name, snr, main)) for main in results.mains))
+        Line(label, attack, tuple(found.get((attack, name, snr, place_key(place))) for place in results.firsts))
         for label, attack, name, snr in wanted
+    ]
+
+
+def place_title(results: Results, place: Place) -> str:
+    """What tells a place from the others of the audit: the bundle, and what else is not the same everywhere."""
+    return ", ".join(_place_parts(results, place))
+
+
+def _place_parts(results: Results, place: Place) -> list[str]:
+    parts = [place.bundle]
+    if len({bundle.main_snr for bundle in results.bundles}) > 1:
+        parts.append(f"main {place.main_snr:g} dB")
+    if len({(other.engine, other.precision) for other in results.every_place}) > 1:
+        parts += [place.engine, place.precision]
+    return parts
+
+
+def full_title(place: Place, eve_snr: float | None = None) -> str:
+    """A place in full: bundle, engine, precision, SNRs and channels."""
+    main = f"main {place.main_snr:g} dB {CHANNEL_TITLES[place.main_channel]}"
+    eve = "" if eve_snr is None else f"Eve {eve_snr:g} dB {CHANNEL_TITLES[place.eve_channel]}, "
+    return f"{place.bundle}, {eve}{main}, {place.engine} {place.precision}"
+
+
+def side_by_side(results: Results) -> list[Line[Either]]:
+    """Each attack under each defence at Eve's highest SNR, a column for each place; nothing where there is one place.
+
+    The label is that of the attack and of the defence.
+    """
+    places, best = results.every_place, max(results.settings.eve_snrs)
+    if len(places) < 2:
+        return []
+    found: dict[tuple[str, str], dict[tuple[str, float, str, str], Either]] = {}
+    rows: tuple[Either, ...] = (*results.rows, *results.games)
+    for row in rows:
+        if row.eve_snr in (None, best):
+            name = {"bob": "Bob", "mean-picture": "mean picture"}.get(row.attack, row.attack)
+            label = f"{name}, {row.name}" if isinstance(row, GameRow) else name
+            found.setdefault((label, row.defense), {})[place_of(row)] = row
+    return [
+        Line(
+            f"{label}: {BY_NAME[defense].short}",
+            next(iter(here.values())).attack,
+            tuple(here.get(place_key(place)) for place in places),
+        )
+        for (label, defense), here in found.items()
     ]
 
 
@@ -96,20 +145,17 @@ def defenses(results: Results) -> tuple[str, ...]:
 
 
 def groups(results: Results) -> list[Group]:
-    """By precision and main SNR, the highest of Eve's SNRs first. The label says only what is not the same everywhere."""
+    """By place, the highest of Eve's SNRs first."""
     settings, columns = results.settings, defenses(results)
     found = []
-    for precision in settings.precisions:
-        for main in results.mains:
-            for eve in sorted(settings.eve_snrs, reverse=True):
-                place = (main, eve, precision)
-                rows = [row for row in results.rows if (row.main_snr, row.eve_snr, row.precision) == place]
-                games = [game for game in results.games if (game.main_snr, game.eve_snr, game.precision) == place]
-                label = f"Eve {eve:g} dB, main {main:g} dB"
-                label += f", {precision}" if len(settings.precisions) > 1 else ""
-                pictures = _lines(rows, lambda row: row.attack, columns)
-                played = _lines(games, lambda game: f"{game.attack}, {game.name}", columns)
-                found.append(Group(label, *place, pictures, played))
+    for place in results.every_place:
+        for eve in sorted(settings.eve_snrs, reverse=True):
+            here = (eve, place_key(place))
+            rows = [row for row in results.rows if (row.eve_snr, place_of(row)) == here]
+            games = [game for game in results.games if (game.eve_snr, place_of(game)) == here]
+            pictures = _lines(rows, lambda row: row.attack, columns)
+            played = _lines(games, lambda game: f"{game.attack}, {game.name}", columns)
+            found.append(Group(full_title(place, eve), place, eve, pictures, played))
     return [group for group in found if group.pictures or group.games]
 
 
@@ -134,20 +180,28 @@ def strongest(group: Group) -> list[Line[GameRow]]:
     return lines
 
 
+def measured(row: PictureRow) -> str:
+    """PSNR in dB and SSIM of a row, each ± half of its 95 % interval where it has one."""
+    if row.psnr_95 is None:
+        return f"{row.psnr:.2f} / {row.ssim:.2f}"
+    return f"{row.psnr:.2f} ± {row.psnr_95:.2f} / {row.ssim:.3f} ± {row.ssim_95:.3f}"
+
+
 # for a terminal
 
 
 def print_results(console: Console, results: Results, folder: Path, asked: Settings) -> None:
-    """All of an audit for a terminal: at the highest of Eve's SNRs and the first precision that was ``asked`` for."""
+    """All of an audit for a terminal: at the highest of Eve's SNRs, the first engine and the first precision ``asked`` for."""
     settings = results.settings
-    if paper_defenses(results):
-        for main in results.mains:
-            console.print(paper_table(results, main))
+    for table in paper_tables(results):
+        console.print(table)
     snr, precision = max(asked.eve_snrs), asked.precisions[0]
-    for table in leakage_tables(results, snr, precision):
+    for table in leakage_tables(results, snr, precision, asked.engines[0] if asked.engines else None):
         console.print(table)
     console.print("* sees: above chance; void: the attack failed where it must win, so it shows nothing", soft_wrap=True)
-    if len(settings.eve_snrs) * len(settings.precisions) > 1:
+    for table in side_by_side_tables(results):
+        console.print(table)
+    if len(settings.eve_snrs) * len({(place.engine, place.precision) for place in results.every_place}) > 1:
         console.print(f"above: Eve at {snr:g} dB, {precision} engines; the rest is in the report", soft_wrap=True)
     if results.orderings:
         console.print(tally_table(results))
@@ -164,10 +218,12 @@ def print_results(console: Console, results: Results, folder: Path, asked: Setti
     console.print(MATCHING_ADVANTAGE, soft_wrap=True)
     where = f"pictures and tables: {folder / 'report.html'}    figures: {folder / 'results.json'}"
     console.print(where, markup=False, soft_wrap=True)
+    for gate in results.gate:
+        console.print(gate_line(gate), markup=False, soft_wrap=True, highlight=False)
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    return Table(title=escape(title), box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
 
 
 def verdict_table(results: Results) -> Table:
@@ -181,8 +237,13 @@ def verdict_table(results: Results) -> Table:
         worst = verdict.worst
         cells = ("-", "-", "-", "-")
         if worst:
-            cells = (worst.attack, f"{worst.psnr:.1f}", f"{worst.matching_advantage_db:+.1f}", f"{worst.below_bob_db:z.1f}")
-        named = success(verdict.named) if verdict.named else "-"
+            cells = (
+                worst.attack,
+                _psnr(results, worst.psnr),
+                f"{worst.matching_advantage_db:+.1f}",
+                f"{worst.below_bob_db:z.1f}",
+            )
+        named = success(verdict.named, bound_of(results, "identification")) if verdict.named else "-"
         table.add_row(BY_NAME[verdict.defense].short, verdict.word, *cells, named)
     table.caption = (
         "dB; adv.: matching advantage, 0 for an Eve who learned nothing\n"
@@ -191,20 +252,74 @@ def verdict_table(results: Results) -> Table:
     return table
 
 
-def paper_table(results: Results, main: float) -> Table:
-    """Tables I to IV for a terminal, a column each: PSNR ± interval / SSIM, the paper's figures below."""
-    column = results.mains.index(main)
+def bound_of(results: Results, name: str) -> float:
+    """That of the budget of this name; without one, one that no figure is near to."""
+    return next((gate.bound for gate in results.gate if gate.name == name), math.inf)
+
+
+def _psnr(results: Results, value: float) -> str:
+    return beside(value, bound_of(results, "psnr"), 1)
+
+
+def paper_tables(results: Results) -> list[Table]:
+    """Tables I to IV for a terminal, one for each bundle, a column each: PSNR ± interval / SSIM, the paper's figures below.
+
+    With several bundles and one of Tables I to IV, a single table with a column for each bundle.
+    """
     shown = paper_defenses(results)
-    table = _table(f"Tables I to IV, main {main:g} dB: PSNR ± 95 % / SSIM")
+    if not shown:
+        return []
+    if len(results.bundles) > 1:
+        return [
+            _paper_table(
+                f"Table {paper.TABLES[defense][0]}, {BY_NAME[defense].title}: PSNR ± 95 % / SSIM",
+                [(f"{bundle.name}\n{bundle.main_snr:g} dB", defense, i) for i, bundle in enumerate(results.bundles)],
+                results,
+            )
+            for defense in shown
+        ]
+    title = f"Tables I to IV, {full_title(results.firsts[0])}: PSNR ± 95 % / SSIM"
+    columns = [(f"{BY_NAME[defense].short}\n{paper.TABLES[defense][0]}", defense, 0) for defense in shown]
+    return [_paper_table(title, columns, results)]
+
+
+def _paper_table(title: str, columns: list[tuple[str, str, int]], results: Results) -> Table:
+    """``columns`` are the head of each, its defence, and the place of its bundle."""
+    table = _table(title)
     table.add_column("")
-    for defense in shown:
-        table.add_column(f"{BY_NAME[defense].short}\n{paper.TABLES[defense][0]}", justify="right", no_wrap=True)
-    for lines in zip(*(paper_lines(results, defense) for defense in shown), strict=True):
-        rows = [line.rows[column] for line in lines]
-        table.add_row(lines[0].label.replace("Eve ", ""), *(_compact(row) for row in rows))
+    for head, _, _ in columns:
+        table.add_column(escape(head), justify="right", no_wrap=len(columns) <= MAX_PLACES)
+    lines = {defense: paper_lines(results, defense) for _, defense, _ in columns}
+    for i, first in enumerate(lines[columns[0][1]]):
+        rows = [lines[defense][i].rows[bundle] for _, defense, bundle in columns]
+        table.add_row(first.label.replace("Eve ", ""), *(_compact(row) for row in rows))
         if any(row and row.paper_psnr is not None for row in rows):
             table.add_row("  the paper", *(_published(row) for row in rows), style="dim")
     return table
+
+
+def side_by_side_tables(results: Results) -> list[Table]:
+    """Several bundles or engines side by side for a terminal: pictures as PSNR/SSIM, games in %; so many columns as fit.
+
+    Without the pairs of "distinguishing", and nothing where precisions alone differ: the report has those.
+    """
+    lines, tables = [found for found in side_by_side(results) if found.attack != "distinguishing"], []
+    places = results.every_place
+    several = len(results.bundles) > 1 or any(len(bundle.engines) > 1 for bundle in results.bundles)
+    for start in range(0, len(places) if several else 0, MAX_PLACES):
+        here = slice(start, start + MAX_PLACES)
+        table = _table(f"side by side, Eve {max(results.settings.eve_snrs):g} dB: PSNR/SSIM, or success in %")
+        table.add_column("")
+        for place in places[here]:
+            table.add_column(escape("\n".join(_place_parts(results, place))), justify="right")
+        for found in lines:
+            table.add_row(_short_label(found.label), *(_either_cell(row) for row in found.rows[here]))
+        tables.append(table)
+    return tables
+
+
+def _either_cell(row: PictureRow | GameRow | None) -> str:
+    return _game_cell(row) if isinstance(row, GameRow) else _picture_cell(row)
 
 
 def _compact(row: PictureRow | None) -> str:
@@ -224,11 +339,13 @@ def _no_zero(value: float) -> str:
     return f"{value:.2f}".replace("0.", ".", 1)
 
 
-def leakage_tables(results: Results, eve_snr: float, precision: str) -> list[Table]:
-    """Every attack for a terminal, at one of Eve's SNRs and one precision: pictures, then games."""
+def leakage_tables(results: Results, eve_snr: float, precision: str, engine: str | None = None) -> list[Table]:
+    """Every attack for a terminal, at one of Eve's SNRs, one precision, and one engine or each bundle's first."""
     tables = []
+    engines = {bundle.name: bundle.engines[0] if engine is None else engine for bundle in results.bundles}
     for group in groups(results):
-        if (group.eve_snr, group.precision) != (eve_snr, precision):
+        wanted = (eve_snr, precision, engines[group.place.bundle])
+        if (group.eve_snr, group.place.precision, group.place.engine) != wanted:
             continue
         if group.pictures:
             lines = [(line.label, [_picture_cell(row) for row in line.rows]) for line in group.pictures]
@@ -250,13 +367,15 @@ def _leakage_table(title: str, results: Results, lines: list[tuple[str, list[str
 
 
 def _short_label(label: str) -> str:
-    return {
+    name, colon, defense = label.partition(": ")
+    short = {
         "identification, true positives at 1 % false": "at 1 % false",
         "identification, top-1": "named, top-1",
         "linkability, same picture?": "same picture?",
         "stored-frame, true positives at 1 % false": "stored, at 1 %",
         "stored-frame, top-1": "stored, named",
-    }.get(label, label)
+    }.get(name, name)
+    return f"{short}{colon}{defense}"
 
 
 def _picture_cell(row: PictureRow | None) -> str:
@@ -275,14 +394,15 @@ def _mark(row: PictureRow | GameRow) -> str:
     return "*" if row.verdict == "sees" else " "
 
 
-def success(row: GameRow) -> str:
-    """A game's success and its bounds in per cent."""
+def success(row: GameRow, bound: float = math.inf) -> str:
+    """A game's success and its bounds in per cent; the upper one is not rounded across ``bound``, a budget."""
     if row.verdict == "void":
         return "void"
     value = percent(row.value)
     if row.high == 1:
         return f"{value} ≥{percent(row.low)}"
-    return f"{value} ≤{percent(row.high)}" if row.low == 0 else f"{value} {percent(row.low)}-{percent(row.high)}"
+    high = percent(row.high) if math.isinf(bound) else beside(100 * row.high, 100 * bound, 1)
+    return f"{value} ≤{high}" if row.low == 0 else f"{value} {percent(row.low)}-{high}"
 
 
 def tally_table(results: Results) -> Table:
@@ -294,88 +414,3 @@ def tally_table(results: Results) -> Table:
     for line in tally(results.orderings):
         table.add_row(line.claim, str(line.holds), str(line.fails), str(line.open))
     return table
-
-
-# in Markdown
-
-
-def markdown_tables(results: Results) -> str:
-    """All tables in Markdown; the figures of the paper in parentheses."""
-    lines = ["### Verdict", "", *headline(results), "", *_verdict_lines(results)]
-    for defense in paper_defenses(results):
-        lines += [f"### Table {paper.TABLES[defense][0]}: {BY_NAME[defense].title}", ""]
-        lines += _markdown(
-            ["PSNR in dB / SSIM", *(f"main channel {main:g} dB" for main in results.mains)],
-            [[line.label, *(_with_published(row) for row in line.rows)] for line in paper_lines(results, defense)],
-        )
-    for group in groups(results):
-        lines += [f"### Adaptive attacks: {group.label}", ""]
-        lines += _markdown(
-            ["attack", *(BY_NAME[defense].title for defense in defenses(results))],
-            [[line.label, *(_judged_pictures(row) for row in line.rows)] for line in group.pictures]
-            + [[game.label, *(_judged_game(row) for row in game.rows)] for game in group.games],
-        )
-    lines += ["### Orderings", ""]
-    tallied = [[line.claim, str(line.holds), str(line.fails), str(line.open)] for line in tally(results.orderings)]
-    lines += _markdown(["claim", "holds", "fails", "open"], tallied)
-    return "\n".join(lines[:-1]) + "\n"
-
-
-def _verdict_lines(results: Results) -> list[str]:
-    head = ["defence", "verdict", "measurements", "worst attack", "PSNR / SSIM", "matching advantage, dB"]
-    head += ["above the mean picture, dB", "below Bob, dB", "named"]
-    lines = []
-    for verdict in verdicts(results):
-        worst, cells = verdict.worst, ["", "", "", "", ""]
-        if worst:
-            cells = [
-                worst.attack,
-                f"{worst.psnr:.2f} / {worst.ssim:.2f}",
-                _gain(worst.matching_advantage_db, worst.matching_advantage_95),
-                _gain(worst.above_mean_picture_db, worst.above_mean_picture_95),
-                _gain(worst.below_bob_db, worst.below_bob_95),
-            ]
-        named = bounds(verdict.named) if verdict.named else "not measured"
-        lines.append([BY_NAME[verdict.defense].title, verdict.word, counts(verdict), *cells, named])
-    caption = f"{MATCHING_ADVANTAGE[0].upper()}{MATCHING_ADVANTAGE[1:]}."
-    return [*_markdown(head, lines), caption, ""]
-
-
-def _markdown(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)] + [""]
-
-
-def measured(row: PictureRow) -> str:
-    """PSNR in dB and SSIM of a row, each ± half of its 95 % interval where it has one."""
-    if row.psnr_95 is None:
-        return f"{row.psnr:.2f} / {row.ssim:.2f}"
-    return f"{row.psnr:.2f} ± {row.psnr_95:.2f} / {row.ssim:.3f} ± {row.ssim_95:.3f}"
-
-
-def _with_published(row: PictureRow | None) -> str:
-    if row is None:
-        return "not measured"
-    return measured(row) + ("" if row.paper_psnr is None else f"  ({row.paper_psnr:.2f} / {row.paper_ssim:.2f})")
-
-
-def _gain(value: float | None, half: float | None) -> str:
-    return f"{value:+.2f}" + ("" if half is None else f" ± {half:.2f}")
-
-
-def _judged_pictures(row: PictureRow | None) -> str:
-    if row is None:
-        return ""
-    if row.verdict == "void":
-        return "void"
-    return f"{measured(row)}, advantage {_gain(row.matching_advantage_db, row.matching_advantage_95)}, {row.verdict}"
-
-
-def _judged_game(row: GameRow | None) -> str:
-    if row is None:
-        return ""
-    return "void" if row.verdict == "void" else f"{bounds(row)}, {row.verdict}"
-
-
-def bounds(row: GameRow) -> str:
-    """A game's success with its bounds, as fractions."""
-    return "void" if row.verdict == "void" else f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"

@@ -23,7 +23,16 @@ from itertools import product
 from semseal.runtime import metrics
 from semseal.runtime.audit import paper
 from semseal.runtime.audit.attacks import ATTACKS, BY_NAME, snrs_of
-from semseal.runtime.audit.results import GameResult, GameRow, Ordering, PictureRow, Reconstructions, Results
+from semseal.runtime.audit.results import (
+    GameResult,
+    GameRow,
+    Ordering,
+    PictureRow,
+    Reconstructions,
+    Results,
+    place_key,
+    place_of,
+)
 from semseal.runtime.audit.settings import Cell
 from semseal.runtime.defense.defenses import BY_NAME as DEFENSE_BY_NAME
 from semseal.runtime.defense.defenses import DEFENSES
@@ -110,7 +119,9 @@ def _picture_row(cell: Cell, cells: Pictures, among: int) -> PictureRow:
 
 
 def _published(cell: Cell) -> tuple[float, float] | None:
-    """PSNR and SSIM of the paper."""
+    """PSNR and SSIM of the paper, which is about AWGN."""
+    if cell.main_channel != "awgn" or cell.eve_channel not in (None, "awgn"):
+        return None
     if cell.attack == "bob" and cell.defense == "none":
         return paper.BOB.get(cell.main_snr)
     if cell.attack in BY_NAME and BY_NAME[cell.attack].published:
@@ -132,11 +143,11 @@ def game_rows(cells: Games, among: int) -> tuple[GameRow, ...]:
 
 
 def _mean_picture(cell: Cell) -> Cell:
-    return Cell("mean-picture", "none", cell.main_snr, None, cell.precision)
+    return dataclasses.replace(cell, attack="mean-picture", defense="none", eve_snr=None)
 
 
 def _bob(cell: Cell) -> Cell:
-    return Cell("bob", cell.defense, cell.main_snr, None, cell.precision)
+    return dataclasses.replace(cell, attack="bob", eve_snr=None)
 
 
 def _control(cell: Cell) -> Cell:
@@ -187,20 +198,8 @@ def _with_control(verdict: str, control_won: bool) -> str:
     return verdict if control_won or verdict == "sees" else "void"
 
 
-def worst_rate(games: tuple[GameRow, ...], defenses: tuple[str, ...]) -> float | None:
-    """The largest upper bound of Eve's rate in naming the right one of M pictures, under any of ``defenses``.
-
-    None where the game was not played under one of them, and 1 where its control failed: what could not be measured is not
-    safe.
-    """
-    named = [game for game in games if names_the_picture(game) and game.defense in defenses]
-    if {game.defense for game in named} != set(defenses):
-        return None
-    return max(game.high if game.control_won else 1.0 for game in named)
-
-
 def names_the_picture(game: GameRow) -> bool:
-    """Whether this is the game that a budget is about."""
+    """Whether this is the game of naming the picture among those that may have been sent."""
     return (game.attack, game.name) == ("identification", "top-1")
 
 
@@ -302,15 +301,15 @@ def _missing(results: Results, defense: str) -> tuple[str, ...]:
     """The attacks, misuse left out, that were not measured against ``defense`` everywhere that the audit went."""
     settings = results.settings
     judged = [row for row in results.judged if row.defense == defense]
-    there = {(row.attack, row.main_snr, row.eve_snr, row.precision) for row in judged}
+    there = {(row.attack, row.eve_snr, *place_of(row)) for row in judged}
     return tuple(
         attack.name
         for attack in ATTACKS
         if not attack.misuse
         and attack.applies(DEFENSE_BY_NAME[defense])
         and any(
-            (attack.name, *place) not in there
-            for place in product(results.mains, snrs_of(attack, settings), settings.precisions)
+            (attack.name, snr, *place_key(place)) not in there
+            for place, snr in product(results.every_place, snrs_of(attack, settings))
         )
     )
 

@@ -8,6 +8,7 @@ from semseal.runtime.audit.verdict import Verdict, verdicts
 from semseal.runtime.defense.defenses import BY_NAME
 
 FEW_PICTURES = 100
+MAX_DIGITS = 17  # of a float; more tell no two apart
 MATCHING_ADVANTAGE = (
     "matching advantage: how many dB an answer is closer to the picture sent than to others, beyond easy pictures and easy "
     "answers; 0 for an Eve who learned nothing"
@@ -83,7 +84,7 @@ def limits(results: Results) -> list[str]:
         said.append(f"{settings.pictures} pictures, {settings.optimised_pictures} for {optimised()}: the intervals are wide.")
     if any(row.verdict is not None for row in results.rows):
         # where none of n pictures leaks, at most 3 / n of all do, with 95 % confidence
-        rare = " or ".join(str(count // 3) for count in dict.fromkeys((settings.pictures, settings.optimised_pictures)))
+        rare = " or ".join(map(str, dict.fromkeys(count // 3 for count in (settings.pictures, settings.optimised_pictures))))
         said.append(f"These are means over pictures: a leak of fewer than one picture in {rare} may have been missed.")
     void = sorted({name for verdict in found for name in verdict.void})
     if void:
@@ -125,3 +126,13 @@ def at_most(rate: float) -> str:
 def percent(rate: float) -> str:
     """A rate in per cent with two digits."""
     return f"{100 * rate:.1f}" if rate < 0.0995 else f"{100 * rate:.0f}"
+
+
+def beside(value: float, bound: float, digits: int) -> str:
+    """A figure with as many digits, at least ``digits``, as it takes to be seen on its side of a bound."""
+    while digits < MAX_DIGITS:
+        shown = float(f"{value:.{digits}f}")
+        if (shown > bound, shown < bound) == (value > bound, value < bound):
+            break
+        digits += 1
+    return f"{value:.{digits}f}"

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from semseal.runtime.channel import CHANNELS
 from semseal.runtime.defense.defenses import MODES
 from semseal.runtime.engine import ENGINES
 from semseal.runtime.options import FILE, FOLDER, NEW_FILE, PRECISION, UserPath, example
 from semseal.runtime.trust.finding import FORMATS
-
-CHANNELS = ("awgn", "rayleigh", "multipath")
 
 
 @click.command(

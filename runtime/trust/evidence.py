@@ -85,11 +85,11 @@ def is_of_another_deployment(d: Deployment) -> Outcome:
         return "the audit is about other graphs"
     main, eve = _channels(d)
     deployed = {
-        "engine": (d.asked.engine, [engine for entry in entries for engine in _engines(entry)]),
+        "engine": (d.asked.engine, [engine for entry in entries for engine in entry.get("engines", [])]),
         "precision": (d.asked.precision, settings.get("precisions", [])),
         "defence": (d.asked.defense, settings.get("defenses", [])),
-        "main channel": (main, [entry.get("main_channel", "awgn") for entry in entries]),
-        "eavesdropper channel": (eve, [entry.get("eve_channel", "awgn") for entry in entries]),
+        "main channel": (main, [entry.get("main_channel") for entry in entries]),
+        "eavesdropper channel": (eve, [entry.get("eve_channel") for entry in entries]),
     }
     return [
         Problem(str(d.asked.results), f"measured the {what} {_listed(seen)}, and {wanted} is deployed")
@@ -159,10 +159,6 @@ def _audited(d: Deployment) -> list[dict[str, Any]]:
     assert d.audit is not None
     digest = d.bundle.digest.hex()
     return [entry for entry in d.audit["bundles"] if isinstance(entry, dict) and entry.get("digest") == digest]
-
-
-def _engines(entry: dict[str, Any]) -> list[str]:
-    return list(entry.get("engines", [entry.get("engine")]))
 
 
 def measured(d: Deployment) -> list[dict[str, Any]]:

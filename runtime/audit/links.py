@@ -1,0 +1,157 @@
+"""What an audit attacks: each bundle under a name of its own, with the engine and the channels that it is deployed with.
+
+manifest "engines" ────────── the engine whose plans the bundle holds, else onnxruntime-cpu   unless --engine says otherwise
+manifest "training.channel" ─ the channel that the link was trained for, else awgn            unless --channel says otherwise
+"""
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from semseal.runtime.audit.settings import Place, Settings
+from semseal.runtime.bundle import Bundle, is_packaged
+from semseal.runtime.channel import CHANNELS, TAPS
+from semseal.runtime.engine import open_engine
+from semseal.runtime.errors import AuditError, BundleError, EngineError
+from semseal.runtime.files import shown
+
+DEFAULT_ENGINE = "onnxruntime-cpu"
+
+
+@dataclass(frozen=True)
+class Link:
+    """A bundle, its name in the audit, and where it is attacked: SNRs of Bob's, engines, and both channels."""
+
+    bundle: Bundle
+    name: str
+    main_snrs: tuple[float, ...]
+    engines: tuple[str, ...]
+    main_channel: str
+    eve_channel: str
+
+    def places(self, settings: Settings) -> list[Place]:
+        """Its places at the precisions of ``settings``, the first one first."""
+        return [
+            Place(self.name, main_snr, engine, precision, self.main_channel, self.eve_channel)
+            for main_snr in self.main_snrs
+            for engine in self.engines
+            for precision in settings.precisions
+        ]
+
+
+def links(bundles: Sequence[Bundle], settings: Settings) -> list[Link]:
+    """Each bundle as ``settings`` ask for it, by SNR. Raises AuditError for one that is given twice."""
+    names = _names(bundles)
+    found = []
+    for bundle, name in zip(bundles, names, strict=True):
+        main_channel = settings.channel or trained_channel(bundle)
+        found.append(
+            Link(
+                bundle,
+                name,
+                settings.main_snrs if bundle.has_scale and settings.main_snrs else (bundle.snr_db,),
+                settings.engines or (deployed_engine(bundle),),
+                main_channel,
+                settings.eve_channel or main_channel,
+            )
+        )
+    return sorted(found, key=lambda link: (link.main_snrs, link.name))
+
+
+def deployed_engine(bundle: Bundle) -> str:
+    """The engine whose plans the bundle holds, the first of several; where it holds none, ``onnxruntime-cpu``."""
+    return str(next(iter(bundle.manifest.get("engines") or ()), DEFAULT_ENGINE))
+
+
+def trained_channel(bundle: Bundle) -> str:
+    """The channel that the link was trained for, by the manifest; AWGN where it says nothing, as of models that were packed."""
+    training = bundle.manifest.get("training")
+    found = training.get("channel", "awgn") if isinstance(training, dict) else "awgn"
+    if found not in CHANNELS:
+        raise BundleError(f"{bundle.path} was trained for a channel {found!r} that is not known here", "choose one: --channel")
+    return str(found)
+
+
+def taps(bundle: Bundle) -> int:
+    """Those of its multipath channel."""
+    training: Any = bundle.manifest.get("training")
+    found = training.get("taps", TAPS) if isinstance(training, dict) else TAPS
+    if type(found) is not int or not 1 <= found <= bundle.n_symbols:
+        raise BundleError(f"{bundle.path} was trained for {found!r} taps", "make the bundle again")
+    return found
+
+
+def with_earlier(found: list[Link], engines: dict[str, tuple[str, ...]], everything: Settings) -> list[Link]:
+    """The links of all that one folder holds: at every SNR of ``everything``, and on the engines of an earlier run as well."""
+    return [
+        dataclasses.replace(
+            link,
+            main_snrs=everything.main_snrs if link.bundle.has_scale and everything.main_snrs else link.main_snrs,
+            engines=tuple(dict.fromkeys((*engines.get(link.name, ()), *link.engines))),
+        )
+        for link in found
+    ]
+
+
+def check_engines(link: Link, settings: Settings) -> None:
+    """Open every engine with what it is to run, so that one that cannot be had is told before anything is measured.
+
+    Raises EngineError, and BundleError for a graph that is damaged or a plan that is not there.
+    """
+    for engine in link.engines:
+        for precision in settings.precisions:
+            for side in ("transmitter", "receiver"):
+                program = link.bundle.program(side, precision, engine)
+                try:
+                    open_engine(engine, program)
+                except EngineError as error:
+                    raise EngineError(f"{link.name}: {error.message}", _instead(error.hint, engine, settings)) from None
+
+
+def _instead(hint: str, engine: str, settings: Settings) -> str:
+    """The hint of an engine that cannot be had; one that nobody asked for by name may be exchanged for another."""
+    if settings.engines or engine == DEFAULT_ENGINE:
+        return hint
+    other = f"--engine {DEFAULT_ENGINE} attacks the graphs that its plans were built from"
+    return f"{hint}; or {other}" if hint else other
+
+
+def check(found: list[Link], settings: Settings) -> None:
+    """Raise for what cannot be measured, before anything is written."""
+    bundles = [link.bundle for link in found]
+    if settings.main_snrs and not any(bundle.has_scale for bundle in bundles):
+        raise AuditError("a main SNR can be chosen only for a model that is for a range of them", "leave out --main-snr")
+    if not np.isfinite(settings.main_snrs).all():
+        raise AuditError(f"main SNRs must be finite numbers of dB, got {settings.main_snrs}")
+    if len({(bundle.height, bundle.width) for bundle in bundles}) > 1:
+        raise AuditError("the bundles take images of different sizes", "audit them one at a time")
+    if not settings.eve_snrs or not np.isfinite(settings.eve_snrs).all():
+        raise AuditError(f"Eve's SNRs must be finite numbers of dB, got {settings.eve_snrs}")
+    for link in found:
+        taps(link.bundle)
+        check_engines(link, settings)
+
+
+def _names(bundles: Sequence[Bundle]) -> list[str]:
+    """The last part of each bundle's folder, and as many before it as tell it from the others; a packaged one says so."""
+    paths = [Path(os.path.abspath(bundle.path)) for bundle in bundles]
+    if twice := [path for path, count in Counter(path.resolve() for path in paths).items() if count > 1]:
+        raise AuditError(f"{twice[0]} is given twice", "give each bundle once")
+    names = [shown(path.name) for path in paths]
+    longest = max(len(path.parts) for path in paths)
+    for length in range(2, longest + 1):
+        shared = {name for name, count in Counter(names).items() if count > 1}
+        names = [
+            f"{path.name} (packaged)"
+            if name in shared and is_packaged(path)
+            else shown("/".join(path.parts[-length:]))
+            if name in shared
+            else name
+            for name, path in zip(names, paths, strict=True)
+        ]
+    return names

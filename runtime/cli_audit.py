@@ -1,0 +1,237 @@
+"""The verbs ``audit`` and ``demo`` of the program: options into settings, and the gate into an exit code."""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from semseal.runtime.bundle import PRECISIONS
+from semseal.runtime.channel import CHANNELS
+from semseal.runtime.defense.defenses import BY_NAME
+from semseal.runtime.engine import ENGINES
+from semseal.runtime.options import FOLDER, NEW_FILE, PRECISION, LazyChoice, example
+
+if TYPE_CHECKING:
+    from semseal.runtime.audit.settings import Settings
+
+out = Console(emoji=False)
+
+
+def _attacks() -> Sequence[str]:
+    from semseal.runtime.audit.attacks import BY_NAME
+
+    return tuple(BY_NAME)
+
+
+class Budget(click.ParamType):
+    """RATE, which is identification=RATE, or NAME=VALUE. What names there are, the audit knows."""
+
+    name = "budget"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        if isinstance(value, tuple):
+            return value
+        name, sign, number = str(value).rpartition("=")
+        try:
+            bound = float(number)
+        except ValueError:
+            bound = math.nan
+        if math.isnan(bound):
+            self.fail(f"{value!r} is not RATE or NAME=VALUE, such as 0.02 or linkability=0.55", param, ctx)
+        return (name if sign else "identification"), bound
+
+
+@click.command(
+    epilog=example(
+        "semseal audit edge --data photos --out audit --quick",
+        "semseal audit edge --data photos --out audit --quick --defense mix --budget 0.3",
+        "semseal audit own edge --data photos --out both --engine openvino --precision int8",
+    )
+)
+@click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...")
+@click.option("--data", required=True, metavar="SPEC", help="photos, celeba:FOLDER or folder:FOLDER")
+@click.option("--out", "folder", required=True, type=FOLDER, metavar="DIR", help="folder of the results")
+@click.option("--quick", is_flag=True, help="few pictures and steps: minutes on 2 cores, wide intervals")
+@click.option("--pictures", type=int, help="held-out pictures to measure on  [default: 200, with --quick 16]")
+@click.option(
+    "--attacker-pictures",
+    type=int,
+    help="other pictures, that Eve trains on  [default: 800, with --quick 200; fewer, and said, where there are no more]",
+)
+@click.option(
+    "--defense",
+    "defenses",
+    multiple=True,
+    type=click.Choice(list(BY_NAME)),
+    help="measure only this defence; may be repeated  [default: all]",
+)
+@click.option(
+    "--attack",
+    "attacks",
+    multiple=True,
+    type=LazyChoice(_attacks),
+    help="measure only this attack; may be repeated  [default: all]",
+)
+@click.option(
+    "--eve-snr",
+    "eve_snrs",
+    type=float,
+    multiple=True,
+    help="Eve's SNR in dB; may be repeated  [default: 0 10 20, with --quick 10]",
+)
+@click.option(
+    "--main-snr",
+    "main_snrs",
+    type=float,
+    multiple=True,
+    help="Bob's SNR in dB, with a bundle for a range of them; may be repeated  [default: the middle]",
+)
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    type=click.Choice(ENGINES),
+    help="what runs Alice and Bob; may be repeated  [default: the one whose plans the bundle holds, else onnxruntime-cpu]",
+)
+@click.option("--precision", "precisions", multiple=True, type=PRECISION, help="may be repeated  [default: fp32]")
+@click.option(
+    "--channel", type=click.Choice(CHANNELS), help="from Alice to Bob  [default: the one that the link was trained for]"
+)
+@click.option("--eve-channel", type=click.Choice(CHANNELS), help="from Alice to Eve  [default: as Bob's]")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="processes that share the cores")
+@click.option(
+    "--white-box",
+    type=click.Choice(["fast", "paper"]),
+    default="fast",
+    show_default=True,
+    help="fast: 300 annealed steps of 0.05; paper: Adam 1e-3",
+)
+@click.option(
+    "--budget",
+    "budgets",
+    multiple=True,
+    type=Budget(),
+    metavar="[NAME=]VALUE",
+    help="exit with 1 if the upper 95 % bound of a figure is above VALUE under any defence measured: an attack that is a "
+    "game (identification, linkability, ...), psnr, ssim or advantage; VALUE alone is identification; may be repeated",
+)
+@click.option("--junit", type=NEW_FILE, metavar="FILE", help="write the budgets as JUnit XML")
+@click.option("--seed", type=int, default=0, show_default=True)
+def audit(
+    bundles: tuple[str, ...],
+    data: str,
+    folder: Path,
+    jobs: int,
+    budgets: tuple[tuple[str, float], ...],
+    junit: Path | None,
+    **asked: Any,
+) -> None:
+    """Attack deployed engines and tabulate what leaks: Tables I to IV of the paper, and adaptive attacks.
+
+    BUNDLE is a folder, or edge, edge-quality, photos-10db for those that are packaged; several stand side by side.
+    The same command continues an interrupted audit.
+    """
+    settings = _settings(**asked)
+    _check_gate(settings, budgets, junit)
+    from semseal.runtime.audit.gate import complaint, write_junit
+    from semseal.runtime.audit.run import audit as run_audit
+    from semseal.runtime.audit.tables import print_results
+
+    try:
+        results = run_audit([Path(name) for name in bundles], data, folder, settings, jobs, dict(budgets))
+    except KeyboardInterrupt:
+        click.echo("\nthe same command continues where this one stopped", err=True)
+        raise
+    print_results(out, results, folder, settings)
+    if junit is not None:
+        write_junit(junit, results)
+    if not all(gate.passed for gate in results.gate):
+        message, hint = complaint(results.gate)
+        click.echo(f"error: {message}\nhint: {hint}", err=True)
+        sys.exit(1)
+
+
+def _check_gate(settings: "Settings", budgets: tuple[tuple[str, float], ...], junit: Path | None) -> None:
+    """Wrong usage of the gate, told before anything is measured."""
+    from semseal.runtime.audit.gate import check_budgets
+    from semseal.runtime.errors import AuditError
+
+    names = [name for name, _ in budgets]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise click.UsageError(f"--budget {twice[0]} is given twice")
+    if junit is not None and not budgets:
+        raise click.UsageError("--junit writes what becomes of budgets: give one, such as --budget identification=0.02")
+    if junit is not None and not junit.absolute().parent.is_dir():
+        raise click.UsageError(f"--junit {junit}: the folder {junit.parent} is not there")
+    try:
+        check_budgets(dict(budgets), settings)
+    except AuditError as error:
+        raise click.UsageError(f"{error.message}; {error.hint}") from None
+
+
+def _settings(
+    quick: bool,
+    pictures: int | None,
+    attacker_pictures: int | None,
+    defenses: tuple[str, ...],
+    attacks: tuple[str, ...],
+    eve_snrs: tuple[float, ...],
+    main_snrs: tuple[float, ...],
+    engines: tuple[str, ...],
+    precisions: tuple[str, ...],
+    channel: str | None,
+    eve_channel: str | None,
+    white_box: str,
+    seed: int,
+) -> "Settings":
+    """What the options of ``audit`` ask for."""
+    from semseal.runtime.attacks import whitebox
+    from semseal.runtime.audit.matrix import FULL, QUICK
+    from semseal.runtime.audit.taken import MIN_ATTACKER_PICTURES
+
+    settings = dataclasses.replace(QUICK if quick else FULL, seed=seed)
+    if white_box == "paper":
+        settings = dataclasses.replace(settings, whitebox=whitebox.PAPER)
+    if pictures is not None:
+        if pictures < 6 or pictures % 2:
+            raise click.UsageError(f"--pictures must be even, as they are sent in pairs, and at least 6, got {pictures}")
+        few = min(pictures, settings.optimised_pictures)
+        settings = dataclasses.replace(settings, pictures=pictures, optimised_pictures=few)
+    if attacker_pictures is not None:
+        if attacker_pictures < MIN_ATTACKER_PICTURES:
+            raise click.UsageError(f"--attacker-pictures must be at least {MIN_ATTACKER_PICTURES}, got {attacker_pictures}")
+        settings = dataclasses.replace(settings, attacker_pictures=attacker_pictures)
+    if eve_snrs:
+        settings = dataclasses.replace(settings, eve_snrs=tuple(sorted(set(eve_snrs))))
+    settings = dataclasses.replace(settings, main_snrs=tuple(sorted(set(main_snrs))), channel=channel, eve_channel=eve_channel)
+
+    def chosen(names: tuple[str, ...], known: Sequence[str], default: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name for name in known if name in names) or default  # in the order of the table
+
+    return dataclasses.replace(
+        settings,
+        defenses=chosen(defenses, FULL.defenses, settings.defenses),
+        attacks=chosen(attacks, FULL.attacks, settings.attacks),
+        precisions=chosen(precisions, PRECISIONS, settings.precisions),
+        engines=chosen(engines, ENGINES, ()),
+    )
+
+
+@click.command(epilog=example("semseal demo --out demo"))
+@click.option("--out", "folder", type=FOLDER, default="demo", show_default=True, metavar="DIR", help="folder of the results")
+def demo(folder: Path) -> None:
+    """The main job on a packaged model and library photographs: link, defences, attacks; one to three minutes."""
+    from semseal.runtime.audit.matrix import DEMO
+    from semseal.runtime.audit.run import audit as run_audit
+    from semseal.runtime.audit.tables import print_results
+    from semseal.runtime.bundle import packaged_bundle
+
+    out.print(
+        "Alice sends photographs to Bob over a 10 dB channel; Eve listens at 10 dB and attacks, without a "
+        "defence, with the paper's and with mix."
+    )
+    print_results(out, run_audit([packaged_bundle("edge")], "photos", folder, DEMO), folder, DEMO)
