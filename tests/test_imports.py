@@ -30,7 +30,7 @@ def test_running_the_link_imports_no_torch():
     assert done.returncode == 0, done.stderr
 
 
-NAMES = ("Frame", "Receiver", "Transmitter", "__version__", "audit", "bench", "errors", "open_bundle")
+NAMES = ("Frame", "Receiver", "Transmitter", "__version__", "audit", "bench", "check", "errors", "open_bundle")
 
 
 @pytest.mark.parametrize("what", ["semseal", "semseal.runtime.cli"])
