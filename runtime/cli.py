@@ -31,6 +31,7 @@ from semseal.runtime.cli_audit import audit, demo
 from semseal.runtime.errors import SemsealError
 from semseal.runtime.files import shown
 from semseal.runtime.options import FILE, FOLDER, NEW_FILE, PLAN_ENGINES, LazyChoice, Size, deployable, example, written
+from semseal.runtime.trust.command import check
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -249,6 +250,7 @@ def doctor(as_json: bool) -> None:
 
 
 cli.add_command(bench)
+cli.add_command(check)
 
 
 @cli.command(epilog=example("semseal keygen alice.key"))
@@ -267,6 +269,7 @@ EXTRAS = {
     **dict.fromkeys(("lightning_fabric", "onnxscript", "safetensors"), "cpu,train"),
     **dict.fromkeys(("jinja2", "joblib", "matplotlib"), "cpu,audit"),
     **dict.fromkeys(("psutil", "hdrh"), "cpu,bench"),
+    "cyclonedx": "check",
     "onnxruntime": "cpu",
     "openvino": "openvino",
     "tensorrt": "tensorrt",

@@ -22,7 +22,7 @@ def semseal(*args, cwd=None, before=""):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, stdin=subprocess.DEVNULL)
 
 
-VERBS = ("audit", "build", "demo", "doctor", "export", "keygen", "pack", "train")
+VERBS = ("audit", "build", "check", "demo", "doctor", "export", "keygen", "pack", "train")
 
 
 def test_help_lists_the_verbs():

@@ -44,7 +44,7 @@ ORDER = (
     ("runtime.receiver",),
     ("runtime.link",),
     ("runtime.roundtrip",),
-    ("runtime.doctor", "runtime.attacks"),
+    ("runtime.doctor", "runtime.attacks", "runtime.trust"),
     ("runtime.audit", "runtime.bench"),
     ("train",),
     ("export",),
