@@ -41,6 +41,7 @@ from semseal.runtime.gpu.device import Engine
 from semseal.runtime.owned import Counters, Engines, process
 from semseal.runtime.receiver import Receiver, check_snr
 from semseal.runtime.trust.linkkeys import LinkKey, LinkKeys
+from semseal.runtime.trust.newest import check_newest
 
 MAX_ROUNDING = 1e-6  # by which a pixel may be outside of 0..1, as resizing leaves it
 
@@ -83,11 +84,13 @@ class Transmitter:
         threads: int | None = None,
         owner: str | Path | None = None,
         snr_db: float | None = None,
+        allow_older: bool = False,
     ) -> None:
         """``owner`` is the public key that signed the bundle, or its file (``open_bundle`` says where else it is looked up).
 
         ``snr_db`` is what Bob is expected to have, for a model that is told; None: the middle of the range that it was trained
-        for. It makes the best of that SNR; at others the pictures stay good.
+        for. It makes the best of that SNR; at others the pictures stay good. With a keyset a bundle that is older than one that
+        its owner made and that was opened here is refused (``semseal.runtime.trust.newest``), unless ``allow_older``.
 
         Raises BundleError, EngineError, KeyFileError, or ValueError for an unknown defense or one without a key, and for an
         ``snr_db`` beyond 100 dB or not for this model."""
@@ -95,7 +98,10 @@ class Transmitter:
             raise ValueError(f"defense must be one of {', '.join(MODES)}, got {defense!r}")
         if key is None and defense != "none":
             raise ValueError(f"defense {defense!r} needs a key: pass key=, 32 bytes, a key file or a keyset")
+        self._keys = None if key is None else LinkKeys(key, sends=True)
         self.bundle = open_bundle(bundle, owner)
+        if self._keys is not None and self._keys.in_keyset and not allow_older:
+            check_newest(self.bundle, owner)
         check_snr(self.bundle, snr_db)
         self._snr_db = quantized_snr(self.bundle.snr_db if snr_db is None else snr_db)
         self.defense = defense
@@ -106,7 +112,6 @@ class Transmitter:
                 BrokenDefenseWarning,
                 stacklevel=2,
             )
-        self._keys = None if key is None else LinkKeys(key, sends=True)
         self._used: _Used | None = None
         self._use()
         self._engines = Engines(self.bundle, engine, precision, threads)

@@ -26,6 +26,7 @@ from semseal.runtime.files import expanded
 from semseal.runtime.frame import Frame, Reception, power
 from semseal.runtime.owned import Engines, Locks
 from semseal.runtime.trust.linkkeys import LinkKey, LinkKeys
+from semseal.runtime.trust.newest import check_newest
 from semseal.runtime.trust.replay import KeysetWindow
 
 MAX_POWER = 1000.0  # mean of a received symbol; 1 was sent, so the rest is noise at -30 dB; more only where such an SNR is told
@@ -64,6 +65,7 @@ class Receiver:
         snr_db: float | None = None,
         require: str | None = None,
         state: str | Path | None = None,
+        allow_older: bool = False,
     ) -> None:
         """Arguments as those of Transmitter; the keys of a keyset are all that are not revoked, each within its dates.
 
@@ -84,6 +86,8 @@ class Receiver:
         if state is not None and (self._keys is None or not self._keys.in_keyset):
             raise ValueError("state= needs a keyset: the senders of another key have no age, so none could ever be forgotten")
         self.bundle = open_bundle(bundle, owner)
+        if self._keys is not None and self._keys.in_keyset and not allow_older:
+            check_newest(self.bundle, owner)
         check_snr(self.bundle, snr_db)
         self._require = require
         self._max_power = MAX_POWER if snr_db is None else max(MAX_POWER, 10 * (1 + float(10 ** (-snr_db / 10))))

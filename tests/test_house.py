@@ -40,7 +40,7 @@ ORDER = (
     ("runtime.trust.keyset",),
     ("runtime.trust.linkkeys", "runtime.trust.replay"),
     ("runtime.bundle",),
-    ("runtime.owned", "runtime.options"),
+    ("runtime.owned", "runtime.options", "runtime.trust.newest"),
     ("runtime.decoding",),
     ("runtime.receiver",),
     ("runtime.link",),

@@ -3,6 +3,7 @@
 import base64
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from semseal.runtime.bundle import FP32, open_bundle, write_bundle
 from semseal.runtime.defense.header import Header, HeaderSealer, new_sender, next_session
-from semseal.runtime.errors import HeaderError, KeyFileError
+from semseal.runtime.errors import BundleError, HeaderError, KeyFileError
 from semseal.runtime.link import Frame, Receiver, Transmitter
+from semseal.runtime.signing import owner_key, public_text
 from semseal.runtime.trust.keyset import (
     change_keyset,
     new_key,
@@ -383,3 +386,42 @@ def test_the_readme_of_a_link(tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     time.sleep(0.15)
     assert len(rx.receive(tx.send(IMAGES))) == 3
+
+
+# older bundles
+
+
+def test_an_older_bundle_of_the_same_owner_and_kind_is_refused(one_way, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    owner, packaged = owner_key(), open_bundle(MODEL)
+    files = {name: packaged.read(name) for name in FP32}
+
+    def made(name, created, **model):
+        about = {**packaged.manifest, "precisions": ["fp32"], "created": created}
+        about["model"] = {**about["model"], **model}
+        return write_bundle(tmp_path / name, files, about, owner).path
+
+    old, new, other = made("old", 1000), made("new", 2000), made("other", 500, more=1)
+    undated = write_bundle(tmp_path / "undated", files, {**packaged.manifest, "precisions": ["fp32"]}, owner)
+    assert abs(undated.created - time.time()) < 600
+    for end in (Transmitter, Receiver):
+        end(old, one_way)
+        end(new, one_way)
+        end(new, one_way)
+        for path in (old, shutil.copytree(old, tmp_path / end.__name__)):
+            with pytest.raises(
+                BundleError, match=r"older than one of its owner, of 1970-01-01T00:33:20Z.*\nhint: .*allow_older"
+            ):
+                end(path, one_way)
+        end(old, one_way, allow_older=True)
+        end(old, bytes(range(32)))  # a key that is in no keyset asks for nothing
+        end(other, one_way)  # of another kind
+        (tmp_path / "config/semseal/newest.json").write_text("{}")
+    (tmp_path / "config/semseal/newest.json").write_text("[]")
+    with pytest.raises(BundleError, match=r"cannot be told: .*newest.json is damaged"):
+        Receiver(new, one_way)
+    Receiver(MODEL, one_way)  # packaged
+    public = public_text(owner)
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/sys")
+    with pytest.raises(BundleError, match=r"cannot be remembered: .*\nhint: set XDG_CONFIG_HOME"):
+        Receiver(new, one_way, owner=public)
