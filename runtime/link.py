@@ -17,7 +17,8 @@ A counter is a nonce and must never be used twice with one session. So threads s
 forked process has a session of its own from its first frame on, and a Transmitter is not copied. With a keyset every call of
 ``send`` has a session of its own, so that a machine that is restored from a snapshot uses none again either. A forked child
 waits for no lock of this module that its parent held, and opens engines of its own: one that a thread of its parent was in
-might be locked. OpenVINO has locks for the whole process too: with that engine fork while no thread sends or receives."""
+might be locked. OpenVINO has locks for the whole process too: with that engine fork while no thread sends or receives.
+"""
 
 import warnings
 from collections.abc import Sequence

@@ -13,7 +13,8 @@ Promised, where both ends have K: nobody without it reads V or the scale, and a 
 meant for another model or shown twice to one receiver is refused. Not promised: anything about the analog symbols, which carry
 no tag; the mode, flags, session and counter are readable by all. With 32 bytes or a key file of the old form, a receiver that
 was restarted has forgotten which headers it saw, while it runs it remembers a few bytes of every session, and nothing tells the
-two directions of a link apart; a keyset is for that. Without a key nothing is promised at all."""
+two directions of a link apart; a keyset is for that. Without a key nothing is promised at all.
+"""
 
 import math
 import secrets

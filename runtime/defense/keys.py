@@ -2,7 +2,8 @@
 
 The key file holds K of the paper, 32 random bytes, as one line of base64 under a format line; ``semseal keygen`` makes keysets
 instead (``semseal.runtime.trust.keyset``). Everything else is derived from K by HKDF (RFC 5869) with a versioned label, so that
-no two uses ever share key material."""
+no two uses ever share key material.
+"""
 
 import base64
 import os

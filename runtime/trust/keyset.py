@@ -25,7 +25,8 @@ checksum is no signature, and whoever can write the file can make another.
 **Directions.** Nobody uses a secret itself. Each direction of a link has its own key, HKDF(secret,
 "semseal/v1/link/DIRECTION"), so a frame that is sent back to where it came from does not authenticate there. A file of
 direction a-to-b sends with that key and receives with that of b-to-a; ``peer`` makes the other end's file. One-way is for a
-link in one direction: both ends have the same file, and one of them only sends."""
+link in one direction: both ends have the same file, and one of them only sends.
+"""
 
 import base64
 import hashlib

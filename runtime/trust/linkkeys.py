@@ -2,7 +2,8 @@
 
 A keyset's file is looked at ten times a second at most, by the calls that use it, and read again where it was replaced: a key
 that was revoked is refused from then on, and a rotation needs no restart. A file that cannot be used any more is an error of
-that call."""
+that call.
+"""
 
 import os
 import stat

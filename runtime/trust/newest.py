@@ -8,7 +8,8 @@ folder, the date in the manifest of the newest bundle that it opened:
                                                    for other pictures or channels, do not stand in each other's way
 
 Plans that are added to a bundle leave its date as it is. A bundle without a date is older than every other. Not covered: a
-machine that has never opened the newer one, and a config folder that somebody else can write or put back."""
+machine that has never opened the newer one, and a config folder that somebody else can write or put back.
+"""
 
 import hashlib
 import json
