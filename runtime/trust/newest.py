@@ -13,6 +13,7 @@ machine that has never opened the newer one, and a config folder that somebody e
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from semseal.runtime import signing
@@ -27,8 +28,7 @@ _Dates = dict[str, int]
 
 
 def check_newest(bundle: Bundle, owner: str | Path | None) -> None:
-    """Raises BundleError for a bundle that is older than one of its owner and kind that was opened here, or if that cannot be
-    told.
+    """Raises BundleError for a bundle older than one of its owner and kind that was opened here, or if that cannot be told.
 
     A packaged bundle passes: it is as old as the package.
     """
@@ -44,8 +44,8 @@ def check_newest(bundle: Bundle, owner: str | Path | None) -> None:
     try:
         if not path.exists():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            create_private(path, _text({name: created}))
-            return
+            with suppress(KeyFileError):  # another process made it meanwhile; any other reason comes again below
+                create_private(path, _text({name: created}))
         newest = _dates(path, read_private(path, _MAX_FILE_BYTES)).get(name, 0)
         if created > newest:
             replace_private(path, _MAX_FILE_BYTES, lambda data: _raised(_dates(path, data), name, created))
