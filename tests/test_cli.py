@@ -375,7 +375,7 @@ def test_a_place_where_nobody_can_write_is_named():
 def test_a_full_disk_is_named_and_nothing_is_left(tmp_path):
     (tmp_path / "disk").mkdir()
     script = """
-mount -t tmpfs -o size=16k,mode=777 tmpfs disk || exit 77
+mount -t tmpfs -o size=16k,mode=755 tmpfs disk || exit 77
 head -c 20000 /dev/zero > disk/full 2> /dev/null
 "$@"
 code=$?

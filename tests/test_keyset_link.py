@@ -253,13 +253,13 @@ for number in range(kills):
     ready, tell = os.pipe()
     child = os.fork()
     if child == 0:
-        window = KeysetWindow(state)
-        os.write(tell, b"x")
+        window, told = KeysetWindow(state), False
         for counter in range(max(0, number * 300 - 2000), 10**9):  # an attacker replays the last 2,000, then new ones come
             found = Header("mix", bytes(16), counter, key_id="0" * 16)
             if window.fresh(found):
                 window.accept(found)
                 os.write(pipe, b"%d %d\\n" % (number, counter))
+                told = told or os.write(tell, b"x")
     os.read(ready, 1)
     time.sleep(draw.random() * 0.05)
     os.kill(child, signal.SIGKILL)
@@ -285,7 +285,7 @@ def test_a_receiver_that_is_killed_at_any_moment_takes_no_frame_twice(tmp_path):
     lines = report(RECEIVE, tmp_path / "s", KILLS, random.randrange(2**32))
     taken = [tuple(map(int, line.split())) for line in lines]
     counters = [counter for _, counter in taken]
-    assert len(counters) > KILLS
+    assert len(counters) >= KILLS
     assert len(set(counters)) == len(counters)
     # what is lost is what was reserved, and no more
     for (number, counter), (after, first) in pairwise(taken):
@@ -311,9 +311,10 @@ for number in range(kills):
         tx.send(image)
         if number % 4 > 1 and os.fork() == 0:
             signal.alarm(1)
-        os.write(tell, b"x")
+        told = False
         while True:
             os.write(pipe, b"".join(frame.header[5:29] for frame in tx.send(image)).hex().encode() + b"\\n")
+            told = told or os.write(tell, b"x")
     os.read(ready, 1)
     time.sleep(draw.random() * 0.1)
     os.kill(child, signal.SIGKILL)
@@ -324,7 +325,7 @@ for number in range(kills):
 
 def test_senders_that_are_killed_and_forked_at_any_moment_use_no_counter_twice(one_way):
     lines = report(SEND, one_way, KILLS, random.randrange(2**32))
-    assert len(lines) > KILLS // 2
+    assert len(lines) >= KILLS
     assert len(set(lines)) == len(lines)
     assert len({line[:32] for line in lines}) == len(lines)  # nor a session, which is new for every call
     assert os.listdir(one_way.parent) == ["k.key"]
