@@ -24,6 +24,7 @@ import os
 import re
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,13 +47,14 @@ PRECISIONS = ("fp32", "fp16", "int8")  # those that export makes, each a graph f
 FP32 = ("transmitter.fp32.onnx", "receiver.fp32.onnx")  # every bundle has them; their digests name the model
 MODELS = Path(__file__).parent / "models"
 MAX_DIMENSION = 2**20  # any size of the model in a manifest; refuses nonsense before anything is allocated by it
+MAX_DATE = 2**33  # seconds since 1970
 MAX_MANIFEST_BYTES = 2**20
 MAX_FILE_BYTES = 2**30
 
 _COPY = "copy the bundle again from where it was made"
 _EXPORT = "semseal export RUN"
-_GRAPH = re.compile(r"(transmitter|receiver)\.[a-z0-9]+\.onnx")
-_PLAN = re.compile(r"engines/(transmitter|receiver)(-mix)?(-pixels)?\.[a-z0-9]+\.[a-z0-9][a-z0-9_-]*\.engine(\.json)?")
+GRAPH_NAME = re.compile(r"(transmitter|receiver)\.[a-z0-9]+\.onnx")
+PLAN_NAME = re.compile(r"engines/(transmitter|receiver)(-mix)?(-pixels)?\.[a-z0-9]+\.[a-z0-9][a-z0-9_-]*\.engine(\.json)?")
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,11 @@ class Bundle:
     def has_scale(self) -> bool:
         """Whether the model needs the scale of each image, which the header carries, and is told the noise."""
         return self.manifest["model"].get("scale") == "header"
+
+    @property
+    def created(self) -> int:
+        """When its graphs were made, in seconds since 1970; 0 for a bundle that does not say."""
+        return int(self.manifest.get("created", 0))
 
     @property
     def digest(self) -> bytes:
@@ -194,7 +201,7 @@ def open_bundle(path: Path | str, owner: str | Path | None = None) -> Bundle:
     """
     by_name = not Path(path).exists() and Path(path).name == str(path) and packaged_bundle(str(path)).is_dir()
     path = packaged_bundle(str(path)) if by_name else expanded(path)
-    return _parse(path, _verified_manifest(path, owner))
+    return parse_manifest(path, verified_manifest(path, owner))
 
 
 def model_digest(transmitter_sha256: str, receiver_sha256: str) -> bytes:
@@ -223,10 +230,11 @@ def write_bundle(
     entries = {name: {"sha256": digests[name], "size": len(data)} for name, data in files.items()}
     digest = model_digest(*(digests[name] for name in FP32))
     own = {"format": FORMAT, "model": {**manifest["model"], "digest": digest.hex()}, "files": entries}
-    text = (json.dumps({**own, **manifest, **own}, indent=2) + "\n").encode()
+    dated = {**own, "created": int(time.time()), **manifest}  # what is copied keeps its date
+    text = (json.dumps({**dated, **own}, indent=2) + "\n").encode()
     if len(text) > MAX_MANIFEST_BYTES:
         raise BundleError(f"{path / MANIFEST} would be {len(text)} bytes, more than the {MAX_MANIFEST_BYTES} it may have")
-    bundle = _parse(path, text)
+    bundle = parse_manifest(path, text)
     with named(path):
         _write_folder(
             path, {**files, MANIFEST: text} | ({} if signing_key is None else {SIGNATURE: signing.sign(signing_key, text)})
@@ -243,7 +251,7 @@ def check_free(path: Path, force: bool = False) -> None:
     if path.exists() and not path.is_dir():
         raise BundleError(f"{path} is not a folder", "choose another --out")
     held = [entry.name for entry in path.iterdir()] if path.exists() else []
-    others = [name for name in held if name not in (MANIFEST, SIGNATURE, ENGINES) and not _GRAPH.fullmatch(name)]
+    others = [name for name in held if name not in (MANIFEST, SIGNATURE, ENGINES) and not GRAPH_NAME.fullmatch(name)]
     if others or (held and not (path / MANIFEST).is_file()):
         raise BundleError(f"{path} is neither empty nor a bundle", "choose another --out")
     if held and not force:
@@ -279,8 +287,8 @@ def is_packaged(path: Path) -> bool:
     return path.absolute().parent == MODELS and path.name != ".."
 
 
-def _verified_manifest(path: Path, owner: str | Path | None) -> bytes:
-    """The manifest's bytes, signed by the pinned owner or packaged."""
+def verified_manifest(path: Path, owner: str | Path | None) -> bytes:
+    """The manifest's bytes, signed by the pinned owner or packaged. Raises BundleError."""
     try:
         with _folder(path) as folder:
             manifest = _read(folder, MANIFEST, MAX_MANIFEST_BYTES)
@@ -315,8 +323,8 @@ def _read_signature(path: Path, folder: int) -> bytes:
         ) from None
 
 
-def _parse(path: Path, text: bytes) -> Bundle:
-    """Everything that a manifest says and that is not about a file's content, checked."""
+def parse_manifest(path: Path, text: bytes) -> Bundle:
+    """Everything that a verified manifest says and that is not about a file's content, checked. Raises BundleError."""
     try:
         manifest = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
@@ -333,10 +341,12 @@ def _parse(path: Path, text: bytes) -> Bundle:
         sizes = (bundle.height, bundle.width, bundle.h, bundle.row_width)
         if not all(1 <= size <= MAX_DIMENSION for size in sizes) or not _is_range(bundle.snr_range):
             raise ValueError("a size or the SNR is out of range")
+        if type(created := manifest.get("created", 0)) is not int or not 0 <= created < MAX_DATE:
+            raise ValueError("its date is none")
         if manifest["model"].get("scale", "header") != "header":
             raise ValueError("its model's scale is not in the header")
         for name, entry in manifest["files"].items():
-            if not _GRAPH.fullmatch(name) and not _PLAN.fullmatch(name):
+            if not GRAPH_NAME.fullmatch(name) and not PLAN_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is not SIDE.PRECISION.onnx or engines/SIDE.PRECISION.ENGINE.engine")
             if type(entry["size"]) is not int or not 0 <= entry["size"] <= MAX_FILE_BYTES:
                 raise ValueError(f"the size of {name} is not a number of bytes up to {MAX_FILE_BYTES}")

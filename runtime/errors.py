@@ -10,6 +10,7 @@
                   ├─ SigningError    an owner's key that cannot be used, or a signature that does not hold
                   ├─ PictureError    a source of pictures that cannot be used
                   ├─ TrainingError   a run that cannot be started, continued or read
+                  ├─ CheckError      a check that cannot be done as asked
                   ├─ AuditError      an audit that cannot be run as asked
                   └─ BenchError      a benchmark that cannot be run as asked
 
@@ -85,6 +86,10 @@ class PictureError(SemsealError):
 
 class TrainingError(SemsealError):
     """A run that cannot be started, continued or read; the last checkpoint is still good."""
+
+
+class CheckError(SemsealError):
+    """A check that cannot be done as asked, such as one with results or waivers that cannot be read."""
 
 
 class AuditError(SemsealError):

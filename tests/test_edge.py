@@ -233,7 +233,8 @@ def test_int8_begins_with_the_same_answers_in_nearer_ranges(photographs, blocks)
     given = (images, told, 10 ** (-told / 10), torch.randn(8, 8, 8 * 16, generator=torch.Generator().manual_seed(0)))
     with torch.no_grad():
         before, apart = model.eval()(*given), model._largest(given)
-        model.set_int8_steps(images, given[2], given[3])
+        model.train().set_int8_steps(images, given[2], given[3])
+        assert model.training  # or the rounding would not be trained with
         after, nearer = model.eval()(*given), model._largest(given)
         rounded = model.train()(*given)
     assert torch.allclose(before, after, atol=1e-4)

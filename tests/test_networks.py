@@ -12,7 +12,7 @@ from semseal.runtime.signing import owner_key
 KEY = bytes(range(32))
 # largest difference to the files' own pictures, and the mean one; int8 rounds each of few and random weights
 ALLOWED = {"fp32": (5e-4, 5e-5), "fp16": (0.01, 1e-3), "int8": (0.4, 0.04)}
-OF_MIX = 0.03, 4e-3  # its own: the power of so few symbols changes a little by the pads
+OF_MIX = 0.15, 0.02  # its own: drawn pads change the power of so few symbols by some percent
 
 
 @pytest.fixture(scope="module", params=NETWORKS)

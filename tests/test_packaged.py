@@ -2,11 +2,18 @@
 
 import shutil
 
+import numpy as np
 import pytest
+import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from semseal.export.bundle import model_of
 from semseal.runtime.bundle import open_bundle, packaged_bundle, write_bundle
+from semseal.runtime.engine import open_engine
 from semseal.runtime.errors import BundleError
+from semseal.runtime.metrics import psnr
+from semseal.runtime.pictures import open_pictures
 from semseal.runtime.signing import public_text
+from semseal.train.edge import to_unit_power
 
 OWNER = Ed25519PrivateKey.from_private_bytes(b"o" * 32)
 
@@ -31,6 +38,27 @@ def test_packaged_bundles_are_small_and_the_edge_ones_have_one_transmitter():
     edge, quality = open_bundle("edge"), open_bundle("edge-quality")
     for precision in ("fp32", "fp16", "int8"):
         assert edge.graph("transmitter", precision) == quality.graph("transmitter", precision)
+
+
+@pytest.mark.parametrize("name", ["edge", "edge-quality"])
+def test_training_rounded_as_the_int8_graph_does(name):
+    bundle = open_bundle(name)
+    network = model_of(bundle)
+    images = torch.from_numpy(open_pictures("photos", "valid").take(2, 180, 180))
+    told = torch.tensor([0.0, 20.0])
+    power = 10 ** (-told / 10)
+    drawn = torch.randn(2, 45, 45 * 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        rows, scale = to_unit_power(network.encode_rows(images, told))
+        received = rows + drawn * (power / 2).sqrt()[:, None, None]
+        side = torch.stack([scale, power, told], dim=1)
+        exact = network.eval().decode_rows(received, side).clamp(0, 1).numpy()
+        rounded = network.train().decode_rows(received, side).clamp(0, 1).numpy()
+    symbols, index = received.reshape(2, -1, 2).numpy(), np.arange(90, dtype=np.int32).reshape(2, 45)
+    deployed = open_engine("onnxruntime-cpu", bundle.graph("receiver", "int8"))(symbols, index, side.numpy())
+    # not pixel by pixel: what lies at the border of two levels may fall to either side
+    without, trained, runs = (psnr(images.numpy(), answer) for answer in (exact, rounded, deployed))
+    assert np.abs(trained - runs).max() < 0.03 + 0.2 * np.abs(without - runs).max()
 
 
 def test_packaged_bundles_need_no_owner_in_their_place_and_nowhere_else(tmp_path, monkeypatch):

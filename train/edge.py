@@ -91,8 +91,7 @@ class _Rounded(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        levels = (x.float() / self.step).clamp(-127, 127)
-        levels = torch.cat([levels[:, : self.fine], _round(levels[:, self.fine :])], dim=1)
+        levels = self._levels(x)
         steps = self.weight.detach().abs().amax((1, 2, 3), keepdim=True) / 127
         weight = _round((self.weight / steps).clamp(-127, 127))
         # bf16 holds the whole numbers, not what is between them
@@ -100,6 +99,14 @@ class _Rounded(nn.Conv2d):
             sums = functional.conv2d(levels, weight, padding=1)
         assert self.bias is not None
         return sums * (self.step * steps.reshape(-1, 1, 1)) + self.bias[:, None, None]
+
+    def taken(self, x: Tensor) -> Tensor:
+        """What it takes of x, and so what the graph has for others that take x, too."""
+        return self._levels(x) * self.step if self.training else x
+
+    def _levels(self, x: Tensor) -> Tensor:
+        levels = (x.float() / self.step).clamp(-127, 127)
+        return torch.cat([levels[:, : self.fine], _round(levels[:, self.fine :])], dim=1)
 
 
 def _round(levels: Tensor) -> Tensor:
@@ -113,7 +120,8 @@ class _ResidualBlock(nn.Module):
         self.second = _convolution(inside, _WIDTH, rounded)
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.relu(x + self.second(functional.relu(self.first(x))))
+        added = self.second(functional.relu(self.first(x)))
+        return functional.relu((self.first.taken(x) if isinstance(self.first, _Rounded) else x) + added)
 
 
 class _Modulation(nn.Module):
@@ -186,7 +194,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.log_signal = nn.Parameter(torch.zeros(c, 1, 1))  # ln of each feature's variance, at the nominal SNR
         self.linear = nn.Conv2d(c, 3 * BLOCK**2, 1)
-        self.log_rest = nn.Parameter(torch.zeros(3 * BLOCK**2, 1, 1))  # ln of what the features leave out, a variance
+        self.rest: Tensor
+        self.register_buffer("rest", torch.zeros(3 * BLOCK**2, 1, 1))  # variance of what the features leave out
         self.level = nn.Parameter(torch.ones(c, 1, 1))  # brings the features to one range for the network beside
         self.first, self.blocks, self.last = _convolutions(c, 3 * BLOCK**2, blocks, _WIDTH, rounded)
         self.modulate = _Modulation(2)
@@ -200,7 +209,7 @@ class Decoder(nn.Module):
             linear = self.linear(y)
             # what the linear code errs by, as far as one can know: the unit of what is added to it, at every SNR the same range
             error = (log_noise - gains).exp() * shrink
-            unit = (functional.conv2d(error, self.linear.weight.square()) + self.log_rest.exp()).sqrt()
+            unit = (functional.conv2d(error, self.linear.weight.square()) + self.rest).sqrt()
         known = torch.cat([log_noise / 4 + 1, told], dim=1)
         z = functional.relu(self.modulate(self.first(y * self.level), known))
         return depth_to_space(linear + unit * self.last(self.blocks(z)).float())
@@ -270,7 +279,9 @@ class EdgeCodec(nn.Module):
         hooks = [
             module.register_forward_pre_hook(partial(lambda name, _, x: note(name, x[0]), name)) for name, module in rounded
         ]
+        training = self.training
         self.eval()(*given)
+        self.train(training)
         for hook in hooks:
             hook.remove()
         return found
@@ -347,4 +358,4 @@ class EdgeCodec(nn.Module):
             synthesis_bias.copy_(mean)
             self.decoder.log_signal.copy_((gains.square() * variances).log()[:, None, None])
             self.decoder.level.copy_((gains.square() * variances).rsqrt()[:, None, None])
-            self.decoder.log_rest.copy_(rest.clamp_min(1e-8).log()[:, None, None])
+            self.decoder.rest.copy_(rest.clamp_min(1e-8)[:, None, None])

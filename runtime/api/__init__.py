@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from semseal.runtime.bench.run import bench
     from semseal.runtime.bundle import open_bundle
     from semseal.runtime.link import Frame, Receiver, Transmitter
+    from semseal.runtime.trust.check import check
 
     __version__: str
 
-__all__ = ["Frame", "Receiver", "Transmitter", "__version__", "audit", "bench", "errors", "open_bundle"]
+__all__ = ["Frame", "Receiver", "Transmitter", "__version__", "audit", "bench", "check", "errors", "open_bundle"]
 
 _MODULES = {
     "Frame": "semseal.runtime.link",
@@ -31,6 +32,7 @@ _MODULES = {
     "Transmitter": "semseal.runtime.link",
     "audit": "semseal.runtime.audit.run",
     "bench": "semseal.runtime.bench.run",
+    "check": "semseal.runtime.trust.check",
     "open_bundle": "semseal.runtime.bundle",
 }
 

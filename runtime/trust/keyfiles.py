@@ -1,0 +1,172 @@
+"""Rules about key files: those of the link, of the owner, and what stored frames would tell."""
+
+import base64
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from semseal.runtime import signing
+from semseal.runtime.defense.keys import KEY_SIZE
+from semseal.runtime.frame import Frame, power
+from semseal.runtime.trust.deployment import MAX_KEY_FILE_BYTES, Deployment, read_regular
+from semseal.runtime.trust.finding import Outcome, Problem
+
+NO_KEYS = "no key file was named (--keys FILE)"
+NO_FOLDER = "no folder of the deployment was named (--folder DIR)"
+MAX_FRAME_BYTES = 2**28
+NOISELESS = 1e-4  # by which the power of a frame without noise may differ from 1
+_FRAME = b"SSF1"
+_OWNER_KEY = b"semseal-owner-key-v1"
+_KEY = b"semseal-key-v1"
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def _key_files(d: Deployment) -> Iterator[tuple[Path, os.stat_result]]:
+    """The key file that was named, and those in the folder of the deployment, by their first line."""
+    if d.asked.keys is not None:
+        yield d.asked.keys, os.lstat(d.asked.keys)
+    for entry in d.beside:
+        assert d.asked.folder is not None
+        path = d.asked.folder / entry.name
+        if d.asked.keys is not None and path.absolute() == d.asked.keys.absolute():
+            continue
+        if entry.kind == "file" and (read_regular(path, len(_OWNER_KEY)) or b"").startswith((_KEY, _OWNER_KEY)):
+            yield path, entry.status
+
+
+def _each(d: Deployment) -> list[tuple[Path, os.stat_result]] | str:
+    return list(_key_files(d)) or NO_KEYS
+
+
+def _regular(d: Deployment) -> list[tuple[Path, os.stat_result]] | str:
+    """Those that are files themselves; what is not has a rule of its own."""
+    found = _each(d)
+    return found if isinstance(found, str) else [(path, status) for path, status in found if stat.S_ISREG(status.st_mode)]
+
+
+def is_open_to_others(d: Deployment) -> Outcome:
+    found = _regular(d)
+    if isinstance(found, str):
+        return found
+    return [
+        Problem(str(path), f"has mode {stat.S_IMODE(status.st_mode):04o}: others can read or change it")
+        for path, status in found
+        if status.st_mode & _OTHERS
+    ]
+
+
+def is_anothers(d: Deployment) -> Outcome:
+    found = _regular(d)
+    if isinstance(found, str):
+        return found
+    return [
+        Problem(str(path), f"belongs to user {status.st_uid}, and this runs as user {os.geteuid()}")
+        for path, status in found
+        if status.st_uid != os.geteuid()
+    ]
+
+
+def is_hard_linked(d: Deployment) -> Outcome:
+    found = _regular(d)
+    if isinstance(found, str):
+        return found
+    return [
+        Problem(str(path), f"has {status.st_nlink} names (hard links): deleting one leaves the key")
+        for path, status in found
+        if status.st_nlink > 1
+    ]
+
+
+def is_no_file(d: Deployment) -> Outcome:
+    found = _each(d)
+    if isinstance(found, str):
+        return found
+    return [
+        Problem(str(path), "is a link, FIFO or device, so what it gives may change between two looks")
+        for path, status in found
+        if not stat.S_ISREG(status.st_mode)
+    ]
+
+
+def is_in_an_open_folder(d: Deployment) -> Outcome:
+    found = _each(d)
+    if isinstance(found, str):
+        return found
+    problems = {}
+    for path, _ in found:
+        folder = path.absolute().parent
+        mode = os.stat(folder).st_mode
+        if mode & _OTHERS_WRITE and not mode & stat.S_ISVTX:
+            problems[folder] = Problem(
+                str(path), f"its folder has mode {stat.S_IMODE(mode):04o}: others can replace the key file"
+            )
+    return list(problems.values())
+
+
+def is_no_secret(d: Deployment) -> Outcome:
+    found = _regular(d)
+    if isinstance(found, str):
+        return found
+    problems = []
+    for path, _ in found:
+        key = _key(path)
+        if key is not None and len(set(key)) <= 1:
+            problems.append(Problem(str(path), "its key is one byte over and over: nobody drew that"))
+    return problems
+
+
+def is_damaged(d: Deployment) -> Outcome:
+    if d.asked.keys is None:
+        return NO_KEYS
+    if not stat.S_ISREG(os.lstat(d.asked.keys).st_mode):
+        return []  # which has a rule of its own
+    return [] if _key(d.asked.keys) is not None else [Problem(str(d.asked.keys), "is not a key file, or is damaged")]
+
+
+def _key(path: Path) -> bytes | None:
+    """The key of a file, whoever else may read it; None where it holds none."""
+    lines = (read_regular(path, MAX_KEY_FILE_BYTES) or b"").split()
+    if len(lines) != 2 or lines[0] != _KEY:
+        return None
+    try:
+        key = base64.b64decode(lines[1], validate=True)
+    except ValueError:
+        return None
+    return key if len(key) == KEY_SIZE else None
+
+
+def holds_owners_key(d: Deployment) -> Outcome:
+    if d.asked.folder is None and not d.asked.runs_only:
+        return f"{NO_FOLDER}, nor that this machine only runs the link (--runs-only)"
+    what = "is an owner's private key: whoever takes it here signs bundles in the owner's name"
+    problems = []
+    for folder, entries in ((d.path, d.entries), (d.asked.folder, d.beside)):
+        for entry in entries:
+            if folder is not None and entry.kind == "file":
+                path = folder / entry.name
+                if (read_regular(path, len(_OWNER_KEY)) or b"") == _OWNER_KEY:
+                    problems.append(Problem(str(path), what))
+    config = signing.config_folder()
+    if d.asked.runs_only and config is not None and os.path.lexists(config / "owner.key"):
+        problems.append(Problem(str(config / "owner.key"), what))
+    return problems
+
+
+def holds_quiet_frames(d: Deployment) -> Outcome:
+    """Frames on disk as the transmitter made them."""
+    if d.asked.folder is None:
+        return NO_FOLDER
+    problems = []
+    for entry in d.beside:
+        path = d.asked.folder / entry.name
+        if entry.kind != "file" or (read_regular(path, len(_FRAME)) or b"") != _FRAME:
+            continue
+        try:
+            frame = Frame.from_bytes(read_regular(path, MAX_FRAME_BYTES) or b"")
+        except ValueError:
+            continue  # damaged: nobody gets symbols from it
+        if len(frame.symbols) and abs(power(frame.symbols) - 1) < NOISELESS:
+            problems.append(Problem(str(path), "is a frame as the transmitter made it, without the noise of a channel"))
+    return problems
