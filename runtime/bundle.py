@@ -24,6 +24,7 @@ import os
 import re
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ PRECISIONS = ("fp32", "fp16", "int8")  # those that export makes, each a graph f
 FP32 = ("transmitter.fp32.onnx", "receiver.fp32.onnx")  # every bundle has them; their digests name the model
 MODELS = Path(__file__).parent / "models"
 MAX_DIMENSION = 2**20  # any size of the model in a manifest; refuses nonsense before anything is allocated by it
+MAX_DATE = 2**33  # seconds since 1970
 MAX_MANIFEST_BYTES = 2**20
 MAX_FILE_BYTES = 2**30
 
@@ -114,6 +116,11 @@ class Bundle:
     def has_scale(self) -> bool:
         """Whether the model needs the scale of each image, which the header carries, and is told the noise."""
         return self.manifest["model"].get("scale") == "header"
+
+    @property
+    def created(self) -> int:
+        """When its graphs were made, in seconds since 1970; 0 for a bundle that does not say."""
+        return int(self.manifest.get("created", 0))
 
     @property
     def digest(self) -> bytes:
@@ -223,7 +230,8 @@ def write_bundle(
     entries = {name: {"sha256": digests[name], "size": len(data)} for name, data in files.items()}
     digest = model_digest(*(digests[name] for name in FP32))
     own = {"format": FORMAT, "model": {**manifest["model"], "digest": digest.hex()}, "files": entries}
-    text = (json.dumps({**own, **manifest, **own}, indent=2) + "\n").encode()
+    dated = {**own, "created": int(time.time()), **manifest}  # what is copied keeps its date
+    text = (json.dumps({**dated, **own}, indent=2) + "\n").encode()
     if len(text) > MAX_MANIFEST_BYTES:
         raise BundleError(f"{path / MANIFEST} would be {len(text)} bytes, more than the {MAX_MANIFEST_BYTES} it may have")
     bundle = parse_manifest(path, text)
@@ -333,6 +341,8 @@ def parse_manifest(path: Path, text: bytes) -> Bundle:
         sizes = (bundle.height, bundle.width, bundle.h, bundle.row_width)
         if not all(1 <= size <= MAX_DIMENSION for size in sizes) or not _is_range(bundle.snr_range):
             raise ValueError("a size or the SNR is out of range")
+        if type(created := manifest.get("created", 0)) is not int or not 0 <= created < MAX_DATE:
+            raise ValueError("its date is none")
         if manifest["model"].get("scale", "header") != "header":
             raise ValueError("its model's scale is not in the header")
         for name, entry in manifest["files"].items():

@@ -30,7 +30,8 @@ from semseal.runtime.bundle import PRECISIONS
 from semseal.runtime.cli_audit import audit, demo
 from semseal.runtime.errors import SemsealError
 from semseal.runtime.files import shown
-from semseal.runtime.options import FILE, FOLDER, NEW_FILE, PLAN_ENGINES, LazyChoice, Size, deployable, example, written
+from semseal.runtime.keycommands import keygen, keys
+from semseal.runtime.options import FILE, FOLDER, PLAN_ENGINES, LazyChoice, Size, deployable, example, written
 from semseal.runtime.trust.command import check
 
 if TYPE_CHECKING:
@@ -251,17 +252,8 @@ def doctor(as_json: bool) -> None:
 
 cli.add_command(bench)
 cli.add_command(check)
-
-
-@cli.command(epilog=example("semseal keygen alice.key"))
-@click.argument("file", type=NEW_FILE)
-def keygen(file: Path) -> None:
-    """Make a new key file that only you can read."""
-    from semseal.runtime.defense.keys import generate_key, write_key
-
-    write_key(file, generate_key())
-    _say(f"{file}: new key, mode 0600; whoever has this file can read the link")
-
+cli.add_command(keygen)
+cli.add_command(keys)
 
 # packages that extras bring, by the name of their import; where a verb needs an extra whole, that is told by the verb
 EXTRAS = {

@@ -6,8 +6,7 @@ headers, symbols ── pairs found, inverse scheme index ─┬─ engine ─�
 Every image is decoded for itself, but for the rows that substitution put into the other frame of its pair.
 """
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -44,49 +43,54 @@ class Decoded(NamedTuple):
 
 
 class Decoder:
-    """What turns opened frames of one bundle and key into images."""
+    """What turns opened frames of one bundle into images."""
 
-    def __init__(self, bundle: Bundle, engines: Engines, secret: bytes | None, snr_db: float | None) -> None:
-        self._bundle, self._engines, self._secret, self._snr_db = bundle, engines, secret, snr_db
+    def __init__(self, bundle: Bundle, engines: Engines, snr_db: float | None) -> None:
+        self._bundle, self._engines, self._snr_db = bundle, engines, snr_db
+        self._sets: dict[bytes, SchemeSets] = {}
 
-    def decode(self, opened: Sequence[Opened], pixels: bool) -> Decoded:
-        """Images float32 [batch, 3, height, width], or uint8 [batch, height, width, 3] if ``pixels``."""
+    def decode(self, opened: Sequence[Opened], secrets: Mapping[str, bytes], pixels: bool) -> Decoded:
+        """Images float32 [batch, 3, height, width], or uint8 [batch, height, width, 3] if ``pixels``.
+
+        ``secrets`` has the key of every id in the headers.
+        """
         shown = [item for item in opened if not item.header.noise]
         mixed = np.array([BY_NAME[item.header.mode].mixes for item in shown], bool)
         if mixed.all() and len(mixed):
-            return self._mixed(shown, pixels)
+            return self._mixed(shown, secrets, pixels)
         if not mixed.any():
-            return self._rows(opened, pixels)
+            return self._rows(opened, secrets, pixels)
         images = np.empty((len(shown), *self._shape(pixels)), np.uint8 if pixels else np.float32)
         is_picture = np.empty(len(shown), bool)
         images[mixed], is_picture[mixed], _ = self._mixed(
-            [item for item, is_mixed in zip(shown, mixed, strict=True) if is_mixed], pixels
+            [item for item, is_mixed in zip(shown, mixed, strict=True) if is_mixed], secrets, pixels
         )
-        rows = self._rows([item for item in opened if not BY_NAME[item.header.mode].mixes], pixels)
+        rows = self._rows([item for item in opened if not BY_NAME[item.header.mode].mixes], secrets, pixels)
         images[~mixed], is_picture[~mixed], lost = rows
         return Decoded(images, is_picture, np.flatnonzero(~mixed)[lost].tolist())
 
-    @cached_property
-    def _sets(self) -> SchemeSets | None:
+    def _scheme_sets(self, secret: bytes) -> SchemeSets:
         """Derived when a frame of the paper's modes comes: mix does without."""
-        return None if self._secret is None else scheme_sets(self._secret, self._bundle.h)
+        if secret not in self._sets:
+            self._sets = {secret: scheme_sets(secret, self._bundle.h), **dict(list(self._sets.items())[:3])}
+        return self._sets[secret]
 
-    def _rows(self, opened: Sequence[Opened], pixels: bool) -> Decoded:
+    def _rows(self, opened: Sequence[Opened], secrets: Mapping[str, bytes], pixels: bool) -> Decoded:
         """Of frames whose rows were moved, if at all."""
         h = self._bundle.h
         nothing = np.zeros(self._bundle.n_symbols, np.complex64)  # for what was not received
-        symbols_of = {(header.session, header.counter): symbols for _, header, symbols in opened}
+        symbols_of = {(header.key_id, header.session, header.counter): symbols for _, header, symbols in opened}
         wanted: list[tuple[Header, index.Table, list[NDArray[np.complex64]]]] = []  # of each image its table and its frames
         incomplete: list[int] = []
         for _, header, symbols in opened:
             if header.noise:
                 continue
             defense = BY_NAME[header.mode]
-            sets = self._sets if defense.permutes or defense.substitutes else None
+            sets = self._scheme_sets(secrets[header.key_id]) if defense.permutes or defense.substitutes else None
             permutation, swapped = scheme(header, sets, h)
             frames = [symbols]
             if swapped.any():
-                partner = symbols_of.get((header.session, header.counter ^ 1))
+                partner = symbols_of.get((header.key_id, header.session, header.counter ^ 1))
                 if partner is None:
                     incomplete.append(len(wanted))
                 frames.append(nothing if partner is None else partner)
@@ -104,16 +108,15 @@ class Decoder:
             parts.append(self._engines.open("receiver", pixels)(_reals(list(taken.values())), tables, *known))
         return Decoded(*self._joined(parts, pixels), incomplete)
 
-    def _mixed(self, opened: Sequence[Opened], pixels: bool) -> Decoded:
-        assert self._secret is not None  # without a key the sealer lets no such header pass
+    def _mixed(self, opened: Sequence[Opened], secrets: Mapping[str, bytes], pixels: bool) -> Decoded:
         reals = 2 * self._bundle.n_symbols
         engine = self._engines.open("receiver-mix", pixels)
         parts = []
         for start in range(0, len(opened), BATCH):
             part = opened[start : start + BATCH]
             each = [
-                mix.derive_keys(self._secret, session, [item.header.counter for item in group], self._bundle.digest, reals)
-                for session, group in groupby(part, lambda item: item.header.session)
+                mix.derive_keys(secrets[key_id], session, [item.header.counter for item in group], self._bundle.digest, reals)
+                for (key_id, session), group in groupby(part, lambda item: (item.header.key_id, item.header.session))
             ]
             keys = each[0] if len(each) == 1 else mix.stack_keys(each)
             known = self._side_information([(item.header, [item.symbols]) for item in part])

@@ -14,9 +14,10 @@ One bad picture costs one picture: ``send`` raises SendError, which holds the fr
 frame (``semseal.runtime.receiver``).
 
 A counter is a nonce and must never be used twice with one session. So threads share a Transmitter's counters under a lock, a
-forked process has a session of its own from its first frame on, and a Transmitter is not copied. A forked child waits for no
-lock of this module that its parent held, and opens engines of its own: one that a thread of its parent was in might be locked.
-OpenVINO has locks for the whole process too: with that engine fork while no thread sends or receives.
+forked process has a session of its own from its first frame on, and a Transmitter is not copied. With a keyset every call of
+``send`` has a session of its own, so that a machine that is restored from a snapshot uses none again either. A forked child
+waits for no lock of this module that its parent held, and opens engines of its own: one that a thread of its parent was in
+might be locked. OpenVINO has locks for the whole process too: with that engine fork while no thread sends or receives.
 """
 
 import warnings
@@ -24,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,13 +35,14 @@ from semseal.runtime.decoding import BATCH, scheme
 from semseal.runtime.defense import index, mix
 from semseal.runtime.defense.defenses import BY_NAME, MODES
 from semseal.runtime.defense.header import Header, HeaderSealer, quantized_snr
-from semseal.runtime.defense.keys import load_key
-from semseal.runtime.defense.schemes import draw_choice, noise_rows, scheme_sets
-from semseal.runtime.errors import EngineError, SendError
+from semseal.runtime.defense.schemes import SchemeSets, draw_choice, noise_rows, scheme_sets
+from semseal.runtime.errors import EngineError, KeyFileError, SendError
 from semseal.runtime.frame import Frame
 from semseal.runtime.gpu.device import Engine
 from semseal.runtime.owned import Counters, Engines, process
 from semseal.runtime.receiver import Receiver, check_snr
+from semseal.runtime.trust.linkkeys import LinkKey, LinkKeys
+from semseal.runtime.trust.newest import check_newest
 
 MAX_ROUNDING = 1e-6  # by which a pixel may be outside of 0..1, as resizing leaves it
 
@@ -55,8 +57,16 @@ class BrokenDefenseWarning(UserWarning):
     """A defence was chosen that is known to fall."""
 
 
+class _Used(NamedTuple):
+    """A key, and what is made of it once."""
+
+    key: LinkKey | None
+    sealer: HeaderSealer
+    sets: SchemeSets | None
+
+
 class Transmitter:
-    """Alice. ``key`` is 32 bytes or a key file; ``defense`` one of none, permute, substitute, permute+substitute, mix.
+    """Alice. ``key`` is 32 bytes, a key file or a keyset; ``defense`` none, permute, substitute, permute+substitute or mix.
 
     The paper's modes (permute, substitute, permute+substitute) fall to an Eve who knows of them; they are for reproduction,
     and a warning says so once.
@@ -75,19 +85,24 @@ class Transmitter:
         threads: int | None = None,
         owner: str | Path | None = None,
         snr_db: float | None = None,
+        allow_older: bool = False,
     ) -> None:
         """``owner`` is the public key that signed the bundle, or its file (``open_bundle`` says where else it is looked up).
 
         ``snr_db`` is what Bob is expected to have, for a model that is told; None: the middle of the range that it was trained
-        for. It makes the best of that SNR; at others the pictures stay good.
+        for. It makes the best of that SNR; at others the pictures stay good. With a keyset a bundle that is older than one that
+        its owner made and that was opened here is refused (``semseal.runtime.trust.newest``), unless ``allow_older``.
 
         Raises BundleError, EngineError, KeyFileError, or ValueError for an unknown defense or one without a key, and for an
         ``snr_db`` beyond 100 dB or not for this model."""
         if defense not in MODES:
             raise ValueError(f"defense must be one of {', '.join(MODES)}, got {defense!r}")
         if key is None and defense != "none":
-            raise ValueError(f"defense {defense!r} needs a key: pass key=, 32 bytes or a key file")
+            raise ValueError(f"defense {defense!r} needs a key: pass key=, 32 bytes, a key file or a keyset")
+        self._keys = None if key is None else LinkKeys(key, sends=True)
         self.bundle = open_bundle(bundle, owner)
+        if self._keys is not None and self._keys.in_keyset and not allow_older:
+            check_newest(self.bundle, owner)
         check_snr(self.bundle, snr_db)
         self._snr_db = quantized_snr(self.bundle.snr_db if snr_db is None else snr_db)
         self.defense = defense
@@ -98,11 +113,8 @@ class Transmitter:
                 BrokenDefenseWarning,
                 stacklevel=2,
             )
-        secret = None if key is None else load_key(key)
-        self._secret = secret
-        self._sealer = HeaderSealer(secret, self.bundle.digest)
-        moves = BY_NAME[defense].permutes or BY_NAME[defense].substitutes
-        self._sets = scheme_sets(secret, self.bundle.h) if secret is not None and moves else None
+        self._used: _Used | None = None
+        self._use()
         self._engines = Engines(self.bundle, engine, precision, threads)
         self._side = "transmitter-mix" if BY_NAME[defense].mixes else "transmitter"
         self._engines.open(self._side, pixels=False)
@@ -155,21 +167,39 @@ class Transmitter:
         return frames
 
     def _send(self, engine: Engine, images: Images) -> list[Frame]:
-        """One run of the engine. Raises SendError with the places among these images."""
-        session, counter = self._take_counters(len(images))
+        """One run of the engine. Raises SendError with the places among these images, KeyFileError where no key may be used."""
+        used = self._use()
+        here = self._counters.get(process()) or self._counters.setdefault(process(), Counters())
+        session, counter = here.take(len(images), in_keyset=self._keys is not None and self._keys.in_keyset)
         defense = BY_NAME[self.defense]
         if defense.mixes:
-            return self._send_mixed(engine, images, session, counter)
+            return self._send_mixed(engine, images, used, session, counter)
         if defense.permutes or defense.substitutes:
-            return self._send_moved(engine, images, session, counter)
-        return self._send_plain(engine, images, session, counter)
+            return self._send_moved(engine, images, used, session, counter)
+        return self._send_plain(engine, images, used, session, counter)
 
-    def _send_plain(self, engine: Engine, images: Images, session: bytes, counter: int) -> list[Frame]:
+    def _use(self) -> _Used:
+        """The key that frames are sent with now, and what is made of it; anew where its file was changed."""
+        key = None if self._keys is None else self._keys.sending()
+        used = self._used  # read once: another thread may replace it
+        if used is None or used.key is not key:
+            defense, required = BY_NAME[self.defense], None if self._keys is None else self._keys.require
+            if required is not None and required != self.defense:
+                raise KeyFileError(
+                    f"its keyset requires {required}, and this transmitter's defense is {self.defense!r}",
+                    f"Transmitter(..., defense={required!r}), or a keyset for every defence: semseal keygen FILE --require any",
+                )
+            sets = scheme_sets(key.secret, self.bundle.h) if key and (defense.permutes or defense.substitutes) else None
+            sealer = HeaderSealer(None if key is None else key.secret, self.bundle.digest, "" if key is None else key.id)
+            used = self._used = _Used(key, sealer, sets)
+        return used
+
+    def _send_plain(self, engine: Engine, images: Images, used: _Used, session: bytes, counter: int) -> list[Frame]:
         on_air, scales = self._on_air(engine, images, _unmoved(len(images), self.bundle.h))
         headers = [Header(self.defense, session, counter + i) for i in range(len(images))]
-        return self._sealed(on_air, headers, scales)
+        return self._sealed(on_air, used, headers, scales)
 
-    def _send_moved(self, engine: Engine, images: Images, session: bytes, counter: int) -> list[Frame]:
+    def _send_moved(self, engine: Engine, images: Images, used: _Used, session: bytes, counter: int) -> list[Frame]:
         batch, h = len(images), self.bundle.h
         swap, permute = BY_NAME[self.defense].substitutes, BY_NAME[self.defense].permutes
         headers: list[Header] = []
@@ -180,7 +210,7 @@ class Transmitter:
             p = draw_choice() if permute else 0
             s = headers[i - 1].s if i % 2 else (draw_choice() if swap else 0)
             headers.append(Header(self.defense, session, counter + i, p, s, noise=i >= batch))
-            permutations[i], swapped[i] = scheme(headers[i], self._sets, h)
+            permutations[i], swapped[i] = scheme(headers[i], used.sets, h)
         for i in range(len(tables)):
             tables[i] = index.compose(permutations[i], swapped[i], permutations[i ^ 1])
 
@@ -198,7 +228,7 @@ class Transmitter:
             mixed = index.gather(pair, index.absolute(tables[-2:], frames[:2], frames[:2] ^ 1))
             rows = np.concatenate([rows[:-1], mixed])
             scales = [*scales, None]
-        return self._sealed(rows, headers, scales)
+        return self._sealed(rows, used, headers, scales)
 
     def _on_air(
         self, engine: Engine, images: Images, tables: index.Table
@@ -219,11 +249,11 @@ class Transmitter:
         rows *= scales.astype(np.float32)[image, None]
         return rows, scales.tolist()
 
-    def _send_mixed(self, engine: Engine, images: Images, session: bytes, counter: int) -> list[Frame]:
-        assert self._secret is not None  # __init__ refuses a defence without a key
+    def _send_mixed(self, engine: Engine, images: Images, used: _Used, session: bytes, counter: int) -> list[Frame]:
+        assert used.key is not None  # __init__ refuses a defence without a key
         reals = 2 * self.bundle.n_symbols
         counters = range(counter, counter + len(images))
-        keys = mix.derive_keys(self._secret, session, counters, self.bundle.digest, reals)
+        keys = mix.derive_keys(used.key.secret, session, counters, self.bundle.digest, reals)
         told = [self._told(len(images))] if self.bundle.has_scale else []
         given = engine(images, *told, *mix.transmitter_inputs(keys, reals))
         try:
@@ -232,28 +262,19 @@ class Transmitter:
             energies = np.einsum("bij,bij->b", given, given)  # those before the one that failed are at power 1 by now
             silent = np.flatnonzero(~((energies > 0) & np.isfinite(energies))).tolist()
             raise SendError(error.message, error.hint, tuple(silent) or tuple(range(len(images)))) from None
-        return self._sealed(on_air, [Header(self.defense, session, counter) for counter in counters], scales.tolist())
+        return self._sealed(on_air, used, [Header(self.defense, session, counter) for counter in counters], scales.tolist())
 
     def _told(self, batch: int) -> NDArray[np.float32]:
         return np.full(batch, self._snr_db, np.float32)
 
-    def _sealed(self, on_air: NDArray[np.float32], headers: list[Header], scales: Sequence[float | None]) -> list[Frame]:
+    def _sealed(
+        self, on_air: NDArray[np.float32], used: _Used, headers: list[Header], scales: Sequence[float | None]
+    ) -> list[Frame]:
         """The frames of what an engine gave, one for each header."""
         symbols = on_air.reshape(len(on_air), -1).view(np.complex64)
         if self.bundle.has_scale:
             headers = [replace(header, scale=x, snr_db=self._snr_db) for header, x in zip(headers, scales, strict=True)]
-        return [Frame(row, self._sealer.seal(header)) for row, header in zip(symbols, headers, strict=True)]
-
-    def _take_counters(self, count: int) -> tuple[bytes, int]:
-        """The session and the first of ``count`` counters that nobody has used; it is even, so pairs are 2k, 2k+1.
-
-        A counter is a nonce: threads must not share one, and every forked process gets a session of its own.
-        """
-        here = self._counters.get(process()) or self._counters.setdefault(process(), Counters())
-        with here.lock:
-            first = here.first
-            here.first += count + count % 2
-        return here.session, first
+        return [Frame(row, used.sealer.seal(header)) for row, header in zip(symbols, headers, strict=True)]
 
     def _checked(self, images: Images) -> Images:
         """The images, with what rounding left outside of 0..1 clipped. Raises ValueError for what ``send`` does not take."""

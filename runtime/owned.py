@@ -5,13 +5,16 @@ A forked child waits for no lock that its parent held, takes no counter of its p
 
 import os
 import threading
+import time
 from dataclasses import replace
 
 from semseal.runtime.bundle import Bundle
-from semseal.runtime.defense.header import new_session
+from semseal.runtime.defense.header import new_sender, new_session, next_session
 from semseal.runtime.engine import open_engine
 from semseal.runtime.gpu.device import Engine
 from semseal.runtime.libraries import forks
+
+_SENDER_S = 3600.0
 
 
 class Locks:
@@ -26,10 +29,24 @@ class Locks:
 
 
 class Counters:
-    """The counters of one process: a session that nobody else has, and the first counter that nobody has taken."""
+    """The counters of one process: a session that nobody else has, and the first counter that nobody has taken.
+
+    With a keyset every call has a session of its own, whose first half names the process for an hour: receivers remember the
+    counters of so many senders and no more, so they forget the oldest.
+    """
 
     def __init__(self) -> None:
-        self.lock, self.session, self.first = threading.Lock(), new_session(), 0
+        self._lock, self._session, self._first = threading.Lock(), new_session(), 0
+        self._sender, self._until = new_sender(), time.monotonic() + _SENDER_S
+
+    def take(self, count: int, in_keyset: bool) -> tuple[bytes, int]:
+        """The session and the first of ``count`` counters that nobody has used; it is even, so pairs are 2k, 2k+1."""
+        with self._lock:
+            if in_keyset and time.monotonic() > self._until:
+                self._sender, self._until, self._first = new_sender(), time.monotonic() + _SENDER_S, 0
+            first = self._first
+            self._first += count + count % 2
+            return next_session(self._sender) if in_keyset else self._session, first
 
 
 class Engines:

@@ -21,10 +21,13 @@ from semseal.runtime.decoding import Decoded, Decoder, Opened
 from semseal.runtime.defense import mix
 from semseal.runtime.defense.defenses import BY_NAME
 from semseal.runtime.defense.header import Header, HeaderSealer, ReplayWindow
-from semseal.runtime.defense.keys import load_key
 from semseal.runtime.errors import HeaderError, ReceiveError
+from semseal.runtime.files import expanded
 from semseal.runtime.frame import Frame, Reception, power
 from semseal.runtime.owned import Engines, Locks
+from semseal.runtime.trust.linkkeys import LinkKey, LinkKeys
+from semseal.runtime.trust.newest import check_newest
+from semseal.runtime.trust.replay import KeysetWindow
 
 MAX_POWER = 1000.0  # mean of a received symbol; 1 was sent, so the rest is noise at -30 dB; more only where such an SNR is told
 
@@ -61,37 +64,51 @@ class Receiver:
         owner: str | Path | None = None,
         snr_db: float | None = None,
         require: str | None = None,
+        state: str | Path | None = None,
+        allow_older: bool = False,
     ) -> None:
-        """Arguments as those of Transmitter; ``snr_db`` is that of the received symbols, for a model that is told.
+        """Arguments as those of Transmitter; the keys of a keyset are all that are not revoked, each within its dates.
 
-        None: each frame's is measured, as what its power exceeds 1 by, which is that of the symbols, exactly. So it must be
-        given where an equaliser changes the power. ``require`` "mix" refuses frames of every other mode, also those that were
-        sealed with the key; None takes them all. Raises BundleError, EngineError or KeyFileError, ValueError as Transmitter.
+        ``snr_db`` is that of the received symbols, for a model that is told. None: each frame's is measured, as what its power
+        exceeds 1 by, which is that of the symbols, exactly. So it must be given where an equaliser changes the power.
+
+        ``require`` "mix" refuses frames of every other mode, also those that were sealed with the key; None takes them all,
+        unless the keyset requires it. ``state``, with a keyset, is a file that remembers what was received, so that a frame is
+        refused after a restart too (``semseal.runtime.trust.replay``).
+
+        Raises BundleError, EngineError or KeyFileError, ValueError as Transmitter.
         """
         if require not in (None, "mix"):
             raise ValueError(f"require must be 'mix' or None, got {require!r}: no other defence keeps a picture from Eve")
         if require is not None and key is None:
-            raise ValueError(f"require={require!r} needs a key: pass key=, 32 bytes or a key file")
+            raise ValueError(f"require={require!r} needs a key: pass key=, 32 bytes, a key file or a keyset")
+        self._keys = None if key is None else LinkKeys(key, sends=False)
+        if state is not None and (self._keys is None or not self._keys.in_keyset):
+            raise ValueError("state= needs a keyset: the senders of another key have no age, so none could ever be forgotten")
         self.bundle = open_bundle(bundle, owner)
+        if self._keys is not None and self._keys.in_keyset and not allow_older:
+            check_newest(self.bundle, owner)
         check_snr(self.bundle, snr_db)
         self._require = require
         self._max_power = MAX_POWER if snr_db is None else max(MAX_POWER, 10 * (1 + float(10 ** (-snr_db / 10))))
-        secret = None if key is None else load_key(key)
-        self._sealer = HeaderSealer(secret, self.bundle.digest)
+        self._made: tuple[tuple[LinkKey, HeaderSealer], ...] = ()
         self._engines = Engines(self.bundle, engine, precision, threads)
-        if secret is None:
+        if self._keys is None:
             self._engines.open("receiver", pixels=False)
         else:
-            if require is None:
+            if self._required is None:
                 self._engines.check("receiver")  # opened when such a frame comes
             self._engines.open("receiver-mix", pixels=False)
-        self._decoder = Decoder(self.bundle, self._engines, secret, snr_db)
-        self._window = None if secret is None else ReplayWindow()  # without a key anyone could fill it
+        self._decoder = Decoder(self.bundle, self._engines, snr_db)
+        self._window: ReplayWindow | None = None  # without a key anyone could fill it
+        if self._keys is not None:
+            kept = None if state is None else expanded(state).absolute()
+            self._window = KeysetWindow(kept) if self._keys.in_keyset else ReplayWindow()
         self._own = Locks()
         self.incomplete: list[int] = []
 
     def __repr__(self) -> str:
-        return f"Receiver({self.bundle.name!r}, key {'none' if self._window is None else 'given'}, {self._engines!r})"
+        return f"Receiver({self.bundle.name!r}, key {'none' if self._keys is None else 'given'}, {self._engines!r})"
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         """What copy.copy, copy.deepcopy and pickle ask for."""
@@ -141,8 +158,9 @@ class Receiver:
 
     def _take(self, frames: Sequence[Frame], places: Sequence[int], pixels: bool) -> _Taken:
         """Decode the frames at these places, and mark the counters of those that gave something as seen."""
-        opened, refused = self._admit(frames, places)
-        decoded = self._decoder.decode(opened, pixels)
+        sealers = self._sealers()
+        opened, refused = self._admit(frames, places, [sealer for _, sealer in sealers])
+        decoded = self._decoder.decode(opened, {key.id: key.secret for key, _ in sealers if key is not None}, pixels)
         if not decoded.is_picture.all():
             shown = [item for item in opened if not item.header.noise]
             for place, header, _ in (shown[i] for i in np.flatnonzero(~decoded.is_picture)):
@@ -159,15 +177,31 @@ class Receiver:
                     self._window.accept(item.header)
         return _Taken(opened, decoded, refused)
 
-    def _admit(self, frames: Sequence[Frame], places: Sequence[int]) -> tuple[list[Opened], dict[int, _Refused]]:
+    def _sealers(self) -> tuple[tuple[LinkKey | None, HeaderSealer], ...]:
+        """The keys that frames are received under now, each with what opens its headers; one that opens those of no key."""
+        if self._keys is None:
+            return ((None, HeaderSealer(None, self.bundle.digest)),)
+        made = dict(self._made)
+        self._made = tuple(
+            (key, made.get(key) or HeaderSealer(key.secret, self.bundle.digest, key.id)) for key in self._keys.receiving()
+        )
+        return self._made
+
+    @property
+    def _required(self) -> str | None:
+        return self._require or (None if self._keys is None else self._keys.require)
+
+    def _admit(
+        self, frames: Sequence[Frame], places: Sequence[int], sealers: Sequence[HeaderSealer]
+    ) -> tuple[list[Opened], dict[int, _Refused]]:
         """Headers and symbols in the order sent, all of them authentic, new and of sane power; and why the others are not."""
         opened: list[Opened] = []
         refused: dict[int, _Refused] = {}
-        seen: set[tuple[bytes, int]] = set()
+        seen: set[tuple[tuple[str, bytes], int]] = set()
         for i in places:
             header, again = None, False
             try:
-                header = self._sealer.open(frames[i].header)
+                header = _opened(frames[i].header, sealers)
                 self._check(header, frames[i].symbols)
                 again = _key(header) in seen
                 if again or (self._window is not None and not self._window.fresh(header)):
@@ -179,15 +213,15 @@ class Receiver:
                 continue
             seen.add(_key(header))
             opened.append(Opened(i, header, frames[i].symbols))
-        first = {item.header.session: i for i, item in reversed(list(enumerate(opened)))}
-        return sorted(opened, key=lambda item: (first[item.header.session], item.header.counter)), refused
+        first = {item.header.sender: i for i, item in reversed(list(enumerate(opened)))}
+        return sorted(opened, key=lambda item: (first[item.header.sender], item.header.counter)), refused
 
     def _check(self, header: Header, symbols: NDArray[np.complex64]) -> None:
         """Raises HeaderError for what an authentic header does not let pass; nothing has been used up then."""
-        if self._require is not None and header.mode != self._require:
+        if (required := self._required) is not None and header.mode != required:
             raise HeaderError(
-                f"its defence is {header.mode}, and this receiver requires {self._require}",
-                f"send it by Transmitter(..., defense={self._require!r})",
+                f"its defence is {header.mode}, and this receiver requires {required}",
+                f"send it by Transmitter(..., defense={required!r})",
             )
         wanted = self.bundle.n_symbols
         if BY_NAME[header.mode].mixes:
@@ -235,7 +269,7 @@ def _pictures(taken: _Taken) -> list[tuple[int, Reception]]:
             continue
         lacks = None
         if i in taken.decoded.incomplete:
-            culprit = culprits.get((header.session, header.counter ^ 1))
+            culprit = culprits.get((header.sender, header.counter ^ 1))
             why = "did not arrive" if culprit is None else f"is frame {culprit}, which was refused"
             lacks = HeaderError(
                 f"frame {place}: the other frame of its pair {why}: the rows that it carried are missing", _PAIR
@@ -244,8 +278,21 @@ def _pictures(taken: _Taken) -> list[tuple[int, Reception]]:
     return receptions
 
 
-def _key(header: Header) -> tuple[bytes, int]:
-    return header.session, header.counter
+def _opened(data: bytes, sealers: Sequence[HeaderSealer]) -> Header:
+    """The header that one of the keys opens. Raises HeaderError, that of the first key."""
+    refused = HeaderError(
+        "no key of the keyset may be used now: all are revoked or outside of their dates", "semseal keys list FILE shows them"
+    )
+    for i, sealer in enumerate(sealers):
+        try:
+            return sealer.open(data)
+        except HeaderError as error:
+            refused = error if i == 0 else refused
+    raise refused
+
+
+def _key(header: Header) -> tuple[tuple[str, bytes], int]:
+    return header.sender, header.counter
 
 
 def _is_uint8(dtype: DTypeLike) -> bool:

@@ -7,8 +7,8 @@ Both lie in ``$XDG_CONFIG_HOME/semseal`` (``~/.config/semseal``). The first expo
 bundles needs the public line and nothing else: in SEMSEAL_OWNER, in its own owner.pub, or passed as ``owner=``.
 
 A signature says that the owner made these bytes. It does not say that they are the newest: an older bundle of the same owner
-passes too. It hides nothing, and it is worth as much as the owner's private key is kept, and the public line was brought here
-unchanged.
+passes too (``semseal.runtime.trust.newest`` refuses it where the newer one was opened). It hides nothing, and it is worth as
+much as the owner's private key is kept, and the public line was brought here unchanged.
 """
 
 import base64

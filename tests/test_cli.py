@@ -22,7 +22,7 @@ def semseal(*args, cwd=None, before=""):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, stdin=subprocess.DEVNULL)
 
 
-VERBS = ("audit", "build", "check", "demo", "doctor", "export", "keygen", "pack", "train")
+VERBS = ("audit", "bench", "build", "check", "demo", "doctor", "export", "keygen", "keys", "pack", "train")
 
 
 def test_help_lists_the_verbs():
@@ -74,8 +74,8 @@ def test_keygen(tmp_path):
     done = semseal("keygen", tmp_path / "key")
     assert done.returncode == 0
     assert stat.S_IMODE(os.stat(tmp_path / "key").st_mode) == 0o600
-    secret = (tmp_path / "key").read_text().splitlines()[1]
-    assert secret not in done.stdout + done.stderr
+    [key] = json.loads((tmp_path / "key").read_text())["keys"]
+    assert key["secret"] not in done.stdout + done.stderr
     again = semseal("keygen", tmp_path / "key")
     assert again.returncode == 3
     error, hint = again.stderr.splitlines()
@@ -375,7 +375,7 @@ def test_a_place_where_nobody_can_write_is_named():
 def test_a_full_disk_is_named_and_nothing_is_left(tmp_path):
     (tmp_path / "disk").mkdir()
     script = """
-mount -t tmpfs -o size=16k,mode=777 tmpfs disk || exit 77
+mount -t tmpfs -o size=16k,mode=755 tmpfs disk || exit 77
 head -c 20000 /dev/zero > disk/full 2> /dev/null
 "$@"
 code=$?

@@ -38,8 +38,11 @@ ORDER = (
     ("runtime.mixing",),
     ("runtime.gpu",),
     ("runtime.engine", "runtime.signing"),
+    ("runtime.trust.privatefile",),
+    ("runtime.trust.keyset",),
+    ("runtime.trust.linkkeys", "runtime.trust.replay"),
     ("runtime.bundle",),
-    ("runtime.owned", "runtime.options"),
+    ("runtime.owned", "runtime.options", "runtime.trust.newest"),
     ("runtime.decoding",),
     ("runtime.receiver",),
     ("runtime.link",),
@@ -48,7 +51,7 @@ ORDER = (
     ("runtime.audit", "runtime.bench"),
     ("train",),
     ("export",),
-    ("runtime.cli_audit",),
+    ("runtime.cli_audit", "runtime.keycommands"),
     ("runtime.cli", "runtime.api"),
 )
 FOLDERS = ("train", "export", "runtime")
@@ -112,10 +115,11 @@ def inner(module: str) -> frozenset[str]:
 
 
 def room(module: str) -> str:
-    """The part of ORDER that a module belongs to, empty for the packages' own __init__."""
+    """The part of ORDER that a module belongs to, a module's own before its folder's; empty for the packages' own __init__."""
     parts = [name for line in ORDER for name in line if module == name or module.startswith(f"{name}.")]
-    assert len(parts) == 1 or module == "runtime", f"{module} has no place in ORDER"
-    return parts[0] if parts else ""
+    assert parts or module == "runtime", f"{module} has no place in ORDER"
+    assert len(set(parts)) == len(parts), f"{module} has two places in ORDER"
+    return max(parts, key=len, default="")
 
 
 def floor(module: str) -> int:

@@ -1,3 +1,4 @@
+import base64
 import copy
 import os
 import pickle
@@ -11,7 +12,6 @@ import pytest
 from semseal.runtime import channel
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense.defenses import MODES
-from semseal.runtime.defense.keys import write_key
 from semseal.runtime.errors import BundleError, EngineError, HeaderError, KeyFileError
 from semseal.runtime.link import Frame, Receiver, Transmitter
 from semseal.runtime.metrics import psnr
@@ -401,7 +401,8 @@ def test_engines_are_opened_when_a_frame_needs_them(small_bundle, small_images, 
 
 
 def test_key_files_work_on_both_sides(small_bundle, small_images, tmp_path):
-    write_key(tmp_path / "key", KEY)
+    (tmp_path / "key").write_text(f"semseal-key-v1\n{base64.b64encode(KEY).decode()}\n")
+    (tmp_path / "key").chmod(0o600)
     frames = Transmitter(small_bundle, tmp_path / "key", "permute").send(small_images(1))
     assert len(Receiver(small_bundle, str(tmp_path / "key")).receive(frames)) == 1
 

@@ -101,7 +101,7 @@ def test_a_user_without_a_name_sends_and_receives_and_leaves_nothing(nobody, eng
 def test_tilde_is_the_home_folder(tmp_path):
     assert semseal("keygen", "~/a.key", home=tmp_path, cwd=tmp_path).returncode == 0
     assert [file.name for file in tmp_path.iterdir()] == ["a.key"]
-    read = "from semseal.runtime.defense.keys import load_key; assert len(load_key('~/a.key')) == 32"
+    read = "from semseal.runtime.trust.linkkeys import LinkKeys; assert LinkKeys('~/a.key', sends=True).sending().id"
     done = run("-c", read, home=tmp_path)
     assert done.returncode == 0, done.stderr.decode()
 

@@ -9,17 +9,19 @@ expects is in quarters of a dB above -32.
 ChaCha20-Poly1305 (RFC 8439) under HKDF(K, session); the nonce is the counter, which a session never repeats. Without a key the
 same fields stand there in the clear, and no tag.
 
-Promised, where both ends have K: nobody without it reads V or the scale, and a header that was changed, made under another
-key, meant for another model or shown twice to one receiver is refused. Not promised: anything about the analog symbols, which
-carry no tag; the mode, flags, session and counter are readable by all; a receiver that was restarted has forgotten which
-headers it saw, and while it runs it remembers a few bytes of every session; nothing tells the two directions of a link apart,
-so use a key for each. Without a key nothing is promised at all.
+Promised, where both ends have K: nobody without it reads V or the scale, and a header that was changed, made under another key,
+meant for another model or shown twice to one receiver is refused. Not promised: anything about the analog symbols, which carry
+no tag; the mode, flags, session and counter are readable by all. With 32 bytes or a key file of the old form, a receiver that
+was restarted has forgotten which headers it saw, while it runs it remembers a few bytes of every session, and nothing tells the
+two directions of a link apart; a keyset is for that. Without a key nothing is promised at all.
 """
 
 import math
 import secrets
 import struct
+import time
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -28,12 +30,14 @@ from semseal.runtime.defense.keys import derive
 from semseal.runtime.errors import HeaderError
 
 SESSION_SIZE = 16
+SENDER_SIZE = 8  # bytes of the session, with a keyset: its second of birth (4), random (4); the rest is new for every call
 WINDOW = 1024  # counters this far behind the newest are still accepted, once
 
 _CLEAR = struct.Struct(f"<2sBBB{SESSION_SIZE}sQ")
 _SECRET = struct.Struct("<HHHB")
 _MAGIC, _VERSION = b"sS", 2
 _NOISE, _SEALED = 1, 2
+_MAX = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,12 @@ class Header:
     noise: bool = False
     scale: float | None = field(default=None, repr=False)
     snr_db: float = -32.0
+    key_id: str = ""  # of the key that it was opened under, in a keyset; not sent
+
+    @property
+    def sender(self) -> tuple[str, bytes]:
+        """Whose counters these are: those of a session, or with a keyset of all sessions of one sender under one key."""
+        return self.key_id, self.session[:SENDER_SIZE] if self.key_id else self.session
 
 
 def quantized_snr(snr_db: float) -> float:
@@ -72,11 +82,26 @@ def new_session() -> bytes:
     return secrets.token_bytes(SESSION_SIZE)
 
 
-class HeaderSealer:
-    """Seals and opens the headers of one key (None: no key, mode none only) and one model."""
+def new_sender() -> bytes:
+    """The first half of the sessions of one sender with a keyset: the second in which it began, and 4 random bytes."""
+    return int(time.time()).to_bytes(8, "little")[:4] + secrets.token_bytes(SENDER_SIZE - 4)
 
-    def __init__(self, key: bytes | None, model_digest: bytes) -> None:
-        self._key, self._model_digest = key, model_digest
+
+def next_session(sender: bytes) -> bytes:
+    """A session for one call of ``send``.
+
+    A machine that is restored from a snapshot has the counters, and for a while perhaps the generator's state, of its twin. So
+    the second half is drawn when it is used, from the generator and from clocks that tell nanoseconds.
+    """
+    drawn = b"".join((secrets.token_bytes(16), struct.pack("<QQ", time.time_ns() & _MAX, time.perf_counter_ns() & _MAX)))
+    return sender + blake2b(drawn, digest_size=SESSION_SIZE - SENDER_SIZE).digest()
+
+
+class HeaderSealer:
+    """Seals and opens the headers of one key (None: no key, mode none only) and one model; ``key_id`` names it in headers."""
+
+    def __init__(self, key: bytes | None, model_digest: bytes, key_id: str = "") -> None:
+        self._key, self._model_digest, self.key_id = key, model_digest, key_id
         self._last: tuple[bytes, ChaCha20Poly1305] | None = None  # cipher of the session used last
 
     def seal(self, header: Header) -> bytes:
@@ -109,7 +134,7 @@ class HeaderSealer:
                 )
             if len(sealed) != _SECRET.size or MODES[mode] != "none":
                 raise HeaderError("header without a seal is damaged")
-            return _header(MODES[mode], session, counter, flags, sealed)
+            return self._header(MODES[mode], session, counter, flags, sealed)
         if self._key is None:
             raise HeaderError("header is sealed and this receiver has no key", "give the receiver the sender's key file: key=")
         try:
@@ -119,7 +144,12 @@ class HeaderSealer:
                 "header does not authenticate: wrong key, another model, or it was changed",
                 "use one key file and one bundle at both ends",
             ) from None
-        return _header(MODES[mode], session, counter, flags, secret)
+        return self._header(MODES[mode], session, counter, flags, secret)
+
+    def _header(self, mode: str, session: bytes, counter: int, flags: int, secret: bytes) -> Header:
+        p, s, scale, snr = _SECRET.unpack(secret)
+        found = None if scale == 0 else 2.0 ** ((scale - 32768) / 1024)
+        return Header(mode, session, counter, p, s, bool(flags & _NOISE), found, snr / 4 - 32, self.key_id)
 
     def _cipher(self, session: bytes) -> ChaCha20Poly1305:
         assert self._key is not None
@@ -129,27 +159,21 @@ class HeaderSealer:
         return found[1]
 
 
-def _header(mode: str, session: bytes, counter: int, flags: int, secret: bytes) -> Header:
-    p, s, scale, snr = _SECRET.unpack(secret)
-    found = None if scale == 0 else 2.0 ** ((scale - 32768) / 1024)
-    return Header(mode, session, counter, p, s, bool(flags & _NOISE), found, snr / 4 - 32)
-
-
 class ReplayWindow:
-    """Counters seen in each session (RFC 6479). Show it only headers whose tag has verified."""
+    """Counters seen of each sender (RFC 6479). Show it only headers whose tag has verified."""
 
     def __init__(self) -> None:
-        self._seen: dict[bytes, tuple[int, int]] = {}  # session -> highest counter, bit i set: highest - i was seen
+        self._seen: dict[tuple[str, bytes], tuple[int, int]] = {}  # -> highest counter, bit i set: highest - i was seen
 
     def fresh(self, header: Header) -> bool:
         """Whether this counter was never accepted and is not too old to tell."""
-        highest, bits = self._seen.get(header.session, (-1, 0))
+        highest, bits = self._seen.get(header.sender, (-1, 0))
         behind = highest - header.counter
         return behind < 0 or (behind < WINDOW and not bits >> behind & 1)
 
     def accept(self, header: Header) -> None:
         """Mark the counter as seen."""
-        highest, bits = self._seen.get(header.session, (-1, 0))
+        highest, bits = self._seen.get(header.sender, (-1, 0))
         if header.counter > highest:
             # a jump beyond the window forgets all that is behind it
             shift = header.counter - highest
@@ -157,7 +181,7 @@ class ReplayWindow:
             highest = header.counter
         else:
             bits |= 1 << (highest - header.counter)
-        self._seen[header.session] = highest, bits & (1 << WINDOW) - 1
+        self._seen[header.sender] = highest, bits & (1 << WINDOW) - 1
 
 
 def _nonce(counter: int) -> bytes:

@@ -1,7 +1,8 @@
-"""Key files, derived keys and unbiased random integers from a key stream.
+"""Key files of the old form, derived keys and unbiased random integers from a key stream.
 
-The key file holds K of the paper, 32 random bytes, as one line of base64 under a format line. Everything else is derived
-from K by HKDF (RFC 5869) with a versioned label, so that no two uses ever share key material.
+The key file holds K of the paper, 32 random bytes, as one line of base64 under a format line; ``semseal keygen`` makes keysets
+instead (``semseal.runtime.trust.keyset``). Everything else is derived from K by HKDF (RFC 5869) with a versioned label, so that
+no two uses ever share key material.
 """
 
 import base64
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from semseal.runtime.errors import KeyFileError
-from semseal.runtime.files import expanded, keep_private, read_secret, write_once
+from semseal.runtime.files import expanded, keep_private, read_secret
 
 KEY_SIZE = 32
 _FORMAT = "semseal-key-v1"
@@ -25,17 +26,6 @@ _RESTORE = "copy the key file again from the other end, or make a new one for bo
 def generate_key() -> bytes:
     """32 bytes from the operating system's cryptographic generator."""
     return secrets.token_bytes(KEY_SIZE)
-
-
-def write_key(path: Path, key: bytes) -> None:
-    """Write a new key file that only its owner can read (mode 0600). Raises KeyFileError if the file exists."""
-    if not path.absolute().parent.is_dir():
-        raise KeyFileError(f"cannot write {path}: its folder does not exist", f"mkdir -p {path.absolute().parent}")
-    text = f"{_FORMAT}\n{base64.b64encode(_checked(key)).decode()}\n"
-    try:
-        write_once(path, text, 0o600)
-    except FileExistsError:
-        raise KeyFileError(f"{path} exists already, and a key is never overwritten", "choose another name") from None
 
 
 def read_key(path: Path) -> bytes:
