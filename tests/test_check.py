@@ -5,6 +5,8 @@ import json
 import os
 import random
 import shutil
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from semseal.runtime.link import Transmitter
 from semseal.runtime.signing import write_private
 from semseal.runtime.trust.check import deployment, look
 from semseal.runtime.trust.evidence import MISUSE
+from semseal.runtime.trust.keyset import new_keyset, revoke, write_keyset
 from semseal.runtime.trust.rules import RULES
 
 PLAN = "engines/transmitter.fp32.tensorrt.engine"
@@ -379,6 +382,23 @@ def damaged_key(place):
     place.key.write_text("semseal-key-v1\nabc\n")
 
 
+def keyset_for_all(place):
+    place.key.unlink()
+    write_keyset(place.key, new_keyset("one-way", None))
+
+
+def keyset_of_yesterday(place):
+    place.key.unlink()
+    keyset = new_keyset("one-way", "mix")
+    write_keyset(place.key, replace(keyset, keys=(replace(keyset.keys[0], not_after=int(time.time()) - 86400),)))
+
+
+def keyset_without_a_primary(place):
+    place.key.unlink()
+    keyset = new_keyset("a-to-b", "mix")
+    write_keyset(place.key, revoke(keyset, keyset.keys[0].id))
+
+
 def lossy(place):
     rows = json.loads(json.dumps(place.manifest["parity"]["rows"]))
     next(row for row in rows if row["transmitter"] == row["receiver"] == "fp32")["psnr"]["10"] -= 0.02
@@ -467,7 +487,8 @@ VIOLATIONS = [
     ("P02", silent_graph), ("P03", stored_frame), ("E02", unknown_operator), ("V02", another_version), ("K01", key_mode),
     ("K03", key_with_two_names), ("K04", equal_key), ("K05", key_in_an_open_folder), ("K06", key_as_link),
     ("K07", left_beside_the_key), ("K07", left_beside_the_bundle), ("K07", left_in_the_bundle), ("K07", editors_copy),
-    ("K08", owners_key), ("K08", owners_key_of_the_user), ("K09", damaged_key), ("Q01", lossy), ("Q02", no_parity),
+    ("K08", owners_key), ("K08", owners_key_of_the_user), ("K09", damaged_key), ("K10", keyset_for_all),
+    ("K11", keyset_of_yesterday), ("K11", keyset_without_a_primary), ("Q01", lossy), ("Q02", no_parity),
     ("L01", no_audit), ("L02", older_audit), ("L03", another_channel), ("L03", another_engine), ("L03", another_precision),
     ("L04", measured("sees")), ("L05", measured("void")), ("L06", measured("open")), ("L07", over_budget),
     ("L07", gate_not_passed), ("T01", no_benchmark), ("T01", benchmark_of_another), ("T02", late), ("T02", late_by_few_samples),
@@ -488,6 +509,17 @@ def test_a_sound_deployment_is_clean_and_everything_was_looked_at(place, tmp_pat
     assert report.findings == ()
     assert report.unchecked == ()
     assert set(report.passed) == {rule.id for rule in RULES}
+
+
+@pytest.mark.parametrize("direction", ["one-way", "a-to-b"])
+def test_a_keyset_that_requires_mix_is_clean_and_its_secret_is_searched_for(place, direction, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    place.key.unlink()
+    keyset = new_keyset(direction, "mix")
+    write_keyset(place.key, keyset)
+    assert found(place) == []
+    place.add_constant(np.frombuffer(keyset.keys[0].secret, np.uint8))
+    assert {name for name, _ in found(place)} == {"S01"}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")

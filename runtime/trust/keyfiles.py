@@ -3,14 +3,18 @@
 import base64
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from semseal.runtime import signing
 from semseal.runtime.defense.keys import KEY_SIZE
+from semseal.runtime.errors import KeyFileError
 from semseal.runtime.frame import Frame, power
 from semseal.runtime.trust.deployment import MAX_KEY_FILE_BYTES, Deployment, read_regular
 from semseal.runtime.trust.finding import Outcome, Problem
+from semseal.runtime.trust.keyset import FORMAT as KEYSET
+from semseal.runtime.trust.keyset import Keyset, parse, written
 
 NO_KEYS = "no key file was named (--keys FILE)"
 NO_FOLDER = "no folder of the deployment was named (--folder DIR)"
@@ -19,6 +23,7 @@ NOISELESS = 1e-4  # by which the power of a frame without noise may differ from 
 _FRAME = b"SSF1"
 _OWNER_KEY = b"semseal-owner-key-v1"
 _KEY = b"semseal-key-v1"
+_LOOK = 64  # bytes at the start of a file, which name its format
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -32,7 +37,8 @@ def _key_files(d: Deployment) -> Iterator[tuple[Path, os.stat_result]]:
         path = d.asked.folder / entry.name
         if d.asked.keys is not None and path.absolute() == d.asked.keys.absolute():
             continue
-        if entry.kind == "file" and (read_regular(path, len(_OWNER_KEY)) or b"").startswith((_KEY, _OWNER_KEY)):
+        start = (read_regular(path, _LOOK) or b"") if entry.kind == "file" else b""
+        if start.startswith((_KEY, _OWNER_KEY)) or KEYSET.encode() in start:
             yield path, entry.status
 
 
@@ -122,11 +128,47 @@ def is_damaged(d: Deployment) -> Outcome:
         return NO_KEYS
     if not stat.S_ISREG(os.lstat(d.asked.keys).st_mode):
         return []  # which has a rule of its own
-    return [] if _key(d.asked.keys) is not None else [Problem(str(d.asked.keys), "is not a key file, or is damaged")]
+    if _key(d.asked.keys) is not None or _keyset(d.asked.keys) is not None:
+        return []
+    return [Problem(str(d.asked.keys), "is neither a keyset nor a key file, or is damaged")]
+
+
+def takes_weaker_modes(d: Deployment) -> Outcome:
+    if d.asked.keys is None:
+        return NO_KEYS
+    keyset = _keyset(d.asked.keys)
+    if keyset is None or keyset.require == "mix":
+        return []
+    return [Problem(str(d.asked.keys), f"requires {keyset.require or 'no defence'}, so a receiver takes frames without mix")]
+
+
+def has_nothing_to_send_with(d: Deployment) -> Outcome:
+    if d.asked.keys is None:
+        return NO_KEYS
+    keyset = _keyset(d.asked.keys)
+    if keyset is None:
+        return []
+    now = time.time()
+    if keyset.primary is None:
+        return [Problem(str(d.asked.keys), "has no primary key")]
+    if not keyset.primary.is_valid(now):
+        dates = f"{written(keyset.primary.not_before) or 'ever'} to {written(keyset.primary.not_after) or 'ever'}"
+        return [
+            Problem(str(d.asked.keys), f"its primary key {keyset.primary.id} is for {dates}, and it is {written(int(now))}")
+        ]
+    return []
+
+
+def _keyset(path: Path) -> Keyset | None:
+    """The keyset of a file; None for a key file of the old form, and one that is damaged, which has a rule of its own."""
+    try:
+        return parse(read_regular(path, MAX_KEY_FILE_BYTES) or b"", path)
+    except KeyFileError:
+        return None
 
 
 def _key(path: Path) -> bytes | None:
-    """The key of a file, whoever else may read it; None where it holds none."""
+    """The key of a file of the old form, whoever else may read it; None where it holds none."""
     lines = (read_regular(path, MAX_KEY_FILE_BYTES) or b"").split()
     if len(lines) != 2 or lines[0] != _KEY:
         return None
