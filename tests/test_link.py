@@ -179,7 +179,7 @@ tx.send(images), rx.receive(tx.send(images))
 held, done = threading.Barrier(2), threading.Event()
 def hold():
     # every lock there is, as threads in send, in receive and in opening an engine would
-    locks = [counters.lock for counters in tx._counters.values()]
+    locks = [counters._lock for counters in tx._counters.values()]
     locks += [tx._engines._own.lock(), rx._engines._own.lock(), rx._own.lock()]
     for lock in locks:
         lock.acquire()
