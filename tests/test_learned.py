@@ -329,7 +329,7 @@ def test_answers_are_pictures(small, defense, ordered):
 
 def test_the_set_inverse_learns_too(small):
     """The encoder passes on what tells pictures apart: after so few steps, of those it has practised on."""
-    network = trained(small, "permute", 20, 100, ordered=False)
+    network = trained(small, "permute", 20, 150, ordered=False)
     pictures = learned.invert(network, small.received_rows(small.attacker_images, BY_NAME["permute"], 20, 1))[:, 0]
     fit = matching_advantage(psnr_of_all(small.attacker_images, pictures))
     assert p_value_of_mean(fit) < 1e-3, fit.mean()

@@ -194,7 +194,7 @@ def test_what_bob_is_told_of_the_noise_matters_and_so_does_what_alice_expects(ed
     images = small_images(8)
     received = radio(Transmitter(edge_bundle, KEY, snr_db=0).send(images), 0.0)
     right, wrong = (psnr(images, Receiver(edge_bundle, KEY, snr_db=snr).receive(received)).mean() for snr in (0, 25))
-    assert right > wrong + 1
+    assert right > wrong + 0.5
     for told, header in ((None, 10.0), (3.1, 3.0), (-100, -32.0), (100, 31.75)):
         frame = Transmitter(edge_bundle, KEY, snr_db=told).send(images[:1])[0]
         assert headers_of([frame], bundle.digest)[0].snr_db == header
@@ -247,5 +247,5 @@ def test_an_encoder_that_overflows_is_an_engine_error(edge_model, small_images, 
     with np.errstate(all="ignore"):
         export_model(loud, tmp_path / "loud", {"snr_db": [0.0, 20.0]}, precisions=("fp32",), signing_key=owner_key())
         for defense in MODES:
-            with pytest.raises(EngineError, match="came out of the encoder"):
+            with pytest.raises(EngineError, match=r"images \[0, 1\] came out of the transmitter without symbols"):
                 Transmitter(tmp_path / "loud", KEY, defense).send(small_images(2))

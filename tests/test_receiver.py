@@ -170,7 +170,7 @@ def test_without_a_key_nothing_is_kept_of_what_was_received(small_bundle, small_
 @pytest.fixture(scope="module")
 def no_floor(tmp_path_factory):
     """A packed pair whose transmitter divides by its own root mean square, which is 0 for a black picture: 0/0."""
-    files = {file.name: file.read_bytes() for file in (CASES / "black-picture").glob("*.onnx")}
+    files = {file.name: file.read_bytes() for file in (CASES / "black-picture").glob("*.fp32.onnx")}
     manifest = {"model": {"height": 32, "width": 32, "h": 8, "w": 8, "c": 8}, "snr_db": [10, 10], "precisions": ["fp32"]}
     path = tmp_path_factory.mktemp("bundles") / "no-floor"
     write_bundle(path, files, manifest, owner_key())

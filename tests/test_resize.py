@@ -73,9 +73,12 @@ def test_another_size_keeps_the_steps_that_int8_was_trained_with(tmp_path):
     packaged = open_bundle("edge")
     steps = model_of(packaged).int8_steps()
     assert len(steps) == 4
-    assert all(step > 0 for step in steps.values())
+    assert all(step.step > 0 for step in steps.values())
+    assert [step.fine for step in steps.values()].count(8) == 1
     other = export_bundle(packaged, tmp_path / "other", SIZE, precisions=("int8",), signing_key=owner_key())
-    assert model_of(other).int8_steps() == pytest.approx(steps, rel=1e-6)
+    found = model_of(other).int8_steps()
+    assert {name: step.fine for name, step in found.items()} == {name: step.fine for name, step in steps.items()}
+    assert [step.step for step in found.values()] == pytest.approx([step.step for step in steps.values()], rel=1e-6)
 
 
 def test_another_size_of_a_run(edge_run, tmp_path):

@@ -146,7 +146,7 @@ def test_a_whole_encoder_is_attacked(name):
     """White-box and row matching come nearer to what was sent, step by step."""
     packed = pack_graphs(*NETWORKS[name]())
     images = open_pictures("photos", "valid").take(2, HEIGHT, WIDTH)
-    index = np.arange(2 * packed.h, dtype=np.int32).reshape(2, -1)
+    index = np.arange(2 * packed.layout.h, dtype=np.int32).reshape(2, -1)
     engine = open_engine("onnxruntime-cpu", packed.transmitter)
     assert why_unsupported(packed.transmitter, engine, (images, index)) == ""
     surrogate = Surrogate(packed.transmitter)
@@ -154,10 +154,10 @@ def test_a_whole_encoder_is_attacked(name):
     with torch.autocast("cpu", torch.bfloat16):  # as an attack runs it where the processor has it
         assert surrogate(torch.from_numpy(images), torch.from_numpy(index)).isfinite().all()
     start, settings = np.full((3, HEIGHT, WIDTH), 0.5, np.float32), dataclasses.replace(whitebox.FAST, steps=60, lam=0.0)
-    found = whitebox.invert(surrogate, symbols.reshape(2, -1).view(np.complex64), start, packed.h, settings)
+    found = whitebox.invert(surrogate, symbols.reshape(2, -1).view(np.complex64), start, packed.layout.h, settings)
     assert far(surrogate, found, index, symbols) < 0.6 * far(surrogate, np.stack([start, start]), index, symbols)
     assert np.isfinite(psnr(images, found)).all()
-    rows = symbols.reshape(2, 1, packed.h, -1)[:, :, ::-1].copy()
+    rows = symbols.reshape(2, 1, packed.layout.h, -1)[:, :, ::-1].copy()
     matched = rowmatching.invert(surrogate, rows, start, dataclasses.replace(settings, steps=20))[:, 0]
     assert np.isfinite(matched).all()
 
