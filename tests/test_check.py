@@ -34,7 +34,8 @@ PLAN = "engines/transmitter.fp32.tensorrt.engine"
 
 
 @pytest.fixture
-def place(tmp_path) -> Place:
+def place(tmp_path, monkeypatch) -> Place:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))  # where other tests may have left an owner's key
     return Place(tmp_path / "deployed")
 
 

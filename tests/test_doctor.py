@@ -14,6 +14,7 @@ import onnx
 import pytest
 from rich.console import Console
 from semseal.runtime import doctor
+from semseal.runtime.bench.run import bench
 from semseal.runtime.bundle import open_bundle, write_bundle
 from semseal.runtime.doctor import Finding, jetson, show, works
 from semseal.runtime.engine import ENGINES
@@ -320,20 +321,10 @@ def test_a_benchmark_tells_an_engine_that_cannot_be_had_from_one_that_fails(monk
     assert shared.failures[-1].startswith("onnxruntime-cpu fp32 mix: BundleError: ")
 
 
-def test_the_jetson_script_measures_stages_that_work(monkeypatch):
+def test_the_jetson_script_describes_its_board_and_takes_the_times_of_bench(monkeypatch):
     monkeypatch.syspath_prepend(ON_JETSON.parent)
     spec = importlib.util.spec_from_file_location("on_jetson", ON_JETSON)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    monkeypatch.setattr(script, "WARM_UP", 1)
-    monkeypatch.setattr(script, "SAMPLES_FOR_P99", 3)
-    stages = script.stages(open_bundle("photos-10db"), "onnxruntime-cpu", None)
-    assert {f"{side} {precision}" for side in ("transmitter", "receiver") for precision in ("fp32", "fp16", "int8")} < set(
-        stages
-    )
-    for samples in (2, 3):
-        rows = script.measure(stages, samples)
-        assert [row["stage"] for row in rows] == list(stages)
-        assert all(0 < row["p50_ms"] <= row["p90_ms"] for row in rows)
-        assert all((row["p99_ms"] is None) == ("p99_reason" in row) == (samples == 2) for row in rows)
+    assert script.bench is bench  # whose stages tests/test_bench_link.py measures
     assert script.describe("a board")["power_mode"].keys() <= {"value", "reason"}

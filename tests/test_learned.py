@@ -279,8 +279,8 @@ def above_mean_picture(scene, pictures):
 
 def test_training_sees_an_undefended_picture_and_not_a_mixed_one(small):
     told = []
-    network = trained(small, "none", 20, 80, advance=told.append)
-    assert told == [learned.BATCH_SIZE] * 80
+    network = trained(small, "none", 20, 120, advance=told.append)
+    assert told == [learned.BATCH_SIZE] * 120
     received = small.received_rows(small.images, BY_NAME["none"], 20, 1)
     assert above_mean_picture(small, learned.invert(network, received)[:, 0]) > 2
     # it is the rows that tell it
