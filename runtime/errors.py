@@ -17,10 +17,7 @@
 A mistake in a Python call, such as an array of another shape, is a ValueError as everywhere else. No message holds a secret.
 """
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from semseal.runtime.frame import Frame, Reception
+import typing
 
 
 class SemsealError(Exception):
@@ -45,10 +42,10 @@ class EngineError(SemsealError):
 class SendError(EngineError):
     """Pictures that came out of the transmitter's engine as no symbols; the others of the call are not lost.
 
-    ``images`` lists their places in the call, ``frames`` has the frames of all others, in order, which may be sent.
+    ``images`` lists their places in the call, ``frames`` has the ``Frame`` of each other, in order, which may be sent.
     """
 
-    def __init__(self, message: str, hint: str = "", images: "tuple[int, ...]" = (), frames: "tuple[Frame, ...]" = ()) -> None:
+    def __init__(self, message: str, hint: str = "", images: tuple[int, ...] = (), frames: tuple[typing.Any, ...] = ()) -> None:
         super().__init__(message, hint)
         self.images, self.frames = images, frames
 
@@ -64,10 +61,10 @@ class HeaderError(SemsealError):
 class ReceiveError(HeaderError):
     """Frames that gave no picture; the others of the call are not lost.
 
-    ``receptions`` has what each frame of the call gave, in its order, as ``Receiver.receive_each`` returns it.
+    ``receptions`` has the ``Reception`` of each frame of the call, in its order, as ``Receiver.receive_each`` returns it.
     """
 
-    def __init__(self, message: str, hint: str = "", receptions: "tuple[Reception, ...]" = ()) -> None:
+    def __init__(self, message: str, hint: str = "", receptions: tuple[typing.Any, ...] = ()) -> None:
         super().__init__(message, hint)
         self.receptions = receptions
 
