@@ -4,7 +4,7 @@ import base64
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from semseal.runtime import signing
@@ -52,37 +52,36 @@ def _regular(d: Deployment) -> list[tuple[Path, os.stat_result]] | str:
     return found if isinstance(found, str) else [(path, status) for path, status in found if stat.S_ISREG(status.st_mode)]
 
 
-def is_open_to_others(d: Deployment) -> Outcome:
+def _wrong(d: Deployment, words: Callable[[Path, os.stat_result], str]) -> Outcome:
+    """A problem for each of them of which ``words`` has something to say."""
     found = _regular(d)
     if isinstance(found, str):
         return found
-    return [
-        Problem(str(path), f"has mode {stat.S_IMODE(status.st_mode):04o}: others can read or change it")
-        for path, status in found
-        if status.st_mode & _OTHERS
-    ]
+    return [Problem(str(path), said) for path, status in found if (said := words(path, status))]
+
+
+def is_open_to_others(d: Deployment) -> Outcome:
+    def words(_: Path, status: os.stat_result) -> str:
+        mode = stat.S_IMODE(status.st_mode)
+        return f"has mode {mode:04o}: others can read or change it" if mode & _OTHERS else ""
+
+    return _wrong(d, words)
 
 
 def is_anothers(d: Deployment) -> Outcome:
-    found = _regular(d)
-    if isinstance(found, str):
-        return found
-    return [
-        Problem(str(path), f"belongs to user {status.st_uid}, and this runs as user {os.geteuid()}")
-        for path, status in found
-        if status.st_uid != os.geteuid()
-    ]
+    def words(_: Path, status: os.stat_result) -> str:
+        own = status.st_uid == os.geteuid()
+        return "" if own else f"belongs to user {status.st_uid}, and this runs as user {os.geteuid()}"
+
+    return _wrong(d, words)
 
 
 def is_hard_linked(d: Deployment) -> Outcome:
-    found = _regular(d)
-    if isinstance(found, str):
-        return found
-    return [
-        Problem(str(path), f"has {status.st_nlink} names (hard links): deleting one leaves the key")
-        for path, status in found
-        if status.st_nlink > 1
-    ]
+    def words(_: Path, status: os.stat_result) -> str:
+        many = status.st_nlink > 1
+        return f"has {status.st_nlink} names (hard links): deleting one leaves the key" if many else ""
+
+    return _wrong(d, words)
 
 
 def is_no_file(d: Deployment) -> Outcome:
@@ -112,15 +111,11 @@ def is_in_an_open_folder(d: Deployment) -> Outcome:
 
 
 def is_no_secret(d: Deployment) -> Outcome:
-    found = _regular(d)
-    if isinstance(found, str):
-        return found
-    problems = []
-    for path, _ in found:
+    def words(path: Path, _: os.stat_result) -> str:
         key = _key(path)
-        if key is not None and len(set(key)) <= 1:
-            problems.append(Problem(str(path), "its key is one byte over and over: nobody drew that"))
-    return problems
+        return "" if key is None or len(set(key)) > 1 else "its key is one byte over and over: nobody drew that"
+
+    return _wrong(d, words)
 
 
 def is_damaged(d: Deployment) -> Outcome:
