@@ -6,74 +6,28 @@ import warnings
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
+from graphs import (
+    EIGHT,
+    F32,
+    I64,
+    PICTURE,
+    TOKENS,
+    apart,
+    check,
+    check_forward,
+    graph_of,
+    in_onnxruntime,
+    model,
+    normal,
+    written,
+)
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from semseal.runtime.audit.operators import OPERATORS
-from semseal.runtime.audit.surrogate import TOLERANCE, Surrogate, why_unsupported
-from semseal.runtime.engine import open_engine
-from semseal.runtime.errors import GraphError
-
-RNG = np.random.default_rng(0)
-I64, F32 = np.int64, np.float32
-
-
-def model(operator, x, constants=(), opset=20, outputs=1, after="", **attributes):
-    """A graph of one operator: ``x`` is its first input, the constants (None: left out) are the others."""
-    names = ["x"] + ["" if value is None else f"c{i}" for i, value in enumerate(constants)]
-    nodes = [helper.make_node(operator, names, [f"y{i}" for i in range(outputs)], **attributes)]
-    if outputs > 1:  # so that every part counts
-        nodes.append(helper.make_node("Concat", [f"y{i}" for i in range(outputs)], ["y"], axis=attributes.get("axis", 0)))
-    weights = [numpy_helper.from_array(np.asarray(value), f"c{i}") for i, value in enumerate(constants) if value is not None]
-    ends = [
-        helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape),
-        helper.make_tensor_value_info("y" if outputs > 1 else "y0", TensorProto.FLOAT, None),
-    ]
-    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9).SerializeToString()
-
-
-def in_onnxruntime(graph, *inputs):
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    return session.run(None, dict(zip([value.name for value in session.get_inputs()], inputs, strict=True)))[0]
-
-
-def check_forward(graph, x):
-    expected, surrogate = in_onnxruntime(graph, x), Surrogate(graph)
-    with torch.no_grad():
-        got = surrogate(torch.from_numpy(x)).numpy()
-    assert got.shape == expected.shape
-    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
-    with torch.autocast("cpu", torch.bfloat16):  # as it runs in an attack where the processor has it
-        rough = surrogate(torch.from_numpy(x).requires_grad_()).float()
-    assert (rough - torch.from_numpy(expected)).abs().mean() <= 0.05 * np.abs(expected).mean() + 0.05
-    rough.sum().backward()
-    return surrogate
-
-
-def check(graph, x):
-    """Forward, and the gradient in float64 by differences, away from kinks."""
-    surrogate = check_forward(graph, x).double()
-    assert torch.autograd.gradcheck(surrogate, torch.from_numpy(x).double().requires_grad_(), fast_mode=True)
-
-
-def normal(*shape):
-    return np.random.default_rng(sum(shape)).normal(size=shape).astype(F32)
-
-
-def apart(*shape):
-    """No two values near each other, or near a multiple of a quarter: no kink, no tie, no step within reach of a difference."""
-    values = (np.arange(np.prod(shape)) - np.prod(shape) // 2) / 4 + 0.11
-    return np.random.default_rng(1).permutation(values / max(1, np.abs(values).max() / 3.3)).reshape(shape).astype(F32)
-
-
-PICTURE, TOKENS = normal(2, 4, 6, 5), normal(2, 3, 8)
-ONES, EIGHT = np.ones(8, F32), normal(8)
+from semseal.runtime.audit.surrogate import Surrogate
 
 # operator, first input, the other inputs, attributes with ``opset`` and ``outputs``
 CASES = [
@@ -275,21 +229,6 @@ def test_operators_that_compute_in_8_bits():
     assert torch.autograd.grad(y.sum(), given)[0].any()
 
 
-def graph_of(nodes, shape, weights=(), opset=20, inputs=("x",), output="y"):
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in inputs]
-    last = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
-    graph = helper.make_graph(nodes, "g", ends, [last], list(weights))
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9).SerializeToString()
-
-
-def written(text, opset=20):
-    """A graph in ONNX's own notation, of ``x`` float [2, 3, 8] to ``y``."""
-    header = f'<ir_version: 9, opset_import: ["" : {opset}]> g (float[2, 3, 8] x) => (float[] y)'
-    parsed = onnx.parser.parse_model(f"{header} {{ {text} }}")
-    parsed.graph.output[0].type.tensor_type.ClearField("shape")
-    return parsed.SerializeToString()
-
-
 def test_shapes_and_indices_are_computed_in_the_graph():
     check(
         written("""
@@ -465,94 +404,3 @@ def test_the_operators_do_what_the_tests_of_onnx_say():
 
 def close(got, expected):
     return got.shape == expected.shape and np.allclose(got, expected, rtol=1e-3, atol=1e-5, equal_nan=True)
-
-
-# what cannot be
-
-
-ENDS = "float[2, 3, 4, 4] image"
-
-
-def reason_of(body, opset=20, deployed=None):
-    header = f'<ir_version: 9, opset_import: ["" : {opset}]> g ({ENDS}) => (float[] y)'
-    parsed = onnx.parser.parse_model(f"{header} {{ {body} }}")
-    parsed.graph.output[0].type.tensor_type.ClearField("shape")
-    graph = parsed.SerializeToString()
-    image = np.random.default_rng(0).random((2, 3, 4, 4), F32)
-    return why_unsupported(graph, deployed or open_engine("onnxruntime-cpu", graph), [image])
-
-
-def test_what_can_be_differentiated_has_no_reason():
-    assert reason_of("y = Flatten(image)") == ""
-
-
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        ("y = Det(image)", "cannot differentiate the operators Det"),
-        ("h = Hardmax(image) n, m = LayerNormalization(h, h) y = NonMaxSuppression(n, h)", "Hardmax, NonMaxSuppression"),
-        ("a = ArgMax<axis = 1>(image) y = Cast<to = 1>(a)", "ArgMax"),
-        ("roi = Constant<value_floats = [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.5, 0.5]>() s = Constant<value_ints = [2, 3, 2, 2]>() "
-         "y = Resize<coordinate_transformation_mode = \"tf_crop_and_resize\">(image, roi, , s)", "tf_crop_and_resize"),
-        ("z = Constant<value_float = 0.5>() b = Greater(image, z) y = Cast<to = 1>(b)", "no gradient"),
-        ("y = Constant<value_floats = [1.0]>()", "no gradient"),
-        ("f = Flatten(image) c = Cast<to = 7>(f) k = Gather<axis = 1>(f, c) y = Relu(k)", "index is computed from the picture"),
-        ("m, i = MaxPool<kernel_shape = [2, 2]>(image) y = Cast<to = 1>(i)", "Cast takes 'i'"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_differentiated_is_named(body, words):
-    needs_no_engine = lambda *_: np.ones((2, 1), F32)  # noqa: E731
-    reason = reason_of(body, deployed=needs_no_engine if "NonMax" in body else None)
-    assert words in reason
-    assert "\n" not in reason
-
-
-@pytest.mark.parametrize(("wrong", "fails"), [(TOLERANCE / 2, False), (2 * TOLERANCE, True)])
-def test_a_surrogate_that_is_not_the_engine_is_not_used(wrong, fails):
-    """The tolerance is of the symbols' RMS, and the figure is told."""
-
-    def deployed(image):
-        return image * F32(1 + wrong)
-
-    reason = reason_of("y = Identity(image)", deployed=deployed)
-    assert ("3.85% away, more than 2%" in reason) is fails
-    assert bool(reason) is fails
-    assert "[2, 3, 4, 4], the engine [2, 48]" in reason_of("y = Identity(image)", deployed=lambda x: x.reshape(2, 48))
-    assert "nan" in reason_of("y = Identity(image)", deployed=lambda x: x * F32(np.nan))
-
-
-def test_an_engine_that_fails_is_not_the_surrogates_fault():
-    def broken(image):
-        raise RuntimeError("no memory")
-
-    with pytest.raises(RuntimeError, match="no memory"):
-        reason_of("y = Identity(image)", deployed=broken)
-
-
-@pytest.mark.parametrize("domain", ["com.microsoft", "mine"])
-def test_operators_of_other_domains_are_not_taken_for_onnxs(domain):
-    node = helper.make_node("Gelu", ["x"], ["y"], domain=domain)
-    with pytest.raises(GraphError, match=f"{domain}.Gelu"):
-        Surrogate(graph_of([node], (2, 3)))
-
-
-@pytest.mark.parametrize("kind", ["FLOAT16", "BFLOAT16", "DOUBLE", "UINT16", "INT16", "UINT64", "INT4"])
-def test_constants_of_every_number_type(kind):
-    """Whatever the type is stored as, its numbers take part: here as factors."""
-    values = helper.make_tensor("k", getattr(TensorProto, kind), [2], [1, 3])
-    nodes = [
-        helper.make_node("Cast", ["k"], ["factors"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["x", "factors"], ["y"]),
-    ]
-    got = Surrogate(graph_of(nodes, (2, 2), [values]))(torch.ones(2, 2))
-    assert got.tolist() == [[1, 3], [1, 3]]
-
-
-def test_a_name_may_hold_any_character():
-    weights = [numpy_helper.from_array(F32([k]), name) for k, name in ((2, "a.b"), (3, "a|b"), (5, "forward"))]
-    nodes = [
-        helper.make_node("Mul", ["x", "a.b"], ["p"]),
-        helper.make_node("Mul", ["p", "a|b"], ["q"]),
-        helper.make_node("Mul", ["q", "forward"], ["y"]),
-    ]
-    assert Surrogate(graph_of(nodes, (1,), weights))(torch.ones(1)).item() == 30
