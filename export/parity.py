@@ -8,6 +8,7 @@ Models whose scale is in the header are told the SNR at both ends, as the link d
 
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from semseal.runtime import channel
 from semseal.runtime.engine import open_engine
+from semseal.runtime.errors import EngineError
 from semseal.runtime.metrics import psnr
 
 SNRS = (0.0, 10.0, 20.0)
@@ -35,7 +37,8 @@ def measure_parity(
     With ``has_scale`` encode takes the SNR [batch] too and gives symbols of any power, and decode takes the side information
     [batch, 3]. Every CPU engine that is installed runs every precision at the transmitter alone, at the receiver alone, and at
     both. Returns rows of PSNR in dB at each SNR, the largest difference in a symbol and in a pixel without noise, the range of
-    the power per symbol over the images, and which operators ONNX Runtime assigned to which provider.
+    the power per symbol over the images, why OpenVINO does not run a precision ("refused"), and which operators
+    ONNX Runtime assigned to which provider. Raises EngineError for a graph that ONNX Runtime does not run.
     """
     identity = np.arange(len(images) * h, dtype=np.int32).reshape(len(images), h)
     symbols, told = on_air(encode, images, MANY_DB, has_scale)
@@ -51,17 +54,19 @@ def measure_parity(
 
     rows = [{"engine": "reference", "transmitter": "reference", "receiver": "reference", "psnr": link(encode, decode)}]
     differences: dict[str, dict[str, Any]] = {}
-    for engine in ["onnxruntime-cpu"] + ["openvino"] * (find_spec("openvino") is not None):
-        for precision in dict.fromkeys(precision for _, precision in graphs):
+    refused: dict[str, str] = {}
+    engines = ["onnxruntime-cpu"] + ["openvino"] * (find_spec("openvino") is not None)
+    for engine, precision in product(engines, dict.fromkeys(precision for _, precision in graphs)):
+        try:
             send, receive = (_indexed(engine, graphs[side, precision], identity) for side in ("transmitter", "receiver"))
-            for names, row_send, row_receive in (
-                ((precision, "reference"), send, decode),
-                (("reference", precision), encode, receive),
-                ((precision, precision), send, receive),
-            ):
-                rows.append(
-                    {"engine": engine, "transmitter": names[0], "receiver": names[1], "psnr": link(row_send, row_receive)}
+            measured = [
+                {"engine": engine, "transmitter": names[0], "receiver": names[1], "psnr": link(row_send, row_receive)}
+                for names, row_send, row_receive in (
+                    ((precision, "reference"), send, decode),
+                    (("reference", precision), encode, receive),
+                    ((precision, precision), send, receive),
                 )
+            ]
             sent, _ = on_air(send, images, MANY_DB, has_scale)
             power = 2 * np.square(sent.astype(np.float64)).mean(axis=(1, 2))
             differences[f"{engine} {precision}"] = {
@@ -69,8 +74,14 @@ def measure_parity(
                 "max_image_error": float(np.abs(receive(symbols, *told) - clean).max()),
                 "power_per_symbol": [float(power.min()), float(power.max())],
             }
+            rows += measured
+        except EngineError as error:
+            if engine != "openvino":
+                raise
+            refused[f"{engine} {precision}"] = error.message
     providers = {f"{side}.{precision}": _providers(graph) for (side, precision), graph in graphs.items()}
-    return {"pictures": len(images), "noise_seed": NOISE_SEED, "rows": rows, "differences": differences, "providers": providers}
+    counts = {"pictures": len(images), "noise_seed": NOISE_SEED}
+    return {**counts, "rows": rows, "differences": differences, "refused": refused, "providers": providers}
 
 
 def on_air(send: Side, images: Reals, snr_db: float, has_scale: bool) -> tuple[Reals, list[Reals]]:

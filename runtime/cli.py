@@ -160,10 +160,11 @@ def build(source: str, bundle: Path, engine: str, capabilities: tuple[int, ...],
     is signed with your key. tensorrt builds for the GPU of this machine and no other; tensorrt-rtx needs none to build.
     """
     from semseal.export.tensorrt import add_plans
-    from semseal.runtime.bundle import open_bundle
+    from semseal.runtime.bundle import check_free, open_bundle
     from semseal.runtime.signing import owner_key
 
     _check_capabilities(capabilities, (engine,))
+    check_free(bundle, force)  # before a key is made
     original, key = open_bundle(source), owner_key(sign)
     add_plans(original, bundle, engine, key, capabilities=capabilities or None, force=force, tell=_print_plan)
     _print_pin(key)
@@ -221,6 +222,8 @@ def _print_parity(bundle: "Bundle") -> None:
             f"{name}: largest difference of a symbol {difference['max_symbol_error']:.2e}, of a picture "
             f"{difference['max_image_error']:.2e}; power per symbol {low:.6f} to {high:.6f}"
         )
+    for name, reason in parity.get("refused", {}).items():  # bundles of earlier versions do not have it
+        _say(f"{name}: not measured, it does not run this graph: {reason}")
     for graph, providers in parity["providers"].items():
         counts = ", ".join(f"{sum(operators.values())} nodes on {name}" for name, operators in providers.items())
         _say(f"{graph}.onnx in ONNX Runtime: {counts}")

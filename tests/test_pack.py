@@ -30,7 +30,7 @@ from semseal.export.tensorrt import build_plan
 from semseal.runtime.audit.surrogate import Surrogate
 from semseal.runtime.defense import index
 from semseal.runtime.engine import open_engine
-from semseal.runtime.errors import GraphError
+from semseal.runtime.errors import EngineError, GraphError
 from semseal.runtime.link import Receiver, Transmitter
 from semseal.runtime.pictures import open_pictures
 from semseal.runtime.signing import owner_key
@@ -304,3 +304,21 @@ def test_a_packed_pair_is_a_bundle_and_its_link_keeps_the_pictures(tmp_path):
         bob = Receiver(bundle.path, key, precision=precision)
         # int8 kernels may round another way for another batch
         np.testing.assert_allclose(bob.receive(alice.send(images)), plain, atol=0.05 if precision == "int8" else 1e-6)
+
+
+def test_what_openvino_cannot_run_costs_its_rows_of_parity_and_not_the_bundle(tmp_path):
+    encoder = onnx.load_model_from_string(written(Encoder(), IMAGE))
+    last = encoder.graph.node[-1].output[0]
+    encoder.graph.node.extend(
+        [helper.make_node("Optional", [last], ["wrapped"]), helper.make_node("OptionalGetElement", ["wrapped"], ["unwrapped"])]
+    )
+    encoder.graph.output[0].name = "unwrapped"
+    (tmp_path / "tx.onnx").write_bytes(encoder.SerializeToString())
+    (tmp_path / "rx.onnx").write_bytes(written(Decoder(), FEATURES))
+    bundle = pack(tmp_path / "tx.onnx", tmp_path / "rx.onnx", tmp_path / "bundle", 7.0, (), signing_key=owner_key())
+    parity = bundle.manifest["parity"]
+    assert {row["engine"] for row in parity["rows"]} == {"reference", "onnxruntime-cpu"}
+    assert list(parity["differences"]) == ["onnxruntime-cpu fp32"]
+    assert list(parity["refused"]) == ["openvino fp32"]
+    with pytest.raises(EngineError, match=r"Optional"):
+        open_engine("openvino", bundle.read("transmitter.fp32.onnx"))

@@ -51,10 +51,11 @@ def update(
     assert norm is not None
     told = torch.tensor(float(stop), device=fabric.device)
     means = fabric.all_reduce(torch.stack([loss.detach(), mse.detach(), told]), reduce_op="mean")
-    result = float(means[0]), float(means[1]), float(norm), float(means[2]) > 0
-    if math.isfinite(result[0]) and math.isfinite(result[2]):
+    # one copy from the device, so the host waits for it once
+    mean_loss, mean_mse, stops, gradient = torch.cat([means, norm.detach().reshape(1)]).tolist()
+    if math.isfinite(mean_loss) and math.isfinite(gradient):
         optimizer.step()
-    return result
+    return mean_loss, mean_mse, gradient, stops > 0
 
 
 def schedule(step: int, config: TrainConfig) -> float:
