@@ -330,9 +330,17 @@ def _copies(case: Case) -> list[Stage]:
         stream.sync()
         assert np.array_equal(image.host, case.images), "other pictures came back from the device"
 
+    def check_download(_: Reals) -> None:
+        expected = case.reference.symbols.reshape(symbols.shape)
+        symbols.host[...] = expected
+        symbols.upload(stream)
+        stream.sync()
+        symbols.host[...] = 0
+        assert np.array_equal(download(), expected), "other symbols came back from the device"
+
     return [
         Stage("host to device", upload, check_upload, bytes=case.images.nbytes),
-        Stage("device to host", download, lambda given: None, bytes=case.reference.symbols.nbytes),
+        Stage("device to host", download, check_download, bytes=case.reference.symbols.nbytes),
     ]
 
 
