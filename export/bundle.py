@@ -32,8 +32,10 @@ from semseal.train.fit import Link, last_row, load_run, resized
 
 _WEIGHTS = "model."  # before the names of a model's weights in its graphs
 
-PARITY_PICTURES = 12
-CALIBRATION_PICTURES = 32
+# of pictures up to this many pixels; of larger ones fewer, with as many pixels together, because time and memory go by those
+USUAL_PIXELS = 360 * 360
+PARITY_PICTURES, LEAST_PARITY_PICTURES = 12, 3
+CALIBRATION_PICTURES, LEAST_CALIBRATION_PICTURES = 32, 5  # one for each of the SNRs that they are sent at
 
 
 def export_run(run: Path, out: Path, size: tuple[int, int] | None = None, **deployed: Any) -> Bundle:
@@ -150,7 +152,7 @@ def deploy(
     made = [precision for precision in PRECISIONS if precision == "fp32" or precision in precisions]
     model = manifest["model"]
     _check_size(model)
-    images = _taken(calibration, "valid", PARITY_PICTURES, model, "parity")
+    images = _taken(calibration, "valid", (PARITY_PICTURES, LEAST_PARITY_PICTURES), model, "parity")
     parts = len(engines) + 2
     tell(f"graphs in {', '.join(made)}", 1, parts)
     graphs = _precisions(transmitter, receiver, made, manifest, calibration, steps)
@@ -210,9 +212,11 @@ def _mixing(graphs: dict[tuple[str, str], bytes], model: dict[str, Any]) -> dict
     return {(f"{side}-mix", name): with_mix(graph, side, h, model["w"] * c, c) for (side, name), graph in graphs.items()}
 
 
-def _taken(data: str, split: str, n: int, model: dict[str, Any], purpose: str) -> NDArray[np.float32]:
-    """n pictures or as many as there are; what is missing is said on stderr."""
+def _taken(data: str, split: str, most_and_least: tuple[int, int], model: dict[str, Any], purpose: str) -> NDArray[np.float32]:
+    """As many pictures as suit their size, or as there are; what is missing is said on stderr."""
     pictures = open_pictures(data, split)
+    most, least = most_and_least
+    n = max(least, min(most, most * USUAL_PIXELS // (model["height"] * model["width"])))
     images = pictures.take(n, model["height"], model["width"], fewer=True)
     for line in pictures.remarks(len(images), n, purpose):
         print(line, file=sys.stderr)
@@ -226,12 +230,14 @@ def _calibration(
 
     The pictures take turns through the range of SNRs.
     """
-    images = _taken(data, "train", CALIBRATION_PICTURES, model, "calibration")
+    images = _taken(data, "train", (CALIBRATION_PICTURES, LEAST_CALIBRATION_PICTURES), model, "calibration")
     identity = np.arange(model["h"], dtype=np.int32)[None]
     run = open_engine("onnxruntime-cpu", transmitter)
     rng = np.random.default_rng(1)
     feeds: dict[str, list[dict[str, NDArray[Any]]]] = {"transmitter": [], "receiver": []}
-    for image, snr in zip(images, np.resize(np.linspace(snr_db[0], snr_db[1], 5), len(images)).tolist(), strict=True):
+    for image, snr in zip(
+        images, np.resize(np.linspace(snr_db[0], snr_db[1], LEAST_CALIBRATION_PICTURES), len(images)).tolist(), strict=True
+    ):
         sent, told = on_air(lambda x, *told: run(x, identity, *told), image[None], snr, "scale" in model)
         noise = channel.draw_noise(1, sent.shape[1], rng)
         side = {"side_information": told[0]} if told else {}
