@@ -341,6 +341,8 @@ def parse_manifest(path: Path, text: bytes) -> Bundle:
         sizes = (bundle.height, bundle.width, bundle.h, bundle.row_width)
         if not all(1 <= size <= MAX_DIMENSION for size in sizes) or not _is_range(bundle.snr_range):
             raise ValueError("a size or the SNR is out of range")
+        if bundle.h * bundle.row_width % 2:
+            raise ValueError("its features are an odd number of floats, and a symbol takes two")
         if type(created := manifest.get("created", 0)) is not int or not 0 <= created < MAX_DATE:
             raise ValueError("its date is none")
         if manifest["model"].get("scale", "header") != "header":
