@@ -235,10 +235,11 @@ def test_a_lost_partner_costs_both_ends_the_same_rows():
 
 
 @pytest.mark.parametrize("end", ["the package", "the other"])
-def test_both_refuse_a_replay_another_key_and_swapped_symbols(end):
+def test_both_refuse_a_replay_another_key_and_symbols_of_another_frame_power_or_number(end):
     key = generate_key()
     first, second = map(Frame.from_bytes, Client(other_end("edge"), key).send(photographs()[:2], "mix"))
-    swapped = Frame(second.symbols, first.header)
+    swapped, loud = Frame(second.symbols, first.header), Frame(first.symbols * np.complex64(40), first.header)
+    short = Frame(first.symbols[:-1], first.header)
 
     def receiver(key):
         if end == "the other":
@@ -248,8 +249,9 @@ def test_both_refuse_a_replay_another_key_and_swapped_symbols(end):
         return lambda frame: bob.receive([frame]), HeaderError
 
     receive, refused = receiver(key)
-    with pytest.raises(refused):
-        receive(swapped)
+    for bad in (swapped, loud, short):
+        with pytest.raises(refused):
+            receive(bad)
     receive(first)
     with pytest.raises(refused):
         receive(first)

@@ -489,8 +489,10 @@ class Client:
             data, symbols = read_frame(frame)
             header = open_header(self.key, self.bundle.digest, data)
             a, b, c = mix_sizes(self.bundle.n)
-            if len(symbols) != (a * b * c if header["mode"] == "mix" else self.bundle.n) // 2 or np.abs(symbols).max() >= 1e6:
-                raise RefusedError("symbols")
+            if len(symbols) != (a * b * c if header["mode"] == "mix" else self.bundle.n) // 2:
+                raise RefusedError("number of symbols")
+            if not np.square(symbols, dtype=np.float64).sum() <= 1000 * len(symbols):
+                raise RefusedError("power")
             if self.bundle.has_scale and header["scale"] is None and not header["noise"]:
                 raise RefusedError("no scale")
             opened.append((header, symbols))
