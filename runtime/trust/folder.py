@@ -10,8 +10,8 @@ from semseal.runtime.bundle import ENGINES, GRAPH_NAME, MANIFEST, PRECISIONS, SI
 from semseal.runtime.defense import mix
 from semseal.runtime.errors import BundleError, GraphError, SigningError
 from semseal.runtime.mixing import MIN_CHECKED_CHANNELS, MIN_CHECKED_REALS
-from semseal.runtime.onnxfile import check_onnx, fields
-from semseal.runtime.onnxwrite import Graph, content_of, take_apart
+from semseal.runtime.onnxfile import check_onnx
+from semseal.runtime.onnxwrite import Graph, axes_of, take_apart
 from semseal.runtime.trust.constants import holds_order, holds_secret, holds_signs, numbers_in_graph, numbers_in_json
 from semseal.runtime.trust.deployment import Deployment, Entry, read_regular
 from semseal.runtime.trust.finding import Outcome, Problem
@@ -211,7 +211,7 @@ def is_misshapen(d: Deployment) -> Outcome:
             if name not in (graph.inputs if name == given else graph.outputs):
                 problems.append(Problem(f"{side}.{precision}.onnx", f"has no {name} where it should"))
         for name, value in declared.items():
-            axes = _axes(value)
+            axes = axes_of(value)
             if name in ends and axes[1:] != ends[name]:
                 problems.append(
                     Problem(
@@ -333,23 +333,6 @@ def _graph(data: bytes) -> Graph | None:
         return take_apart(data)[0]
     except (GraphError, UnicodeDecodeError):
         return None  # which ``is_unsafe`` says
-
-
-def _axes(declared: bytes) -> list[int | str]:
-    """Those of a declared value: sizes, or names of sizes that vary."""
-    shape = content_of(content_of(content_of(declared, 2), 1), 2)
-    axes: list[int | str] = []
-    for number, wire, value, _, end in fields(shape, 0, len(shape)):
-        if number != 1 or wire != 2:
-            continue
-        axis: int | str = "?"
-        for inner, kind, size, _, stop in fields(shape[end - value : end], 0, value):
-            if inner == 1 and kind == 0:
-                axis = size
-            elif inner == 2 and kind == 2:
-                axis = shape[end - value : end][stop - size : stop].decode(errors="replace")
-        axes.append(axis)
-    return axes
 
 
 def _shown(axes: list[Any]) -> str:
