@@ -8,13 +8,15 @@ from typing import Any
 from semseal.runtime import signing
 from semseal.runtime.bundle import ENGINES, GRAPH_NAME, MANIFEST, PRECISIONS, SIGNATURE
 from semseal.runtime.defense import mix
-from semseal.runtime.errors import BundleError, GraphError, SigningError
+from semseal.runtime.errors import BundleError, GraphError, KeyFileError, SigningError
 from semseal.runtime.mixing import MIN_CHECKED_CHANNELS, MIN_CHECKED_REALS
 from semseal.runtime.onnxfile import check_onnx
 from semseal.runtime.onnxwrite import Graph, axes_of, take_apart
 from semseal.runtime.trust.constants import holds_order, holds_secret, holds_signs, numbers_in_graph, numbers_in_json
 from semseal.runtime.trust.deployment import Deployment, Entry, read_regular
 from semseal.runtime.trust.finding import Outcome, Problem
+from semseal.runtime.trust.keyset import written
+from semseal.runtime.trust.newest import newer_than
 
 FORMAT_OF_MIX_1 = 3  # the last bundle format whose graphs mixed by version 1
 MAX_SEARCHED_BYTES = 2**28  # of a file beside the bundle
@@ -179,6 +181,17 @@ def _loose(manifest: dict[str, Any]) -> list[str]:
         if graphs != set(manifest["precisions"]):
             found.append(f"precisions are {', '.join(manifest['precisions'])}, the graphs are {', '.join(sorted(graphs))}")
     return found
+
+
+def is_older(d: Deployment) -> Outcome:
+    try:
+        newest = newer_than(d.bundle, d.asked.owner)
+    except (KeyFileError, OSError) as error:
+        return [Problem(MANIFEST, f"whether it is the newest cannot be told: {getattr(error, 'message', error)}")]
+    if newest is None:
+        return []
+    made = f"of {written(d.bundle.created)}" if d.bundle.created else "without a date"
+    return [Problem(MANIFEST, f"is {made}, and one of its owner, of {written(newest)}, was opened here")]
 
 
 # the graphs
