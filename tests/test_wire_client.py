@@ -4,12 +4,14 @@ The vectors are the second implementation's but for those of keysets, mix and si
 """
 
 import ast
+import copy
 import hashlib
 import json
 import shutil
 import sys
 from functools import cache
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import onnx
@@ -20,15 +22,15 @@ from semseal.runtime.bundle import open_bundle, packaged_bundle, parse_manifest,
 from semseal.runtime.channel import awgn, draw_noise
 from semseal.runtime.decoding import scheme
 from semseal.runtime.defense import index
-from semseal.runtime.defense.header import Header
+from semseal.runtime.defense.header import Header, HeaderSealer
 from semseal.runtime.defense.keys import generate_key
 from semseal.runtime.defense.schemes import scheme_sets
-from semseal.runtime.errors import BundleError, HeaderError
+from semseal.runtime.errors import BundleError, HeaderError, KeyFileError
 from semseal.runtime.link import Frame, Receiver, Transmitter
 from semseal.runtime.pictures import open_pictures
 from semseal.runtime.pixels import with_pixels
 from semseal.runtime.signing import owner_key, public_text
-from semseal.runtime.trust.keyset import new_keyset, read_keyset, write_keyset, write_peer
+from semseal.runtime.trust.keyset import new_keyset, parse, read_keyset, write_keyset, write_peer
 from wire_client import MODES, Client, RefusedError
 
 MODELS = ("edge", "photos-10db")
@@ -294,3 +296,100 @@ def test_the_other_end_verifies_a_bundle_and_refuses_a_changed_one(tmp_path):
         (tmp_path / name / name).write_bytes(data)
         with pytest.raises(RefusedError, match=what):
             Client(wire_client.Bundle(tmp_path / name, line))
+
+
+# what one refuses the other refuses: a page that leaves something open shows here
+
+
+def reads(read, refused, *data):
+    try:
+        read(*data)
+    except refused:
+        return False
+    return True
+
+
+def spoilt(data, random, alphabet=range(256)):
+    """A few bytes changed, inserted or removed."""
+    out = bytearray(data)
+    for _ in range(random.randint(0, 2)):
+        if out:
+            at = random.randrange(len(out))
+            out[at : at + random.randint(0, 2)] = bytes(random.choice(alphabet) for _ in range(random.randint(0, 2)))
+    return bytes(out)
+
+
+VALUES = (
+    None, True, 0, 1, -1, 5, 2**40, 2.5, 180.0, float("nan"), float("inf"), "", "x", "5", "180", "00" * 32, "FF" * 32, "header",
+    "mix", "one-way", "fp32", "0" * 16, "2026-13-01T00:00:00Z", [], [1], {}, {"a": 1}, ["fp32"], ["fp16"], ["fp32", 1],
+    [0, True],
+)  # fmt: skip
+
+
+def spoilt_members(tree, random):
+    """A member removed, added, or of another value or type."""
+    tree = copy.deepcopy(tree)
+    holders = [tree]
+    for holder in holders:
+        inner = holder.values() if isinstance(holder, dict) else holder
+        holders += [value for value in inner if isinstance(value, dict | list) and value]
+    holder = random.choice(holders)
+    name = random.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
+    how = random.random()
+    if how < 0.15:
+        del holder[name]
+    elif how < 0.25 and isinstance(holder, dict):
+        holder[random.choice(["more", "scale", "created", "size"])] = random.choice(VALUES)
+    elif how < 0.35 and isinstance(holder[name], str):
+        holder[name] = holder[name].upper()
+    else:
+        holder[name] = random.choice(VALUES)
+    return tree
+
+
+def good(name, field):
+    return [
+        vector.values[0][field] for vector in vectors(name) if vector.values[0]["outcome"] in ("read", "opened", "verified")
+    ]
+
+
+def test_both_take_the_same_frames_and_headers():
+    random, frames = Random(1), [bytes.fromhex(data) for data in good("frame-v1.json", "data")]
+    for _ in range(2000):
+        data = spoilt(random.choice(frames), random)
+        ours = reads(Frame.from_bytes, ValueError, data)
+        assert ours == reads(wire_client.read_frame, RefusedError, data), data.hex()
+    headers = [vector.values[0] for vector in vectors("header-v2.json")]
+    for _ in range(2000):
+        vector = random.choice(headers)
+        key, model = (None if vector[x] is None else bytes.fromhex(vector[x]) for x in ("key", "model"))
+        data = spoilt(bytes.fromhex(vector["data"]), random, (0, 1, 2, 3, 4, 115, 83, 255))
+        ours = reads(HeaderSealer(key, model).open, HeaderError, data)
+        assert ours == reads(wire_client.open_header, RefusedError, key, model, data), data.hex()
+
+
+def test_both_take_the_same_manifests():
+    random, manifests = Random(2), [json.loads(text) for text in good("bundle-v5.json", "manifest")]
+    taken = 0
+    for _ in range(2000):
+        text = json.dumps(spoilt_members(random.choice(manifests), random)).encode()
+        ours = reads(parse_manifest, BundleError, Path("b"), text)
+        assert ours == reads(wire_client.read_manifest, RefusedError, text), text
+        taken += ours
+    assert 100 < taken < 1900
+
+
+def test_both_take_the_same_keysets():
+    random, texts = Random(3), good("keyset-v1.json", "text")
+    for i in range(3000):
+        if i % 2:
+            members = spoilt_members(json.loads(random.choice(texts)), random)
+            if isinstance(members, dict):
+                members.pop("checksum", None)
+                whole = json.dumps(members, indent=1) + "\n"
+                members["checksum"] = hashlib.sha256(whole.encode()).hexdigest()
+            text = json.dumps(members, indent=1) + "\n"
+        else:
+            text = spoilt(random.choice(texts).encode(), random, range(32, 127)).decode()
+        ours = reads(parse, KeyFileError, text.encode(), Path("k"))
+        assert ours == reads(wire_client.read_keyset, RefusedError, text), text

@@ -11,6 +11,7 @@ import math
 import re
 import secrets
 import struct
+import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 MODES = ("none", "permute", "substitute", "permute+substitute", "mix")
 WINDOW = 1024
+DATE = "%Y-%m-%dT%H:%M:%SZ"
 
 
 class RefusedError(Exception):
@@ -133,12 +135,19 @@ def read_keyset(text):
         good &= found["direction"] in ("one-way", "a-to-b", "b-to-a") and bool(re.fullmatch("[0-9a-f]{16}", found["link"]))
         good &= 1 <= len(keys) <= 64 and sum(key["state"] != "revoked" for key in keys) <= 4
         good &= sum(key["state"] == "primary" for key in keys) <= 1
+        good &= len({key["id"] for key in keys}) == len(keys)
         for key in keys:
+            good &= bool(re.fullmatch("[0-9a-f]{16}", key["id"]))
+            dates = [key[name] for name in ("created", "not_before", "not_after")]
+            good &= isinstance(key["created"], str)
+            for date in dates:
+                good &= date is None or time.strftime(DATE, time.strptime(date, DATE)) == date
             good &= key["state"] in ("primary", "accepted", "revoked") and (key["state"] == "revoked") == (
                 key["secret"] is None
             )
             if key["secret"] is not None:
-                key["secret"] = base64.b64decode(key["secret"], validate=True)
+                coded, key["secret"] = key["secret"], base64.b64decode(key["secret"], validate=True)
+                good &= base64.b64encode(key["secret"]).decode() == coded
                 good &= len(key["secret"]) == 32 and len(set(key["secret"])) > 1
                 good &= hkdf(key["secret"], b"semseal/v1/key-id")[:8].hex() == key["id"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -372,6 +381,11 @@ def verify(line, manifest, signature):
 def read_manifest(text):
     """text: bytes that were verified"""
 
+    def once(members):
+        if len(dict(members)) != len(members):
+            raise ValueError("a name twice")
+        return dict(members)
+
     def is_size(value, largest, smallest=1):
         return type(value) is int and smallest <= value <= largest
 
@@ -379,10 +393,11 @@ def read_manifest(text):
         return isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{64}", value))
 
     try:
-        manifest = json.loads(text.decode())
+        manifest = json.loads(text.decode(), object_pairs_hook=once)
         model, files = manifest["model"], manifest["files"]
-        low, high = manifest["snr_db"]
-        good = type(manifest["format"]) is int and manifest["format"] == 5
+        low, high = snrs = manifest["snr_db"]
+        good = isinstance(snrs, list) and all(type(snr) in (int, float) for snr in snrs)
+        good &= type(manifest["format"]) is int and manifest["format"] == 5
         good &= all(is_size(model[name], 2**20) for name in ("height", "width", "h", "w", "c"))
         good &= model["h"] * model["w"] * model["c"] % 2 == 0 and model.get("scale", "header") == "header"
         name = r"(transmitter|receiver)(\.[a-z0-9]+\.onnx)|engines/(transmitter|receiver)(-mix)?(-pixels)?" + (
@@ -392,7 +407,8 @@ def read_manifest(text):
             good &= bool(re.fullmatch(name, file)) and is_digest(entry["sha256"]) and is_size(entry["size"], 2**30, 0)
         both = b"".join(bytes.fromhex(files[f"{side}.fp32.onnx"]["sha256"]) for side in ("transmitter", "receiver"))
         good &= model["digest"] == hashlib.sha256(both).hexdigest()
-        good &= "fp32" in manifest["precisions"] and set(manifest["precisions"]) <= {"fp32", "fp16", "int8"}
+        names = manifest["precisions"]
+        good &= isinstance(names, list) and all(isinstance(name, str) for name in names) and "fp32" in names
         good &= math.isfinite(low) and math.isfinite(high) and low <= high
         good &= is_size(manifest.get("created", 0), 2**33 - 1, 0)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
