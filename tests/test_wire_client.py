@@ -21,7 +21,7 @@ from semseal.export.tensorrt import SIDES
 from semseal.runtime.bundle import open_bundle, packaged_bundle, parse_manifest, write_bundle
 from semseal.runtime.channel import awgn, draw_noise
 from semseal.runtime.decoding import scheme
-from semseal.runtime.defense import index
+from semseal.runtime.defense import index, mix
 from semseal.runtime.defense.header import Header, HeaderSealer
 from semseal.runtime.defense.keys import generate_key
 from semseal.runtime.defense.schemes import scheme_sets
@@ -201,8 +201,11 @@ def test_what_the_other_end_sends_is_received(model, mode):
     client = Client(other_end(model), key)
     images = photographs()
     theirs = [Frame.from_bytes(frame) for frame in client.send(images, mode)]
-    power = [float(np.square(np.abs(frame.symbols), dtype=np.float64).mean()) for frame in theirs]
+    reals = [frame.symbols.view(np.float32) for frame in theirs]
+    power = [2 * float(np.square(each, dtype=np.float64).mean()) for each in reals]
     assert np.mean(power) == pytest.approx(1, abs=1e-6)
+    if mode == "mix":
+        assert power == pytest.approx([1.0] * len(power), abs=1e-8)
     got = Receiver(model, key=key, snr_db=60.0 if other_end(model).has_scale else None).receive(theirs)
     ours = Transmitter(model, key=key, defense=mode, snr_db=10.0 if other_end(model).has_scale else None).send(images)
     again = Receiver(model, key=key, snr_db=60.0 if other_end(model).has_scale else None).receive(ours)
@@ -278,6 +281,46 @@ def test_a_keyset_gives_both_ends_the_keys_of_both_directions(tmp_path):
     assert psnr(image, photographs()[0]) > 26
     with pytest.raises(HeaderError, match="does not authenticate"):  # reflected
         Receiver("edge", key=tmp_path / "bob.key").receive([Frame.from_bytes(frame)])
+
+
+def test_with_a_keyset_counters_are_those_of_a_sender_whatever_the_rest_of_the_session(tmp_path):
+    write_keyset(tmp_path / "alice.key", new_keyset("one-way", "mix"))
+    key = wire_client.link_key(read_keyset(tmp_path / "alice.key").keys[0].secret, "one-way")
+    images = photographs()
+    alice, bob = Transmitter("edge", key=tmp_path / "alice.key", defense="mix"), Client(other_end("edge"), key, keyset=True)
+    first, second = alice.send(images[:1])[0], alice.send(images[1:2])[0]
+    assert first.header[5:13] == second.header[5:13]
+    assert first.header[13:21] != second.header[13:21]
+    bob.receive([second.to_bytes()])
+    bob.receive([first.to_bytes()])
+    with pytest.raises(RefusedError, match="replay"):
+        bob.receive([first.to_bytes()])
+    ours = Receiver("edge", key=tmp_path / "alice.key", state=tmp_path / "replay")
+    alice = Client(other_end("edge"), key, keyset=True)
+    first, second = (Frame.from_bytes(alice.send(images[i : i + 1], "mix")[0]) for i in range(2))
+    assert first.header[5:13] == second.header[5:13]
+    ours.receive([second, first])
+    # a frame of that sender under another session, with a counter that was used
+    alice.counter = 0
+    again = Frame.from_bytes(alice.send(images[:1], "mix")[0])
+    for frame in (first, second, again):
+        with pytest.raises(HeaderError, match="replay refused"):
+            ours.receive([frame])
+
+
+@pytest.mark.parametrize("n", [48, 1984, 2048, 2819, 10000, 12346, 32400])
+def test_both_mix_alike(n):
+    values = np.random.default_rng(n).normal(0, 1, n).astype(np.float32) * (np.arange(n) % 7)
+    values *= np.float32(np.sqrt(n / 2 / np.square(values, dtype=np.float64).sum()))
+    given = bytes(range(32)), bytes(range(16)), 5, bytes(range(32, 64)), n
+    keys = wire_client.mix_keys(*given)
+    theirs, factor = wire_client.mixed(values, keys)
+    drawn = mix.derive_keys(given[0], given[1], [5], given[3], n)
+    ours = mix.mix(values[None], drawn)[0]
+    assert np.abs(theirs - ours).max() < 2e-5
+    assert np.square(theirs, dtype=np.float64).mean() == pytest.approx(0.5, abs=1e-8)
+    assert np.abs(wire_client.unmixed(ours, keys, n) - factor * values).max() < 5e-5
+    assert np.abs(mix.unmix(theirs[None], drawn, n)[0] - factor * values).max() < 5e-5
 
 
 def test_the_other_end_verifies_a_bundle_and_refuses_a_changed_one(tmp_path):
