@@ -303,17 +303,13 @@ def mixed(x, keys):
     moved[:, columns] = x
     x = columns_mixed((moved @ h_c) * signs[2], h_a, h_b, c)
     x = (((x * signs[3]) @ h_c) * signs[4]).astype(np.float32).ravel()
-    last, loose = math.sqrt(len(x) / 2 / float(np.square(x, dtype=np.float64).sum())), 1.0
-    if abs(math.log2(last) - round(math.log2(last))) < 4e-6:
-        loose = float(np.float32(0.7))
-        x = x * np.float32(0.7)
-        last = math.sqrt(len(x) / 2 / float(np.square(x, dtype=np.float64).sum()))
+    last = math.sqrt(len(x) / 2 / float(np.square(x, dtype=np.float64).sum()))
     x = (x.astype(np.float64) * last).astype(np.float32)
-    if len(x) < 16384:
+    if len(x) < 16384 or abs(math.log2(last) - round(math.log2(last))) < 4e-6:
         largest = np.abs(x).argmax()
         left = len(x) / 2 - float(np.square(x, dtype=np.float64).sum())
         x[largest] += left / (2 * float(x[largest]))
-    return x, float(first) * loose * last
+    return x, float(first) * last
 
 
 def unmixed(x, keys, n):
