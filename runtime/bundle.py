@@ -54,6 +54,7 @@ MAX_FILE_BYTES = 2**30
 _COPY = "copy the bundle again from where it was made"
 _EXPORT = "semseal export RUN"
 GRAPH_NAME = re.compile(r"(transmitter|receiver)\.[a-z0-9]+\.onnx")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 PLAN_NAME = re.compile(r"engines/(transmitter|receiver)(-mix)?(-pixels)?\.[a-z0-9]+\.[a-z0-9][a-z0-9_-]*\.engine(\.json)?")
 
 
@@ -326,7 +327,7 @@ def _read_signature(path: Path, folder: int) -> bytes:
 def parse_manifest(path: Path, text: bytes) -> Bundle:
     """Everything that a verified manifest says and that is not about a file's content, checked. Raises BundleError."""
     try:
-        manifest = json.loads(text.decode())
+        manifest = json.loads(text.decode(), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path / MANIFEST} is damaged: {error}", _COPY) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -338,9 +339,13 @@ def parse_manifest(path: Path, text: bytes) -> Bundle:
         )
     bundle = Bundle(path, manifest)
     try:
-        sizes = (bundle.height, bundle.width, bundle.h, bundle.row_width)
-        if not all(1 <= size <= MAX_DIMENSION for size in sizes) or not _is_range(bundle.snr_range):
-            raise ValueError("a size or the SNR is out of range")
+        sizes = [manifest["model"][name] for name in ("height", "width", "h", "w", "c")]
+        if not all(type(size) is int and 1 <= size <= MAX_DIMENSION for size in (*sizes, bundle.row_width)):
+            raise ValueError(f"a size is not a whole number of 1 to {MAX_DIMENSION}")
+        if not _is_range(manifest["snr_db"]):
+            raise ValueError("its SNRs are not two numbers, the lower one first")
+        if bundle.h * bundle.row_width % 2:
+            raise ValueError("its features are an odd number of floats, and a symbol takes two")
         if type(created := manifest.get("created", 0)) is not int or not 0 <= created < MAX_DATE:
             raise ValueError("its date is none")
         if manifest["model"].get("scale", "header") != "header":
@@ -350,20 +355,31 @@ def parse_manifest(path: Path, text: bytes) -> Bundle:
                 raise ValueError(f"{name!r} is not SIDE.PRECISION.onnx or engines/SIDE.PRECISION.ENGINE.engine")
             if type(entry["size"]) is not int or not 0 <= entry["size"] <= MAX_FILE_BYTES:
                 raise ValueError(f"the size of {name} is not a number of bytes up to {MAX_FILE_BYTES}")
-            if len(bytes.fromhex(entry["sha256"])) != 32:
-                raise ValueError(f"the sha256 of {name} is not one")
+            if not _SHA256.fullmatch(entry["sha256"]):
+                raise ValueError(f"the sha256 of {name} is not 64 digits of lower case hex")
         digest = model_digest(*(manifest["files"][name]["sha256"] for name in FP32))
-        if bundle.digest != digest:
+        if manifest["model"]["digest"] != digest.hex():
             raise ValueError("the model's digest is not that of its graphs")
-        if "fp32" not in manifest["precisions"]:
-            raise ValueError("its precisions lack fp32")
+        names = manifest["precisions"]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or "fp32" not in names:
+            raise ValueError("its precisions are no list of names with fp32")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BundleError(f"{path / MANIFEST} is damaged: {type(error).__name__}: {error}", _COPY) from None
     return bundle
 
 
-def _is_range(snr_range: tuple[float, float]) -> bool:
-    return all(map(math.isfinite, snr_range)) and snr_range[0] <= snr_range[1]
+def _once(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError for a name that is there twice: two readers would read two things."""
+    found = dict(members)
+    if len(found) != len(members):
+        names = [name for name, _ in members]
+        raise ValueError(f"it names {next(name for name in names if names.count(name) > 1)!r} twice")
+    return found
+
+
+def _is_range(snrs: Any) -> bool:
+    two = isinstance(snrs, list) and len(snrs) == 2 and all(type(snr) in (int, float) for snr in snrs)
+    return two and all(map(math.isfinite, snrs)) and bool(snrs[0] <= snrs[1])
 
 
 def _text(snr_range: tuple[float, float]) -> str:

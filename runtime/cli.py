@@ -13,6 +13,7 @@ What is neither of these is a bug, and shows as one: with its traceback.
 
 import dataclasses
 import errno
+import functools
 import io
 import json
 import os
@@ -31,7 +32,7 @@ from semseal.runtime.cli_audit import audit, demo
 from semseal.runtime.errors import SemsealError
 from semseal.runtime.files import shown
 from semseal.runtime.keycommands import keygen, keys
-from semseal.runtime.options import FILE, FOLDER, PLAN_ENGINES, LazyChoice, Size, deployable, example, written
+from semseal.runtime.options import FILE, FOLDER, PLAN_ENGINES, LazyChoice, Size, deployable, example, served, written
 from semseal.runtime.trust.command import check
 
 if TYPE_CHECKING:
@@ -95,38 +96,93 @@ def train(
 
 @cli.command(
     epilog=example(
-        "semseal export run --out bundle --precision fp32 --precision int8", "semseal export edge --size 1080x1920 --out hd"
+        "semseal export run --out bundle --precision fp32 --precision int8",
+        "semseal export edge --size 1080x1920 --out hd",
+        "semseal export bundle --triton models --oms bundle.sig",
     )
 )
 @click.argument("source", metavar="RUN|BUNDLE")
 @click.option("--size", type=Size(), metavar="HEIGHTxWIDTH", help="of the pictures, multiples of 4  [default: as trained]")
 @click.option(
-    "--calibration",
-    default="photos",
-    show_default=True,
-    metavar="SPEC",
-    help="pictures that int8 is calibrated on and parity measured on",
+    "--calibration", metavar="SPEC", help="pictures that int8 is calibrated on and parity measured on  [default: photos]"
 )
-@deployable
-def export(source: str, size: tuple[int, int] | None, bundle: Path, sign: Path | None, force: bool, **deployed: Any) -> None:
+@functools.partial(deployable, out_required=False)
+@served
+def export(
+    source: str,
+    size: tuple[int, int] | None,
+    calibration: str | None,
+    bundle: Path | None,
+    sign: Path | None,
+    force: bool,
+    triton: Path | None,
+    oms: Path | None,
+    **options: Any,
+) -> None:
     """Turn a run into a signed bundle and print what each precision costs in dB.
 
     With --size, also a bundle of an edge network, such as the packaged edge: the same weights for pictures of another size.
+    With --triton or --oms and without --out, write what other programs take of a bundle that is there.
     """
-    from semseal.export.bundle import export_bundle, export_run
     from semseal.runtime.bundle import check_free, open_bundle
-    from semseal.runtime.progress import stages
     from semseal.runtime.signing import owner_key
 
-    chosen = _chosen(deployed)
-    check_free(bundle, force)  # before the minutes that the rest takes
-    key = owner_key(sign)
+    serving = {name.removeprefix("triton_"): options.pop(name) for name in ("triton_engine", "triton_defense", "triton_pixels")}
+    _check_goals(source, size, calibration, bundle, triton, oms, options, serving)
+    if bundle is None:
+        made, key = open_bundle(source), owner_key(sign) if oms else None
+    else:
+        chosen = _chosen(options)
+        check_free(bundle, force)  # before the minutes that the rest takes
+        key = owner_key(sign)
+        made = _made(source, size, bundle, **chosen, calibration=calibration or "photos", signing_key=key, force=force)
+        _print_made(made, key)
+    if triton is not None:
+        from semseal.export.triton import write_repository
+
+        asked = {name: value for name, value in serving.items() if value}
+        precisions = options["precisions"] or ("fp32",)
+        for model in write_repository(made, triton, precisions, **asked, force=force):
+            _say(f"{triton / model.name}: version {model.version}{'' if model.new else ', which is there already'}")
+    if oms is not None and key is not None:
+        from semseal.export.oms import write_model_signature
+
+        public = write_model_signature(made, oms, key)
+        _say(f"signed; model_signing verify key {made.path} --signature {oms} --public_key {public}")
+
+
+def _made(source: str, size: tuple[int, int] | None, bundle: Path, **deployed: Any) -> "Bundle":
+    from semseal.export.bundle import export_bundle, export_run
+    from semseal.runtime.bundle import open_bundle
+    from semseal.runtime.progress import stages
+
     with stages("export") as tell:
         if size is not None and not (Path(source) / "config.json").exists():
-            made = export_bundle(open_bundle(source), bundle, size, **chosen, signing_key=key, force=force, tell=tell)
-        else:
-            made = export_run(Path(source), bundle, size, **chosen, signing_key=key, force=force, tell=tell)
-    _print_made(made, key)
+            return export_bundle(open_bundle(source), bundle, size, **deployed, tell=tell)
+        return export_run(Path(source), bundle, size, **deployed, tell=tell)
+
+
+def _check_goals(
+    source: str,
+    size: tuple[int, int] | None,
+    calibration: str | None,
+    bundle: Path | None,
+    triton: Path | None,
+    oms: Path | None,
+    options: dict[str, Any],
+    serving: dict[str, Any],
+) -> None:
+    """Raises UsageError for options of what is not asked for."""
+    if triton is None and any(serving.values()):
+        raise click.UsageError("--triton-engine, --triton-defense and --triton-pixels are for --triton DIR")
+    if bundle is not None:
+        return
+    if triton is None and oms is None:
+        raise click.UsageError("nothing to write: give --out BUNDLE, or of a bundle that is there --triton DIR or --oms SIG")
+    if size or calibration or options["engines"] or options["capabilities"]:
+        raise click.UsageError("--size, --calibration, --engine and --capability make a bundle: give --out BUNDLE")
+    if (Path(source) / "config.json").exists():
+        raise click.UsageError(f"{source} is a run, and a bundle is made of it first: give --out BUNDLE")
 
 
 @cli.command(epilog=example("semseal pack --transmitter encoder.onnx --receiver decoder.onnx --out bundle --snr 10"))

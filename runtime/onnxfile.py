@@ -16,14 +16,19 @@ from semseal.runtime.errors import GraphError
 
 MAX_DEPTH = 60  # messages within messages; protobuf itself stops at 100
 
-_SPARSE, _OPERATOR, _EXTERNAL, _LOCATION = "sparse tensor", "operator", "external data", "data location"
+_SPARSE, _OPERATOR, _DOMAIN, _EXTERNAL, _LOCATION = "sparse tensor", "operator", "domain", "external data", "data location"
+_OUTSIDE = {  # operators and domains of operators that bring other code or files along
+    b"EPContext": ("holds a compiled engine (EPContext)", "export plain operators"),
+    b"PyOp": ("calls Python (PyOp)", "export plain operators"),
+    b"ai.onnx.contrib": ("calls a library of operators outside of it (ai.onnx.contrib)", "export plain operators"),
+}
 
 _FIELDS: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
     "function": {7: "node", 11: "attribute"},
     "graph": {1: "node", 5: "tensor", 15: _SPARSE},
-    "node": {4: _OPERATOR, 5: "attribute"},
+    "node": {4: _OPERATOR, 5: "attribute", 7: _DOMAIN},
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: _SPARSE, 23: _SPARSE},
     "tensor": {13: _EXTERNAL, 14: _LOCATION},
 }
@@ -34,9 +39,9 @@ def check_onnx(data: bytes, beside: bool = False) -> None:
 
     With ``beside``, tensors may be kept in other files: for whoever reads those files in, by rules of his own.
 
-    Refused: external data, sparse tensors, compiled engines within (EPContext nodes name further files), ONNX Runtime's
-    own format, damaged or truncated bytes, and messages deeper than MAX_DEPTH. Whether the operators make sense is for
-    the engine to say.
+    Refused: external data, sparse tensors, compiled engines within (EPContext nodes name further files), operators that are
+    Python or come from a library beside ONNX Runtime, its own format, damaged or truncated bytes, and messages deeper than
+    MAX_DEPTH. Whether the operators make sense is for the engine to say.
     """
     if data[4:8] == b"ORTM":  # ONNX Runtime goes by this mark, whatever else the bytes are
         raise GraphError("the file is in ONNX Runtime's own format", "save the model as ONNX")
@@ -82,9 +87,9 @@ def _walk(data: bytes, at: int, end: int, message: str, depth: int, beside: bool
             raise GraphError(f"the graph is damaged: {inner} of wire type {wire} at byte {start}")
         if inner in _FIELDS:
             _walk(data, stop - value, stop, inner, depth + 1, beside)
-        elif inner == _OPERATOR:
-            if data[stop - value : stop] == b"EPContext":
-                raise GraphError(f"the graph holds a compiled engine (EPContext) at byte {start}", "export plain operators")
+        elif inner in (_OPERATOR, _DOMAIN):
+            if outside := _OUTSIDE.get(data[stop - value : stop]):
+                raise GraphError(f"the graph {outside[0]} at byte {start}", outside[1])
         elif inner == _SPARSE:
             raise GraphError(f"the graph holds a sparse tensor at byte {start}", "store it as a dense one")
         elif (inner == _EXTERNAL or value) and not beside:

@@ -90,6 +90,29 @@ def content_of(message: bytes, wanted: int) -> bytes:
     return found[-1] if found else b""
 
 
+def kind_of(declared: bytes) -> int:
+    """The type of the elements of a declared value."""
+    found = content_of(content_of(declared, 2), 1)
+    return next((value for number, wire, value, _, _ in fields(found, 0, len(found)) if number == 1 and wire == 0), 0)
+
+
+def axes_of(declared: bytes) -> list[int | str]:
+    """The axes of a declared value: sizes, or names of sizes that vary."""
+    shape = content_of(content_of(content_of(declared, 2), 1), 2)
+    axes: list[int | str] = []
+    for number, wire, value, _, end in fields(shape, 0, len(shape)):
+        if number != 1 or wire != 2:
+            continue
+        axis: int | str = "?"
+        for inner, kind, size, _, stop in fields(shape[end - value : end], 0, value):
+            if inner == 1 and kind == 0:
+                axis = size
+            elif inner == 2 and kind == 2:
+                axis = shape[end - value : end][stop - size : stop].decode(errors="replace")
+        axes.append(axis)
+    return axes
+
+
 def pack(number: int, content: bytes | str | int) -> bytes:
     """A field with its tag: of wire type 0 for a number, else length-delimited."""
     if isinstance(content, int):

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 from semseal.runtime.bundle import PRECISIONS
+from semseal.runtime.defense.defenses import MODES
 from semseal.runtime.engine import ENGINES
 from semseal.runtime.files import expanded
 
@@ -57,11 +58,11 @@ def example(*lines: str) -> str:
     return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def written(command: Any) -> Any:
+def written(command: Any, out_required: bool = True) -> Any:
     """The options of every verb that writes a bundle."""
     return _with_options(
         command,
-        click.option("--out", "bundle", required=True, type=FOLDER, metavar="BUNDLE", help="bundle folder to write"),
+        click.option("--out", "bundle", required=out_required, type=FOLDER, metavar="BUNDLE", help="bundle folder to write"),
         click.option(
             "--capability",
             "capabilities",
@@ -74,10 +75,10 @@ def written(command: Any) -> Any:
     )
 
 
-def deployable(command: Any) -> Any:
+def deployable(command: Any, out_required: bool = True) -> Any:
     """The options of what is made from graphs."""
     return _with_options(
-        written(command),
+        written(command, out_required),
         click.option(
             "--precision",
             "precisions",
@@ -91,6 +92,26 @@ def deployable(command: Any) -> Any:
             multiple=True,
             type=PLAN_ENGINES,
             help="also build the plans of this engine; may be repeated; the other engines run the ONNX graphs",
+        ),
+    )
+
+
+def served(command: Any) -> Any:
+    """The options of what is made for other programs."""
+    return _with_options(
+        command,
+        click.option(
+            "--triton", type=FOLDER, metavar="DIR", help="write models for Triton Inference Server into this repository"
+        ),
+        click.option(
+            "--triton-engine",
+            type=click.Choice([engine for engine in ENGINES if engine != "tensorrt-rtx"]),
+            help="what Triton runs them on; tensorrt: the bundle's plans  [default: onnxruntime-cpu]",
+        ),
+        click.option("--triton-defense", type=click.Choice(MODES), help="as deployed  [default: mix]"),
+        click.option("--triton-pixels", is_flag=True, help="pictures as bytes, [height, width, 3]"),
+        click.option(
+            "--oms", type=NEW_FILE, metavar="SIG", help="sign the bundle for OpenSSF's model_signing; the key: SIG.pem"
         ),
     )
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,17 @@ import onnx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from onnx import TensorProto, helper, numpy_helper
 from semseal.runtime.bundle import FORMAT, model_digest
+from semseal.runtime.defense.header import Header
+from semseal.runtime.defense.keys import derive
 from semseal.runtime.signing import public_text
+from semseal.runtime.trust.keyset import new_key, new_keyset, write_keyset
+from semseal.runtime.trust.replay import KeysetWindow
 
 OWNER = Ed25519PrivateKey.from_private_bytes(b"o" * 32)
 KEY = hashlib.sha256(b"alice").digest()
+KEYSET = replace(
+    new_keyset("a-to-b", "mix"), keys=(replace(new_key(), secret=KEY, id=derive(KEY, b"semseal/v1/key-id")[:8].hex()),)
+)
 SIDE, H, CHANNELS = 64, 16, 8  # of the picture and of its features
 REALS = H * H * CHANNELS
 ROW = H * CHANNELS
@@ -86,7 +94,7 @@ ABOUT = {
 
 
 class Place:
-    """A folder with a sound deployment: a signed bundle of one precision, a key file, an audit and a benchmark of it."""
+    """A folder with a sound deployment: a signed bundle, keyset, replay window, an audit and a benchmark of it."""
 
     def __init__(self, folder: Path) -> None:
         self.files, self.manifest = dict(FILES), dict(ABOUT)
@@ -94,10 +102,16 @@ class Place:
         for made in (self.bundle, self.home, self.device):
             made.mkdir(mode=0o755, parents=True)
         self.key = self.home / "alice.key"
-        self.write_key(self.key)
+        (folder / "state").mkdir(mode=0o700)
+        self.state = folder / "state" / "alice.replay"
+        write_keyset(self.key, KEYSET)
+        self.receive("old")
         self.results, self.benchmark = folder / "audit.json", folder / "bench.json"
         self.asked = {
             "keys": self.key,
+            "two_way": True,
+            "receives": True,
+            "state": self.state,
             "owner": public_text(OWNER),
             "folder": self.device,
             "runs_only": True,
@@ -116,6 +130,10 @@ class Place:
     def row(self, attack: str, verdict: str, **more) -> None:
         row = {"attack": attack, "defense": "mix", "precision": "fp32", "engine": "onnxruntime-cpu", "bundle": "bundle"}
         self.audit["games"].append({**row, "verdict": verdict, **more})
+
+    def receive(self, session: str, key_id: str = KEYSET.keys[0].id) -> None:
+        """As a receiver that took a frame and ended."""
+        KeysetWindow(self.state).accept(Header("mix", session.encode().ljust(16), 0, key_id=key_id))
 
     def write_key(self, path: Path, key: bytes = KEY, mode: int = 0o600) -> None:
         path.write_text(f"semseal-key-v1\n{base64.b64encode(key).decode()}\n")

@@ -20,9 +20,9 @@ from semseal.runtime.defense import mix
 from semseal.runtime.errors import BundleError, CheckError
 from semseal.runtime.trust.check import deployment, look
 from semseal.runtime.trust.evidence import MISUSE
-from semseal.runtime.trust.keyset import new_keyset, write_keyset
+from semseal.runtime.trust.keyset import new_keyset
 from semseal.runtime.trust.rules import RULES
-from violations import VIOLATIONS, changed, found, key_of_another, loud, unsigned, with_plan
+from violations import VIOLATIONS, again, changed, found, key_of_another, loud, unsigned, with_plan
 
 
 @pytest.fixture
@@ -50,9 +50,9 @@ def test_a_sound_deployment_is_clean_and_everything_was_looked_at(place, tmp_pat
 @pytest.mark.parametrize("direction", ["one-way", "a-to-b"])
 def test_a_keyset_that_requires_mix_is_clean_and_its_secret_is_searched_for(place, direction, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    place.key.unlink()
     keyset = new_keyset(direction, "mix")
-    write_keyset(place.key, keyset)
+    again(place, keyset)
+    place.asked["two_way"] = direction != "one-way"
     assert found(place) == []
     place.add_constant(np.frombuffer(keyset.keys[0].secret, np.uint8))
     assert {name for name, _ in found(place)} == {"S01"}

@@ -106,6 +106,11 @@ def test_keygen(tmp_path):
         ),
         (["train", "--preset", "edge", "--data", "photos", "--out", "run", "--init", "gone"], 3, "gone is not a run"),
         (["export", "nowhere", "--out", "bundle"], 3, "nowhere is not a run"),
+        (["export", "edge"], 2, "nothing to write: give --out BUNDLE, or"),
+        (["export", "nowhere", "--triton", "models"], 3, "nowhere is not a bundle"),
+        (["export", "edge", "--triton", "models", "--size", "64x64"], 2, "make a bundle: give --out BUNDLE"),
+        (["export", "edge", "--oms", "edge.sig", "--triton-pixels"], 2, "are for --triton DIR"),
+        (["export", "edge", "--triton", "models", "--triton-engine", "tensorrt"], 3, "holds no tensorrt engine"),
         (["export", "run", "--out", "bundle", "--size", "1080"], 2, "'1080' is not HEIGHTxWIDTH, such as 1080x1920"),
         (["export", "run", "--out", "bundle", "--size", "32x24x3"], 2, "is not HEIGHTxWIDTH"),
         (["export", "run", "--out", "bundle", "--size", "-4x8"], 2, "is not HEIGHTxWIDTH"),
@@ -229,8 +234,13 @@ def test_train_export_audit_from_the_shell(tmp_path):
         "error: bundle holds a bundle already", "hint: choose another --out, or replace it, whole, with --force"
     ]  # fmt: skip
     assert (tmp_path / "bundle" / "manifest.json").read_bytes() == made
-    done = semseal("export", "run", "--out", "bundle", "--precision", "fp32", "--force", cwd=tmp_path)
+    done = semseal("export", "run", "--out", "bundle", "--precision", "fp32", "--force", "--triton", "models",
+                   "--oms", "bundle.sig", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
+    models = sorted(path.name for path in (tmp_path / "models").iterdir())
+    assert models == ["bundle-receiver-mix-fp32", "bundle-transmitter-mix-fp32"]
+    assert (tmp_path / "bundle.sig").exists()
+    assert done.stdout.splitlines()[-1].startswith("signed; model_signing verify key bundle --signature bundle.sig")
     assert {path.name for path in (tmp_path / "bundle").iterdir()} == {
         "manifest.json", "signature", *(f"{side}.fp32.onnx" for side in names)
     }  # fmt: skip

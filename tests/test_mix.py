@@ -120,6 +120,30 @@ def test_power_is_exactly_one(n):
     assert np.abs(power - 1).max() < 1e-8
 
 
+@pytest.mark.parametrize("power", [0, -3, 7, 0.5])
+@pytest.mark.parametrize("off", [0, 1e-9, 1e-8, 3e-8, -3e-8, 6e-8, -1e-7, 3e-7, -1e-6, 3e-6])
+@pytest.mark.parametrize("n", [100, 16384, 32768])
+def test_power_is_one_whatever_the_factor_also_where_rounding_would_leave_every_value_as_it_was(n, off, power):
+    x = np.random.default_rng(n).normal(0, math.sqrt(0.5), (1, n))
+    x *= math.sqrt(n / 2 / np.square(x).sum()) / (2.0**power * (1 + off))
+    for _ in range(3):  # rounded, and brought near to the factor that is wanted
+        x = x.astype(np.float32).astype(np.float64)
+        x *= 1.37 * math.sqrt(n / 2 / np.square(x).sum()) / (2.0**power * (1 + off))
+        x = x.astype(np.float32).astype(np.float64) / 1.37
+    given = x.astype(np.float32)
+    out, factors = normalize(given.copy())
+    assert abs(2 * np.square(out, dtype=np.float64).mean() - 1) < 1e-8
+    assert np.abs(out - factors[0] * given).max() < 2e-4
+    assert (np.abs(out - factors[0] * given) > 1e-6).sum() <= 1
+
+
+def test_power_is_one_at_the_size_whose_factor_is_a_power_of_two():
+    x = gaussian(3, 16320)
+    assert factors(16320) == (32, 32, 16)
+    power = 2 * np.square(mix(x, keys_for(16320, range(3))), dtype=np.float64).mean(axis=1)
+    assert np.abs(power - 1).max() < 1e-8
+
+
 def test_normalize_keeps_shape_and_refuses_what_has_no_power():
     x = gaussian(2, 30, 2)
     copied, _ = normalize(np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2))

@@ -153,6 +153,17 @@ def test_a_compiled_engine_within_is_refused():
             check_onnx(data)
 
 
+@pytest.mark.parametrize(
+    ("operator", "domain"), [("PyOp", ""), ("PyOp", "ai.onnx.contrib"), ("StringUpper", "ai.onnx.contrib")]
+)
+def test_operators_that_bring_other_code_along_are_refused(operator, domain):
+    node = helper.make_node(operator, ["x"], ["y"], domain=domain)
+    for data in (model(graph([node])), model(graph([graphs(graph([node]))]))):
+        with pytest.raises(GraphError, match=r"calls (Python|a library of operators)"):
+            check_onnx(data)
+    check_onnx(model(graph([helper.make_node(operator.lower(), ["x"], ["y"], domain="ai.onnx.contribution")])))
+
+
 def test_what_onnx_runtime_would_read_as_its_own_format_is_refused():
     # a graph to every protobuf parser: its first field is a doc_string, and the mark lies in that
     data = b"\x32\x06\0\0ORTM" + model(add(dense()))
@@ -270,7 +281,9 @@ def seeds():
 def reaches_out(message):
     """The same question put to the onnx package: is there an external or sparse tensor anywhere?"""
     name = type(message).__name__
-    if name == "SparseTensorProto" or (name == "NodeProto" and message.op_type == "EPContext"):
+    if name == "SparseTensorProto" or (name == "NodeProto" and message.op_type in ("EPContext", "PyOp")):
+        return True
+    if name == "NodeProto" and message.domain == "ai.onnx.contrib":
         return True
     if name == "TensorProto" and (message.external_data or message.data_location != TensorProto.DEFAULT):
         return True

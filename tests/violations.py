@@ -13,7 +13,7 @@ from deployed import KEY, OWNER, REALS, ROW, SIDE, H, Place
 from semseal import check
 from semseal.runtime.defense import mix
 from semseal.runtime.defense.schemes import scheme_sets
-from semseal.runtime.link import Transmitter
+from semseal.runtime.link import Receiver, Transmitter
 from semseal.runtime.signing import write_private
 from semseal.runtime.trust.keyset import new_keyset, revoke, write_keyset
 
@@ -364,21 +364,79 @@ def damaged_key(place):
     place.key.write_text("semseal-key-v1\nabc\n")
 
 
-def keyset_for_all(place):
+def again(place, keyset):
+    """Another keyset in the place of the one that is there, and its replay window."""
     place.key.unlink()
-    write_keyset(place.key, new_keyset("one-way", None))
+    write_keyset(place.key, keyset)
+    place.state.unlink()
+    place.receive("old", keyset.keys[0].id)
+
+
+def keyset_for_all(place):
+    again(place, new_keyset("b-to-a", None))
 
 
 def keyset_of_yesterday(place):
-    place.key.unlink()
-    keyset = new_keyset("one-way", "mix")
-    write_keyset(place.key, replace(keyset, keys=(replace(keyset.keys[0], not_after=int(time.time()) - 86400),)))
+    keyset = new_keyset("a-to-b", "mix")
+    again(place, replace(keyset, keys=(replace(keyset.keys[0], not_after=int(time.time()) - 86400),)))
 
 
 def keyset_without_a_primary(place):
-    place.key.unlink()
     keyset = new_keyset("a-to-b", "mix")
-    write_keyset(place.key, revoke(keyset, keyset.keys[0].id))
+    again(place, revoke(keyset, keyset.keys[0].id))
+
+
+def keyset_for_one_direction(place):
+    again(place, new_keyset("one-way", "mix"))
+
+
+def old_key(place):
+    place.write_key(place.key)
+    place.asked["two_way"] = False
+
+
+def no_replay_window(place):
+    place.asked["state"] = None
+
+
+def replay_window_that_is_gone(place):
+    place.state.unlink()
+
+
+def damaged_replay_window(place):
+    place.state.write_bytes(place.state.read_bytes().replace(b"semseal-replay-v1", b"semseal-replay-v0"))
+
+
+def open_replay_window(place):
+    place.state.chmod(0o644)
+
+
+def replay_window_as_link(place):
+    place.state.rename(place.home / "real.replay")
+    place.state.symlink_to(place.home / "real.replay")
+
+
+def replay_window_of_another_link(place):
+    place.state.unlink()
+    place.receive("old", "0123456789abcdef")
+
+
+def older_bundle(place):
+    changed(place, created=2_000_000_000)
+    Receiver(place.bundle, place.key, owner=place.asked["owner"])
+    changed(place, created=1_999_999_999)
+
+
+def undated_bundle(place):
+    changed(place, created=1)
+    Receiver(place.bundle, place.key, owner=place.asked["owner"])
+    del place.manifest["created"]
+    place.write()
+
+
+def damaged_record_of_bundles(place):
+    older_bundle(place)
+    (Path(os.environ["XDG_CONFIG_HOME"]) / "semseal" / "newest.json").write_text("{")
 
 
 def lossy(place):
@@ -470,7 +528,10 @@ VIOLATIONS = [
     ("K03", key_with_two_names), ("K04", equal_key), ("K05", key_in_an_open_folder), ("K06", key_as_link),
     ("K07", left_beside_the_key), ("K07", left_beside_the_bundle), ("K07", left_in_the_bundle), ("K07", editors_copy),
     ("K08", owners_key), ("K08", owners_key_of_the_user), ("K09", damaged_key), ("K10", keyset_for_all),
-    ("K11", keyset_of_yesterday), ("K11", keyset_without_a_primary), ("Q01", lossy), ("Q02", no_parity),
+    ("K11", keyset_of_yesterday), ("K11", keyset_without_a_primary), ("K12", keyset_for_one_direction), ("K13", old_key),
+    ("K14", no_replay_window), ("K14", replay_window_that_is_gone), ("K14", damaged_replay_window), ("K14", open_replay_window),
+    ("K14", replay_window_as_link), ("K14", replay_window_of_another_link), ("B09", older_bundle), ("B09", undated_bundle),
+    ("B09", damaged_record_of_bundles), ("Q01", lossy), ("Q02", no_parity),
     ("L01", no_audit), ("L02", older_audit), ("L03", another_channel), ("L03", another_engine), ("L03", another_precision),
     ("L04", measured("sees")), ("L05", measured("void")), ("L06", measured("open")), ("L07", over_budget),
     ("L07", gate_not_passed), ("T01", no_benchmark), ("T01", benchmark_of_another), ("T02", late), ("T02", late_by_few_samples),

@@ -27,6 +27,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from semseal.runtime.defense.defenses import MODES
 from semseal.runtime.defense.keys import derive
+from semseal.runtime.defense.schemes import SET_SIZE
 from semseal.runtime.errors import HeaderError
 
 SESSION_SIZE = 16
@@ -148,6 +149,8 @@ class HeaderSealer:
 
     def _header(self, mode: str, session: bytes, counter: int, flags: int, secret: bytes) -> Header:
         p, s, scale, snr = _SECRET.unpack(secret)
+        if p >= SET_SIZE or s >= SET_SIZE:
+            raise HeaderError(f"header selects a scheme that there is not: p and s are below {SET_SIZE}, got {p} and {s}")
         found = None if scale == 0 else 2.0 ** ((scale - 32768) / 1024)
         return Header(mode, session, counter, p, s, bool(flags & _NOISE), found, snr / 4 - 32, self.key_id)
 

@@ -66,6 +66,7 @@ _NARROWEST, _WIDEST = 8, 64  # c; in rows of 4, features that fill one row can b
 _TURNS = ROUNDS // 2 + 1  # round the clock, at most, of a digit of a row
 _SLACK = 100  # one part in so many may be added to the size where that is cheaper to compute
 _FEW = 2**14  # reals, below which rounding to float32 moves the power by up to 1e-8
+_STICKS = 4e-6  # from a power of two, in powers of two: by such a factor all values round to what they were, whatever the power
 _LANES = 16  # floats in the widest registers of today's processors
 _PAD_UNIT = np.float32(math.sqrt(1.5) * 2.0**-32)  # the sum of four 32-bit words has a deviation of 2^32 / sqrt(3)
 
@@ -251,7 +252,8 @@ def normalize(on_air: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray
     """Float32 [batch, ...] times what makes the mean power of each image 1 per complex symbol, to 1e-8; in its own memory.
 
     Squares are added up in double precision and every real is rounded once. In images of few reals the rounding errors do not
-    average out far enough; there the largest real takes what they left. What is not contiguous is copied first. Returns the
+    average out far enough, and a factor that is nearly a power of two rounds every real to what it was; there the largest real
+    takes what they left. What is not contiguous is copied first. Returns the
     factors [batch] too. Raises EngineError where an image is silent or not finite: its encoder overflowed.
     """
     images = on_air.reshape(len(on_air), -1)
@@ -265,7 +267,8 @@ def normalize(on_air: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray
         factors[i] = math.sqrt(image.size / 2 / energy)
         # NumPy widens, multiplies and rounds a part of the image at a time, which stays in the caches
         np.multiply(image, factors[i], out=image, dtype=np.float64, casting="same_kind")
-        if image.size < _FEW:
+        exponent = math.log2(factors[i])
+        if image.size < _FEW or abs(exponent - round(exponent)) < _STICKS:
             largest = np.abs(image).argmax()
             image[largest] += (image.size / 2 - _energy(image)) / (2 * float(image[largest]))
     return images.reshape(on_air.shape), factors

@@ -32,7 +32,7 @@ def check(bundle: str | Path, keys: str | Path | None = None, waivers: str | Pat
 def deployment(bundle: str | Path, **deployed: Any) -> Deployment:
     """What is to be checked, by the fields of ``Asked``. Raises as ``check``."""
     named: dict[str, Any] = {
-        name: expanded(value) if name in ("keys", "folder", "results", "benchmark") and value is not None else value
+        name: expanded(value) if name in ("keys", "state", "folder", "results", "benchmark") and value is not None else value
         for name, value in deployed.items()
     }
     return Deployment(Asked(Path(bundle), **named))

@@ -34,7 +34,8 @@ PICTURES = ("black", "white", "grey", "smooth")
 class Asked:
     """What is deployed, and how: the options of ``semseal check``.
 
-    ``folder`` is what else lies on the device, ``runs_only`` says that it exports nothing. ``channel`` None: what the link was
+    ``folder`` is what else lies on the device, ``runs_only`` says that it exports nothing, ``two_way`` that both ends send, and
+    ``receives`` that this one receives, with its replay window in ``state``. ``channel`` None: what the link was
     trained for; ``eve_channel`` None: as Bob's. ``budget`` is of Eve's rate in naming the picture.
     """
 
@@ -43,6 +44,9 @@ class Asked:
     keys: Path | None = None
     folder: Path | None = None
     runs_only: bool = False
+    two_way: bool = False
+    receives: bool = False
+    state: Path | None = None
     defense: str = "mix"
     engine: str = "onnxruntime-cpu"
     precision: str = "fp32"

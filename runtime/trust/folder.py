@@ -8,13 +8,15 @@ from typing import Any
 from semseal.runtime import signing
 from semseal.runtime.bundle import ENGINES, GRAPH_NAME, MANIFEST, PRECISIONS, SIGNATURE
 from semseal.runtime.defense import mix
-from semseal.runtime.errors import BundleError, GraphError, SigningError
+from semseal.runtime.errors import BundleError, GraphError, KeyFileError, SigningError
 from semseal.runtime.mixing import MIN_CHECKED_CHANNELS, MIN_CHECKED_REALS
-from semseal.runtime.onnxfile import check_onnx, fields
-from semseal.runtime.onnxwrite import Graph, content_of, take_apart
+from semseal.runtime.onnxfile import check_onnx
+from semseal.runtime.onnxwrite import Graph, axes_of, take_apart
 from semseal.runtime.trust.constants import holds_order, holds_secret, holds_signs, numbers_in_graph, numbers_in_json
 from semseal.runtime.trust.deployment import Deployment, Entry, read_regular
 from semseal.runtime.trust.finding import Outcome, Problem
+from semseal.runtime.trust.keyset import written
+from semseal.runtime.trust.newest import newer_than
 
 FORMAT_OF_MIX_1 = 3  # the last bundle format whose graphs mixed by version 1
 MAX_SEARCHED_BYTES = 2**28  # of a file beside the bundle
@@ -181,6 +183,17 @@ def _loose(manifest: dict[str, Any]) -> list[str]:
     return found
 
 
+def is_older(d: Deployment) -> Outcome:
+    try:
+        newest = newer_than(d.bundle, d.asked.owner)
+    except (KeyFileError, OSError) as error:
+        return [Problem(MANIFEST, f"whether it is the newest cannot be told: {getattr(error, 'message', error)}")]
+    if newest is None:
+        return []
+    made = f"of {written(d.bundle.created)}" if d.bundle.created else "without a date"
+    return [Problem(MANIFEST, f"is {made}, and one of its owner, of {written(newest)}, was opened here")]
+
+
 # the graphs
 
 
@@ -211,7 +224,7 @@ def is_misshapen(d: Deployment) -> Outcome:
             if name not in (graph.inputs if name == given else graph.outputs):
                 problems.append(Problem(f"{side}.{precision}.onnx", f"has no {name} where it should"))
         for name, value in declared.items():
-            axes = _axes(value)
+            axes = axes_of(value)
             if name in ends and axes[1:] != ends[name]:
                 problems.append(
                     Problem(
@@ -333,23 +346,6 @@ def _graph(data: bytes) -> Graph | None:
         return take_apart(data)[0]
     except (GraphError, UnicodeDecodeError):
         return None  # which ``is_unsafe`` says
-
-
-def _axes(declared: bytes) -> list[int | str]:
-    """Those of a declared value: sizes, or names of sizes that vary."""
-    shape = content_of(content_of(content_of(declared, 2), 1), 2)
-    axes: list[int | str] = []
-    for number, wire, value, _, end in fields(shape, 0, len(shape)):
-        if number != 1 or wire != 2:
-            continue
-        axis: int | str = "?"
-        for inner, kind, size, _, stop in fields(shape[end - value : end], 0, value):
-            if inner == 1 and kind == 0:
-                axis = size
-            elif inner == 2 and kind == 2:
-                axis = shape[end - value : end][stop - size : stop].decode(errors="replace")
-        axes.append(axis)
-    return axes
 
 
 def _shown(axes: list[Any]) -> str:

@@ -15,8 +15,11 @@ from semseal.runtime.trust.deployment import MAX_KEY_FILE_BYTES, Deployment, rea
 from semseal.runtime.trust.finding import Outcome, Problem
 from semseal.runtime.trust.keyset import FORMAT as KEYSET
 from semseal.runtime.trust.keyset import Keyset, parse, written
+from semseal.runtime.trust.privatefile import read_private
+from semseal.runtime.trust.replay import MAX_FILE_BYTES, keys_of
 
 NO_KEYS = "no key file was named (--keys FILE)"
+ONE_WAY = "one-way"
 NO_FOLDER = "no folder of the deployment was named (--folder DIR)"
 MAX_FRAME_BYTES = 2**28
 NOISELESS = 1e-4  # by which the power of a frame without noise may differ from 1
@@ -152,6 +155,55 @@ def has_nothing_to_send_with(d: Deployment) -> Outcome:
             Problem(str(d.asked.keys), f"its primary key {keyset.primary.id} is for {dates}, and it is {written(int(now))}")
         ]
     return []
+
+
+def has_one_key_for_both(d: Deployment) -> Outcome:
+    """One key for both directions, which lets a frame that is sent back pass."""
+    if d.asked.keys is None:
+        return NO_KEYS
+    keyset, words = _keyset(d.asked.keys), "and both ends send (--two-way): a frame that is sent back authenticates"
+    if keyset is not None and keyset.direction == ONE_WAY and d.asked.two_way:
+        return [Problem(str(d.asked.keys), f"is a keyset for one direction, {words}")]
+    if keyset is None and _is_old(d.asked.keys) and d.asked.two_way:
+        return [Problem(str(d.asked.keys), f"is of the old form, which knows no directions, {words}")]
+    return []
+
+
+def repeats_counters(d: Deployment) -> Outcome:
+    """Counters that are not kept apart where a machine goes on twice."""
+    if d.asked.keys is None:
+        return NO_KEYS
+    if not _is_old(d.asked.keys):
+        return []
+    what = "is of the old form: a machine that is restored from a snapshot uses its counters again"
+    return [Problem(str(d.asked.keys), what)]
+
+
+def forgets_what_it_received(d: Deployment) -> Outcome:
+    """The replay window of a receiver, which must be on disk to last beyond its process."""
+    state = d.asked.state
+    if state is None:
+        if not d.asked.receives:
+            return "whether this end receives was not said (--receives), nor where its replay window is (--state FILE)"
+        return [Problem(str(d.asked.keys or ""), "is received under, and no replay window is kept (--state FILE)")]
+    try:
+        known = keys_of(read_private(state, MAX_FILE_BYTES))
+    except FileNotFoundError:
+        return [Problem(str(state), "is not there, so what was received before is taken again")]
+    except KeyFileError as error:
+        return [Problem(str(state), error.message.removeprefix(f"{state} "))]
+    except (ValueError, OSError):
+        return [Problem(str(state), "is not a replay window, is damaged, or cannot be read")]
+    keyset = None if d.asked.keys is None else _keyset(d.asked.keys)
+    if known and keyset is not None and known.isdisjoint(key.id for key in keyset.keys):
+        return [Problem(str(state), "remembers frames of other keys only than those of the key file")]
+    return []
+
+
+def _is_old(path: Path) -> bool:
+    """Whether it is a sound key file of the old form; for one that nobody drew there is a rule of its own."""
+    key = _key(path)
+    return key is not None and len(set(key)) > 1
 
 
 def _keyset(path: Path) -> Keyset | None:

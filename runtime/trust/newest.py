@@ -64,6 +64,19 @@ def check_newest(bundle: Bundle, owner: str | Path | None) -> None:
         )
 
 
+def newer_than(bundle: Bundle, owner: str | Path | None) -> int | None:
+    """The date of a newer one of its owner and kind that was opened here, None if there is none. Writes nothing.
+
+    Raises KeyFileError where the record cannot be read, and SigningError where no owner is pinned.
+    """
+    folder = signing.config_folder()
+    if folder is None or is_packaged(bundle.path) or not (folder / "newest.json").exists():
+        return None
+    path, name = folder / "newest.json", _name(bundle, signing.pinned_owner(owner))
+    newest = _dates(path, read_private(path, _MAX_FILE_BYTES)).get(name, 0)
+    return newest if newest > bundle.created else None
+
+
 def _name(bundle: Bundle, owner: str) -> str:
     model = {name: size for name, size in bundle.manifest["model"].items() if name != "digest"}
     kind = json.dumps([model, bundle.snr_range], sort_keys=True)

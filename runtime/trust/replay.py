@@ -36,6 +36,7 @@ MAX_SENDERS = 128  # of each key
 BLOCK = 256  # counters that are reserved at once
 
 _FORMAT = b"semseal-replay-v1"
+MAX_FILE_BYTES = 2**18  # both places
 _MAX_KEYS = 16  # of which at most four are in use at a time
 _SLOT_BYTES = 2**17
 _ALL_SEEN = 2**WINDOW - 1
@@ -161,6 +162,17 @@ class _Store:
             with suppress(OSError):  # the reservations stand
                 self.write(floors, {sender: highest for sender, (highest, _) in seen.items()})
             os.close(self._handle)
+
+
+def keys_of(data: bytes) -> set[str]:
+    """The ids of the keys that a file's bytes remember frames of. Raises ValueError where it is damaged."""
+    found = []
+    for start in (0, _SLOT_BYTES):
+        with suppress(ValueError, KeyError, TypeError, AttributeError):
+            found.append(_parse(data[start : start + _SLOT_BYTES]))
+    if not found:
+        raise ValueError("damaged")
+    return {key_id for key_id, (_, senders) in max(found, key=lambda slot: slot[0])[1].items() if senders}
 
 
 def _birth(sender: _Sender) -> int:
