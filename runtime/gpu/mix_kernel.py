@@ -1,0 +1,334 @@
+"""Mix and unmix as CUDA kernels, with all that stands between a bare network and the air: of keys only 40 bytes cross the bus.
+
+    mix     features ── unit power ── pads behind them ── mixed ── power 1 exactly ──> symbols on air, scale
+    unmix   symbols as received ── un-mixed ──> features
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from semseal.runtime.channel import SILENCE
+from semseal.runtime.defense import mix
+from semseal.runtime.defense.keys import derive
+from semseal.runtime.gpu import mix_cluster, mix_launches
+from semseal.runtime.gpu.mix_source import COMMON, MAX_IN_REGISTERS, STRUCTURE, core_of, macros, matrices_source
+
+if TYPE_CHECKING:
+    from cuda.core import Buffer, Device, Kernel, ObjectCode, Stream
+    from cuda.core.graph import GraphBuilder
+
+KEY_WORDS = 10  # of an image: the session's key and the counter
+REGISTERS = 65536  # of a multiprocessor
+MAX_THREADS = 1024  # of a block
+MAX_PORTABLE = 8  # blocks of a cluster that every GPU with clusters takes
+LAUNCH_THREADS = 128
+STRUCTURE_THREADS = 1024
+
+
+@dataclass(frozen=True)
+class MixLayout:
+    """How images of ``reals`` reals, features [channels, reals / channels], are worked on.
+
+    ``together`` blocks of ``threads`` have an image in their ``arena`` bytes of shared memory; 0 for several launches, which have
+    ``work`` words of device memory for each image.
+    """
+
+    reals: int
+    channels: int
+    a: int
+    b: int
+    c: int
+    together: int
+    threads: int
+    arena: int
+    work: int
+
+    @property
+    def size(self) -> int:
+        """Reals on air for an image."""
+        return self.a * self.b * self.c
+
+    @property
+    def resident(self) -> int:
+        """Blocks that a multiprocessor's registers are shared out to."""
+        return max(1, REGISTERS // (self.threads * registers(self.a, self.b, self.c)))
+
+    def macros(self, dtype: "np.dtype[Any]") -> list[tuple[str, str]]:
+        """The constants that the source is compiled with."""
+        half = dtype == np.float16
+        sizes = macros(self.reals, self.a, self.b, self.c, self.channels, half, float(SILENCE))
+        sizes += [("THREADS", str(self.threads)), ("MAX_IN_REGISTERS", str(MAX_IN_REGISTERS))]
+        if not self.together:
+            return [*sizes, ("WORK", str(self.work))]
+        cluster = "" if self.together == 1 else f"__cluster_dims__({self.together}, 1, 1)"
+        return [*sizes, ("G", str(self.together)), ("ROOM", str(self.arena)), ("RESIDENT", str(self.resident)), ("CLUSTER", cluster)]
+
+    def source(self) -> str:
+        """The CUDA source for this size."""
+        own = mix_cluster.SOURCE if self.together else mix_launches.SOURCE
+        return COMMON + matrices_source(self.a, self.b, self.c) + own
+
+    def blocks(self, kernel: str) -> int:
+        """Blocks for each image in a launch."""
+        if self.together:
+            return self.together
+        few = self.size < 2**14
+        chunks = {axis: -(-m // 8) if m > MAX_IN_REGISTERS else 1 for axis, m in (("a", self.a), ("b", self.b))}
+        if kernel.startswith(("load", "out")):
+            return 1 if few else min(128, -(-self.size // (16 * self.threads)))
+        if kernel == "stream":
+            work = -(-stream_words(self.reals) // 16)
+        elif kernel.startswith("rows"):
+            work = self.a * self.b
+        else:
+            work = self.size // (self.a if kernel[0] == "a" else self.b) * chunks[kernel[0]]
+        return -(-work // self.threads)
+
+
+def registers(a: int, b: int, c: int) -> int:
+    """What a thread needs that has a vector of these lengths, and what it becomes unless that is in its place."""
+    return max(m + (core_of(m) if core_of(m) > 1 else 0) for m in (a, b, c)) + 32
+
+
+def stream_words(reals: int) -> int:
+    """Words of the key stream for an image."""
+    a, b, c = mix.factors(reals)
+    q = max(m for m in range(1, math.isqrt(a * b) + 1) if a * b % m == 0)
+    return 5 * a * b * c // 32 + 2 + 4 * (a * b * c - reals) + 3 * (a * b // q + q) + c
+
+
+@lru_cache
+def launches_layout(reals: int, channels: int = 1) -> MixLayout:
+    """That of several launches, for every size and GPU. ``channels`` 1 is for symbols in their order. Raises ValueError."""
+    _check(reals, channels)
+    a, b, c = mix.factors(reals)
+    size, threads = a * b * c, LAUNCH_THREADS
+    warps, parts = threads // 32, 1 if size < 2**14 else min(128, -(-size // (16 * threads)))
+    loud = -(-(2 * size + -(-stream_words(reals) // 16) * 16 + a * b + c) // 2) * 2
+    work = loud + 4 * parts * warps + 2 * -(-a * b // threads) * warps
+    return MixLayout(reals, channels, a, b, c, 0, threads, 0, work)
+
+
+@lru_cache
+def cluster_layout(reals: int, together: int, channels: int = 1) -> MixLayout:
+    """That of one launch, ``together`` blocks an image. Raises ValueError for sizes that no such blocks can hold."""
+    _check(reals, channels)
+    a, b, c = mix.factors(reals)
+    if max(a, b) > MAX_IN_REGISTERS:
+        raise ValueError(f"columns of {a} and {b} values are too long for a thread; use several launches")
+    slabs, slices = -(-a // together), -(-b // together)
+    threads = -(-max(slices * c, min(slabs * b, 256)) // 32) * 32
+    if threads * registers(a, b, c) > REGISTERS or threads > MAX_THREADS:
+        raise ValueError(f"{threads} threads of {registers(a, b, c)} registers are too many for a block; use more blocks")
+    chunk = -(-(-(-stream_words(reals) // 16)) // together)
+    q = max(m for m in range(1, math.isqrt(a * b) + 1) if a * b % m == 0)
+    arena = -(-(4 * slabs * b * (c + 1) + 68 * chunk) // 16) * 16  # rows, key stream
+    arena += 24 * together * threads // 32 + 12 * (a * b // q + q) + 4 * (2 * c + 2)  # sums, turns, columns
+    arena += 4 * slices * a * (1 + -(-c // 32))  # places and their signs
+    return MixLayout(reals, channels, a, b, c, together, threads, arena, 0)
+
+
+def _check(reals: int, channels: int) -> None:
+    if reals % 2 or channels < 1 or reals % channels:
+        raise ValueError(f"{reals} reals are not {channels} channels of whole symbols")
+
+
+def compile_kernels(shape: MixLayout, dtype: "np.dtype[Any]", arch: str, logs: Any = None, verbose: bool = False) -> "ObjectCode":
+    """The cubin for ``arch``, such as sm_86; needs NVRTC and no GPU. ``dtype`` of the features is float32 or float16."""
+    from cuda.core import Program, ProgramOptions
+
+    report = ["-v"] if verbose else None
+    options = ProgramOptions(name="mix", arch=arch, std="c++17", define_macro=shape.macros(dtype), ptxas_options=report)
+    return Program(shape.source(), "c++", options).compile("cubin", logs=logs)
+
+
+class MixKernel:
+    """Both kernels for images of one size, on one device. Buffers are the caller's; ``channels`` 1 is for symbols in their order.
+
+    ``together`` blocks have an image, in one launch; 0 is for several launches, and None for what suits the GPU.
+    """
+
+    def __init__(
+        self, device: "Device", reals: int, channels: int, dtype: "np.dtype[Any]", together: int | None = None
+    ) -> None:
+        """Raises ValueError for a size that ``together`` blocks of this GPU cannot hold."""
+        self._device, self.dtype = device, dtype
+        if together is None:
+            self._few, self._many = suited(device_room(device), reals, channels)
+        else:
+            self._few = self._many = cluster_layout(reals, together, channels) if together else launches_layout(reals, channels)
+            if self._few.arena > device_room(device):
+                raise ValueError(f"an image takes {self._few.arena} bytes of each of {together} blocks, more than there are")
+        self._kernels = {shape: self._compiled(shape) for shape in (self._few, self._many)}
+
+    def _compiled(self, shape: MixLayout) -> dict[str, "Kernel"]:
+        code = compile_kernels(shape, self.dtype, f"sm_{self._device.arch}")
+        names = ("mix", "unmix") if shape.together else (*mix_launches.MIX, *mix_launches.UNMIX)
+        kernels = {name: code.get_kernel(name) for name in names}
+        if shape.together:
+            for kernel in kernels.values():
+                _allow(kernel, shape, self._device)
+        return kernels
+
+    def layout(self, batch: int) -> MixLayout:
+        """What a batch is worked on with: for few images more blocks have each."""
+        return self._few if batch * self._few.together <= self._device.properties.multiprocessor_count else self._many
+
+    def workspace(self, batch: int, stream: "Stream") -> "Buffer":
+        """What the kernels need for up to ``batch`` images; used by one launch at a time."""
+        words = max(self._few.work, self._many.work) * batch
+        return self._device.allocate(max(256, 4 * words), stream=stream)
+
+    def mix(
+        self,
+        stream: "Stream | GraphBuilder",
+        features: "Buffer",
+        keys: "Buffer",
+        on_air: "Buffer",
+        scales: "Buffer",
+        work: "Buffer",
+        batch: int,
+    ) -> None:
+        """Features [batch, channels, reals / channels] to on_air float32 [batch, padded reals] and scales float32 [batch].
+
+        ``keys`` is uint32 [batch, KEY_WORDS] from ``packet_keys``. A scale is by how much features became louder; where the features
+        were not finite it is none.
+        """
+        shape = self.layout(batch)
+        if shape.together:
+            return self._launch(stream, shape, "mix", batch, features, keys, on_air, scales)
+        own = {"stream": (keys, work), "load": (features, work), "out": (work, on_air, scales)}
+        for name in mix_launches.MIX:
+            self._launch(stream, shape, name, batch, *own.get(name, (work,)))
+
+    def unmix(
+        self,
+        stream: "Stream | GraphBuilder",
+        received: "Buffer",
+        keys: "Buffer",
+        features: "Buffer",
+        work: "Buffer",
+        batch: int,
+    ) -> None:
+        """The inverse: received float32 [batch, padded reals] to features [batch, channels, reals / channels]."""
+        shape = self.layout(batch)
+        if shape.together:
+            return self._launch(stream, shape, "unmix", batch, received, keys, features)
+        own = {"stream": (keys, work), "load_back": (received, work), "out_back": (work, features)}
+        for name in mix_launches.UNMIX:
+            self._launch(stream, shape, name, batch, *own.get(name, (work,)))
+
+    def _launch(
+        self, stream: "Stream | GraphBuilder", shape: MixLayout, name: str, batch: int, *buffers: "Buffer"
+    ) -> None:
+        from cuda.core import LaunchConfig, launch
+
+        config = LaunchConfig(grid=batch * shape.blocks(name), block=shape.threads, shmem_size=shape.arena)
+        launch(stream, config, self._kernels[shape][name], *buffers)
+
+
+class StructureKernel:
+    """``mix.structure`` of features on one device."""
+
+    def __init__(self, device: "Device", reals: int, checked: int, channels: int, dtype: "np.dtype[Any]") -> None:
+        """``checked`` channels are looked at; ``channels`` is that number too, or 1 for symbols in their order."""
+        code = compile_structure(reals, checked, channels, dtype, f"sm_{device.arch}")
+        self._kernel = code.get_kernel("structure")
+
+    def __call__(self, stream: "Stream | GraphBuilder", features: "Buffer", found: "Buffer", batch: int) -> None:
+        """Features of a batch to found float32 [batch]."""
+        from cuda.core import LaunchConfig, launch
+
+        config = LaunchConfig(grid=batch, block=STRUCTURE_THREADS, shmem_size=8 * STRUCTURE_THREADS)
+        launch(stream, config, self._kernel, features, found)
+
+
+def compile_structure(
+    reals: int, checked: int, channels: int, dtype: "np.dtype[Any]", arch: str, logs: Any = None
+) -> "ObjectCode":
+    """The cubin of the structure kernel. Raises ValueError for more channels than a block has threads."""
+    from cuda.core import Program, ProgramOptions
+
+    source, defined = structure_source(reals, checked, channels, dtype)
+    options = ProgramOptions(name="structure", arch=arch, std="c++17", define_macro=defined)
+    return Program(source, "c++", options).compile("cubin", logs=logs)
+
+
+def structure_source(reals: int, checked: int, channels: int, dtype: "np.dtype[Any]") -> tuple[str, list[tuple[str, str]]]:
+    """The source of the structure kernel and its constants."""
+    if checked > STRUCTURE_THREADS or reals % checked or channels not in (1, checked):
+        raise ValueError(f"{reals} reals are not {checked} channels of one length, {STRUCTURE_THREADS} at most")
+    defined = launches_layout(reals, channels).macros(dtype)
+    return COMMON + STRUCTURE, [*defined, ("CHECKED", str(checked)), ("STRUCTURE_THREADS", str(STRUCTURE_THREADS))]
+
+
+def rounding(values: int) -> float:
+    """The largest difference from ``mix.mix`` and ``mix.unmix`` that is to be expected among so many values, at power 1.
+
+    Sums are added in another order, so that the differences are nearly normal, of a deviation of 1.7e-7 to 4.7e-7, which was
+    computed, growing with the lengths of the products. The largest real of an image of few, which takes what rounding left of the
+    power, is off by 2e-5 at most.
+    """
+    return 6e-7 * math.sqrt(2 * math.log(2 * values))
+
+
+def device_room(device: "Device") -> int:
+    """Bytes of shared memory that a block may have where blocks form clusters, else 0."""
+    clusters = device.compute_capability.major >= 9
+    return int(device.properties.max_shared_memory_per_block_optin) if clusters else 0
+
+
+def suited(room: int, reals: int, channels: int) -> tuple[MixLayout, MixLayout]:
+    """For one image and for many: blocks that form clusters, of ``room`` bytes each, or several launches."""
+    fitting: list[MixLayout] = []
+    for together in (8, 4):
+        try:
+            shape = cluster_layout(reals, together, channels)
+        except ValueError:
+            continue
+        if shape.arena <= room:
+            fitting.append(shape)
+    if not fitting:
+        fitting = [launches_layout(reals, channels)]
+    return fitting[0], fitting[-1]
+
+
+def packet_keys(key: bytes, session: bytes, counters: Sequence[int], model_digest: bytes) -> NDArray[np.uint32]:
+    """What the kernels take of the keys of one packet for each counter, secret: uint32 [batch, KEY_WORDS].
+
+    A counter must never be used twice with one session. Raises as ``mix.derive_keys``.
+    """
+    if len(session) != mix.SESSION_SIZE or len(model_digest) != mix.DIGEST_SIZE:
+        raise ValueError(
+            f"session must be {mix.SESSION_SIZE} bytes and digest {mix.DIGEST_SIZE}, got {len(session)} and {len(model_digest)}"
+        )
+    if counters and not 0 <= min(counters) <= max(counters) < 2**64:
+        raise ValueError(f"counters must be in 0..2^64-1, got {min(counters)}..{max(counters)}")
+    keys = np.empty((len(counters), KEY_WORDS), "<u4")
+    keys[:, :8] = np.frombuffer(_session_key(key, session + model_digest), "<u4")
+    keys[:, 8:].view("<u8")[:, 0] = counters
+    return keys
+
+
+@lru_cache(maxsize=4)
+def _session_key(key: bytes, salt: bytes) -> bytes:
+    return derive(key, mix.LABEL, salt)
+
+
+def _allow(kernel: "Kernel", shape: MixLayout, device: "Device") -> None:
+    """Lets a kernel have more shared memory, and more blocks in a cluster, than need no asking."""
+    from cuda.bindings import driver
+
+    attributes = driver.CUfunction_attribute
+    wanted = {attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: shape.arena}
+    if shape.together > MAX_PORTABLE:
+        wanted[attributes.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED] = 1
+    for attribute, value in wanted.items():
+        (status,) = driver.cuKernelSetAttribute(attribute, value, kernel.handle, driver.CUdevice(device.device_id))
+        if status != driver.CUresult.CUDA_SUCCESS:
+            raise ValueError(f"{device.name} refuses {value} as {attribute.name} ({status.name}); keep the mix in the graph")
