@@ -27,7 +27,7 @@ from shared import attempt, links
 BUNDLE = packaged_bundle("photos-10db")
 PARITY_DB = {"fp32": 0.02, "fp16": 0.02, "int8": 0.10}  # goals: PSNR against the CPU's fp32
 SNRS_DB = (0.0, 10.0, 20.0)
-SAMPLES = 2000
+SAMPLES = 700
 BATCH = (1, 1, 8)  # images that a plan is built for: smallest, optimal, largest
 # fused multiply-adds for one clock of one multiprocessor, dense, by compute capability; NVIDIA's architecture whitepapers
 FMA_PER_CLOCK = {

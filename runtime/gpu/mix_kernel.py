@@ -167,7 +167,7 @@ class MixKernel:
         self._kernels = {shape: self._compiled(shape) for shape in (self._few, self._many)}
 
     def _compiled(self, shape: MixLayout) -> dict[str, "Kernel"]:
-        code = compile_kernels(shape, self.dtype, f"sm_{self._device.arch}")
+        code = _compiled_once(shape, self.dtype, f"sm_{self._device.arch}")
         names = ("mix", "unmix") if shape.together else (*mix_launches.MIX, *mix_launches.UNMIX)
         kernels = {name: code.get_kernel(name) for name in names}
         if shape.together:
@@ -230,6 +230,12 @@ class MixKernel:
 
         config = LaunchConfig(grid=batch * shape.blocks(name), block=shape.threads, shmem_size=shape.arena)
         launch(stream, config, self._kernels[shape][name], *buffers)
+
+
+@lru_cache(maxsize=32)
+def _compiled_once(shape: MixLayout, dtype: "np.dtype[Any]", arch: str) -> "ObjectCode":
+    """Both ends of a link in one process take the same."""
+    return compile_kernels(shape, dtype, arch)
 
 
 class StructureKernel:
