@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_engines import engines
-from gpu_mix import CHECKED, CHANNELS, FLOAT, PAPER, TIMED, check_mix, compiled, mix_one, mix_phases, mix_rate, structure_one
+from gpu_mix import check_mix, compiled, mix_one, mix_phases, mix_rate, structure_one
 from gpu_requests import many, requests
 from gpu_scheme import check_kernel, copy_rate, kernel_added, kernel_rate
 from semseal.runtime.bench.machine import said
@@ -77,8 +77,7 @@ def parts(device: Any, results: dict[str, Any]) -> list[tuple[str, str, Callable
     stream, kernels = device.create_stream(), dict[Any, Any]()
 
     def compile_all() -> dict[str, Any]:
-        wanted = dict.fromkeys([*CHECKED, *((PAPER, CHANNELS, g, FLOAT) for g in TIMED)])
-        kernels.update(compiled(device, list(wanted)))
+        kernels.update(compiled(device))
         return {"compiled": len(kernels), "refused": sorted({kernel for kernel in kernels.values() if isinstance(kernel, str)})}
 
     ours = [(engine, precision) for engine in ("onnxruntime-cuda",) for precision in ("fp32", "fp16")]
@@ -122,7 +121,7 @@ def torch_peers() -> list[dict[str, Any]]:
 def brief(results: dict[str, Any]) -> dict[str, Any]:
     """What the last line says: of every part the figures that a goal is set for."""
     rows = [row for name in ("mix_one", "mix_rate", "kernel_added", "kernel_rate") for row in _rows(results.get(name))]
-    keys = ("kernel", "features", "blocks", "batch", "added_us", "of_copy", "us_per_image")
+    keys = ("kernel", "features", "blocks", "alone", "batch", "added_us", "of_copy", "us_per_image")
     short = [{key: round(v, 3) if isinstance(v := row[key], float) else v for key in keys if key in row} for row in rows]
     return {"gpu": results["gpu"], "copy": results.get("copy_bytes_per_s"), "figures": short, "seconds": results["seconds"],
             "failures": [failure[:300] for failure in failures]}  # fmt: skip

@@ -107,15 +107,15 @@ def test_several_launches_for_every_generation_without_a_spill(arch, dtype):
     assert max(registers for registers, _, _ in found.values()) <= 128  # four blocks fit every multiprocessor
 
 
-@pytest.mark.parametrize("together", [4, 8])
+@pytest.mark.parametrize(("together", "alone"), [(4, False), (8, False), (8, True)])
 @pytest.mark.parametrize("arch", ["sm_90", "sm_100", "sm_120", "sm_121"])
-def test_clusters_where_there_are_any_without_a_spill(arch, together):
-    shape = cluster_layout(PAPER, together, 16)
+def test_clusters_where_there_are_any_without_a_spill(arch, together, alone):
+    shape = cluster_layout(PAPER, together, 16, alone)
     found = report(shape, arch, FLOAT)
     assert set(found) == {"mix", "unmix"}
     assert all(spilled == 0 and lines == 3 for _, spilled, lines in found.values()), found
     assert all(registers * shape.threads * shape.resident <= 65536 for registers, _, _ in found.values())
-    assert shape.resident * shape.threads == 1024
+    assert shape.resident * shape.threads == (256 if alone else 1024)
 
 
 def test_nvrtc_takes_cores_of_every_kind_and_the_structure_kernel():
@@ -132,7 +132,7 @@ def test_what_suits_a_gpu():
     """Shared memory that a block may have: compute capability 9.0 and 10.0, 12.0, and one without clusters."""
     for room in (232448, 101376):
         few, many = suited(room, PAPER, 16)
-        assert (few.together, many.together) == (MAX_PORTABLE, 4)
+        assert (few.together, few.resident, many.together, many.resident) == (MAX_PORTABLE, 1, 4, 4)
     few, many = suited(0, PAPER, 16)
     assert few == many == launches_layout(PAPER, 16)
     assert suited(232448, 10000, 1)[0].together == 0  # columns of 316
@@ -166,7 +166,7 @@ def test_what_suits_a_gpu():
     ],
 )
 def test_the_reference_within_rounding(folder, reals, channels, together, dtype, batch):
-    shape = cluster_layout(reals, together, channels) if together else launches_layout(reals, channels)
+    shape = cluster_layout(reals, together, channels, together == 8) if together else launches_layout(reals, channels)
     kernel = OnCpu(folder, shape, dtype)
     assert all(kernel.blocks(name) == shape.blocks(name) for name in kernel.launches)
     check(kernel, batch)
@@ -180,7 +180,7 @@ def test_the_reference_for_any_size(folder, data):
     reals = channels * 2 * data.draw(st.integers(1, 20000 // channels))
     together = data.draw(st.sampled_from([0, 1, 2, 4, 8, 16]))
     try:
-        shape = cluster_layout(reals, together, channels)
+        shape = cluster_layout(reals, together, channels, alone=data.draw(st.booleans()))
     except (ValueError, ZeroDivisionError):
         shape = launches_layout(reals, channels)
     check(OnCpu(folder, shape), data.draw(st.integers(1, 3)), seed=reals, order=data.draw(st.integers(0, 5)))

@@ -2,22 +2,25 @@
 
     block r of a cluster   slabs r*SLABS.. of the first digit of a row number: rows [SLABS * b][c + 1], and its part of the key stream
 
-    key stream, features in ─┊─ C, B ─┊─ A ─┊ shuffle ┊─ C, B ─┊─ A ─┊─ C ─┊─ power, out      ┊ a barrier of the cluster
+    key stream, features in ─┊─ C, B ─┊─ A ┊ shuffle ─┊─ C, B ─┊─ A ┊ C ─┊─ power, out        ┊ a barrier of the cluster
 
-C and B go along what a block has for itself. A goes across: a thread takes a column of all blocks' memory into its registers. The
-shuffle writes while nobody reads: those columns are held in registers until all are taken. With one block there is no cluster, and
-the same source runs wherever a block has room for the image.
+C and B go along what a block has for itself. A goes across: a thread takes a column of all blocks' memory into its registers, and
+holds it until all columns are taken; so one copy of the image is enough. The shuffle puts columns where their rows belong. The last
+ones stay in the block that took them: three of an image's passes go from block to block, all others stay inside. Undoing it is the
+same backwards. With one block there is no cluster, and the same source runs wherever a block has room for the image.
 """
 
 SOURCE = r"""
 constexpr int WARPS = THREADS / 32, SLABS = (A + G - 1) / G, SLICES = (B + G - 1) / G, PITCH = C + 1;
-constexpr int HELD_ROWS = SLABS * B, CHUNK = (BLOCKS + G - 1) / G, CHUNK_WORDS = CHUNK * 16;
+constexpr int HELD_ROWS = SLABS * B, TILE_ROWS = SLABS * B > SLICES * A ? SLABS * B : SLICES * A, CHUNK = (BLOCKS + G - 1) / G, CHUNK_WORDS = CHUNK * 16;
 constexpr int SUMS = G * WARPS;  // of the warps of an image
 static_assert(THREADS % 32 == 0 && SLICES * C <= THREADS, "a thread holds one column");
+// threads that make the stream and nothing else, while the others fetch the image; none where other blocks fill the time
+constexpr int MAKERS = RESIDENT == 1 && CHUNK * 2 <= THREADS ? (CHUNK + 31) / 32 * 32 : 0, LOADERS = THREADS - MAKERS;
 constexpr bool FEW = SIZE < 16384;
 
 // the shared memory of a block, in bytes
-constexpr int TILE_AT = 0, STREAM_AT = TILE_AT + 4 * HELD_ROWS * PITCH, SUMS_AT = (STREAM_AT + CHUNK * 17 * 4 + 15) / 16 * 16;
+constexpr int TILE_AT = 0, STREAM_AT = TILE_AT + 4 * TILE_ROWS * PITCH, SUMS_AT = (STREAM_AT + CHUNK * 17 * 4 + 15) / 16 * 16;
 constexpr int TURNS_AT = SUMS_AT + 3 * 8 * SUMS, COLUMNS_AT = TURNS_AT + 4 * 3 * TURN, PLACES_AT = COLUMNS_AT + 4 * (C + 2 + C);
 constexpr int MASKS_AT = PLACES_AT + 4 * SLICES * A, ARENA_BYTES = MASKS_AT + 4 * SLICES * A * MASK_WORDS;
 static_assert(ARENA_BYTES <= ROOM, "the layout knows how much a block has");
@@ -159,6 +162,18 @@ static __device__ void column(const Memory& m, float (&x)[A], int j, int k)  // 
     }
 }
 
+// a block's own slices: row i * B + j lies at j's place among them, then at i
+static __device__ int row_of(int rank, int r) { return r % A * B + rank * SLICES + r / A; }
+template <bool STORE>
+static __device__ void slice_of(const Memory& m, float (&x)[A], int slice, int k)
+{
+    #pragma unroll
+    for (int i = 0; i < A; i++) {
+        if (STORE) m.tile[(slice * A + i) * PITCH + k] = x[i];
+        else x[i] = m.tile[(slice * A + i) * PITCH + k];
+    }
+}
+
 template <bool STORE>
 static __device__ void shuffled(const Memory& m, float (&x)[A], int slice, int k)  // a column whose rows have changed places
 {
@@ -175,7 +190,7 @@ static __device__ void shuffled(const Memory& m, float (&x)[A], int slice, int k
 static __device__ Memory begin(char* arena, int rank)
 {
     const int thread = threadIdx.x;
-    return {part<float>(arena, TILE_AT, HELD_ROWS * PITCH), part<unsigned>(arena, STREAM_AT, CHUNK * 17),
+    return {part<float>(arena, TILE_AT, TILE_ROWS * PITCH), part<unsigned>(arena, STREAM_AT, CHUNK * 17),
             part<double>(arena, SUMS_AT, 3 * SUMS), part<unsigned>(arena, TURNS_AT, 3 * TURN),
             part<unsigned>(arena, COLUMNS_AT, C + 2 + C), part<unsigned>(arena, PLACES_AT, SLICES * A),
             part<unsigned>(arena, MASKS_AT, SLICES * A * MASK_WORDS), rank, thread, thread % 32};
@@ -197,8 +212,8 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
     constexpr int PLANE = REALS / CHANNELS, RUN = (HELD_ROWS * C + CHANNELS - 1) / CHANNELS + (HELD_ROWS * C % CHANNELS != 0);
     INPUT(feature) mine = features + (size_t)image * REALS;
     float loud = 0;
-    #pragma unroll 8
-    for (int t = m.thread; t < CHANNELS * RUN; t += THREADS) {
+    #pragma unroll 16
+    for (int t = m.thread - MAKERS; t >= 0 && t < CHANNELS * RUN; t += LOADERS) {
         const int channel = t / RUN, position = from / CHANNELS + t % RUN, e = position * CHANNELS + channel;
         if (e < from || e >= end) continue;
         const float x = widen(mine[channel * PLANE + position]);
@@ -270,48 +285,60 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
     over_b<false>(m, slabs);
     meet();
 
-    if (has) {
+    // from here on a block has its slices of the second digit: what it takes of the others it keeps
+    {
         float x[A];
-        column<false>(m, x, j, k);
-        along_a(x);
-        column<true>(m, x, j, k);
+        if (has) {
+            column<false>(m, x, j, k);
+            along_a(x);
+        }
+        meet();
+        if (has) slice_of<true>(m, x, slice, k);
     }
-    meet();
+    __syncthreads();
 
-    double energy = 0;
-    for (int r = m.thread; r < rows; r += THREADS) {
+    const int kept = max(0, min(SLICES, B - rank * SLICES)) * A;
+    constexpr int CHAINS = RESIDENT == 1 ? 4 : 1;  // of additions; other blocks fill the time, and registers are short
+    double energies[CHAINS] = {};
+    for (int r = m.thread; r < kept; r += THREADS) {
         float x[C];
+        const int row = row_of(rank, r);
         #pragma unroll
         for (int k = 0; k < C; k++) x[k] = m.tile[r * PITCH + k];
-        flip(x, mask_of(3, first + r, stream));
+        flip(x, mask_of(3, row, stream));
         along_c(x);
-        flip(x, mask_of(4, first + r, stream));
+        flip(x, mask_of(4, row, stream));
         #pragma unroll
         for (int k = 0; k < C; k++) {
-            energy += (double)x[k] * x[k];
+            energies[k % CHAINS] += (double)x[k] * x[k];
             m.tile[r * PITCH + k] = x[k];
         }
     }
+    double energy = 0;
+    #pragma unroll
+    for (int i = 0; i < CHAINS; i++) energy += energies[i];
     energy = across(energy);
     give(m, 2, energy);
     meet();
 
     // every real is rounded once
     const double factor = sqrt(SIZE / 2 / total(m, 2));
-    const span<float> out = on_air + ((size_t)image * SIZE + from);
+    const span<float> out = on_air + (size_t)image * SIZE;
     if (rank == 0 && m.thread == 0) scales[image] = (float)(factor * for_features / SOFTER);
     if (!FEW) {
         #pragma unroll 8
-        for (int e = m.thread; e < rows * C; e += THREADS) out[e] = (float)(factor * m.tile[e / C * PITCH + e % C]);
+        for (int e = m.thread; e < kept * C; e += THREADS)
+            out[row_of(rank, e / C) * C + e % C] = (float)(factor * m.tile[e / C * PITCH + e % C]);
         return;
     }
     // rounding left something of the power, which the largest takes; its magnitude's bits, then the first of equals
     energy = 0;
     unsigned long long largest = 0;
-    for (int e = m.thread; e < rows * C; e += THREADS) {
+    for (int e = m.thread; e < kept * C; e += THREADS) {
         const float x = (float)(factor * m.tile[e / C * PITCH + e % C]);
+        const unsigned place = row_of(rank, e / C) * C + e % C;
         energy += (double)x * x;
-        const unsigned long long key = (unsigned long long)(bits_of(x) & 0x7fffffffu) << 32 | (0xffffffffu - (from + e));
+        const unsigned long long key = (unsigned long long)(bits_of(x) & 0x7fffffffu) << 32 | (0xffffffffu - place);
         largest = key > largest ? key : largest;
     }
     give(m, 0, across(energy));
@@ -324,10 +351,11 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
         const unsigned long long key = (unsigned long long)__double_as_longlong(m.sums[SUMS + i]);
         largest = key > largest ? key : largest;
     }
-    const int takes = (int)(0xffffffffu - (unsigned)largest_of(largest)) - from;
-    for (int e = m.thread; e < rows * C; e += THREADS) {
+    const int takes = (int)(0xffffffffu - (unsigned)largest_of(largest));
+    for (int e = m.thread; e < kept * C; e += THREADS) {
         const float x = (float)(factor * m.tile[e / C * PITCH + e % C]);
-        out[e] = e == takes ? x + (float)(off / (2 * (double)x)) : x;
+        const int place = row_of(rank, e / C) * C + e % C;
+        out[place] = place == takes ? x + (float)(off / (2 * (double)x)) : x;
     }
 }
 
@@ -343,37 +371,44 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) unmix(
     const auto stream = [&](int w) { return word_of(m, w); };
 
     make_stream(m, keys + (size_t)image * KEY);
-    INPUT(float) mine = received + ((size_t)image * SIZE + from);
-    #pragma unroll 8
-    for (int e = m.thread; e < rows * C; e += THREADS) m.tile[e / C * PITCH + e % C] = mine[e];
+    INPUT(float) mine = received + (size_t)image * SIZE;
+    const int kept = max(0, min(SLICES, B - rank * SLICES)) * A;
+    #pragma unroll 16
+    for (int e = m.thread - MAKERS; e >= 0 && e < kept * C; e += LOADERS)
+        m.tile[e / C * PITCH + e % C] = mine[row_of(rank, e / C) * C + e % C];
     meet();
 
     fetch_keys(m);
-    for (int r = m.thread; r < rows; r += THREADS) {
+    for (int r = m.thread; r < kept; r += THREADS) {
         float x[C];
+        const int row = row_of(rank, r);
         #pragma unroll
         for (int k = 0; k < C; k++) x[k] = m.tile[r * PITCH + k];
-        flip(x, mask_of(4, first + r, stream));
+        flip(x, mask_of(4, row, stream));
         along_c_back(x);
-        flip(x, mask_of(3, first + r, stream));
+        flip(x, mask_of(3, row, stream));
         #pragma unroll
         for (int k = 0; k < C; k++) m.tile[r * PITCH + k] = x[k];
     }
     __syncthreads();
     make_tables(m);
-    over_b<true>(m, slabs);
-    meet();
 
+    // from here on a block has its slabs of the first digit: what it has of the others it gives them
     const int slice = m.thread / C, k = m.thread % C, j = rank * SLICES + slice;
     const bool has = slice < SLICES && j < B;
-    if (has) {
+    {
         float x[A];
-        column<false>(m, x, j, k);
-        along_a_back(x);
-        column<true>(m, x, j, k);
+        if (has) {
+            slice_of<false>(m, x, slice, k);
+            along_a_back(x);
+        }
+        meet();
+        if (has) column<true>(m, x, j, k);
     }
     meet();
 
+    over_b<true>(m, slabs);
+    __syncthreads();
     for (int r = m.thread; r < rows; r += THREADS) {
         float x[C];
         #pragma unroll

@@ -27,6 +27,7 @@ REGISTERS = 65536  # of a multiprocessor
 MAX_THREADS = 1024  # of a block
 MAX_PORTABLE = 8  # blocks of a cluster that every GPU with clusters takes
 LAUNCH_THREADS = 128
+ALONE_THREADS = 256  # of a block that has a multiprocessor for itself: some make the key stream, some fetch the image
 STRUCTURE_THREADS = 1024
 
 
@@ -34,8 +35,8 @@ STRUCTURE_THREADS = 1024
 class MixLayout:
     """How images of ``reals`` reals, features [channels, reals / channels], are worked on.
 
-    ``together`` blocks of ``threads`` have an image in their ``arena`` bytes of shared memory; 0 for several launches, which have
-    ``work`` words of device memory for each image.
+    ``together`` blocks of ``threads`` have an image in their ``arena`` bytes of shared memory, and a multiprocessor's registers are
+    shared out to ``resident`` such blocks; 0 for several launches, which have ``work`` words of device memory for each image.
     """
 
     reals: int
@@ -45,6 +46,7 @@ class MixLayout:
     c: int
     together: int
     threads: int
+    resident: int
     arena: int
     work: int
 
@@ -52,11 +54,6 @@ class MixLayout:
     def size(self) -> int:
         """Reals on air for an image."""
         return self.a * self.b * self.c
-
-    @property
-    def resident(self) -> int:
-        """Blocks that a multiprocessor's registers are shared out to."""
-        return max(1, REGISTERS // (self.threads * registers(self.a, self.b, self.c)))
 
     def macros(self, dtype: "np.dtype[Any]") -> list[tuple[str, str]]:
         """The constants that the source is compiled with."""
@@ -111,26 +108,31 @@ def launches_layout(reals: int, channels: int = 1) -> MixLayout:
     warps, parts = threads // 32, 1 if size < 2**14 else min(128, -(-size // (16 * threads)))
     loud = -(-(2 * size + -(-stream_words(reals) // 16) * 16 + a * b + c) // 2) * 2
     work = loud + 4 * parts * warps + 2 * -(-a * b // threads) * warps
-    return MixLayout(reals, channels, a, b, c, 0, threads, 0, work)
+    return MixLayout(reals, channels, a, b, c, 0, threads, 1, 0, work)
 
 
 @lru_cache
-def cluster_layout(reals: int, together: int, channels: int = 1) -> MixLayout:
-    """That of one launch, ``together`` blocks an image. Raises ValueError for sizes that no such blocks can hold."""
+def cluster_layout(reals: int, together: int, channels: int = 1, alone: bool = False) -> MixLayout:
+    """That of one launch, ``together`` blocks an image. Raises ValueError for sizes that no such blocks can hold.
+
+    ``alone``: each block has a multiprocessor for itself, as where there are few images.
+    """
     _check(reals, channels)
     a, b, c = mix.factors(reals)
     if max(a, b) > MAX_IN_REGISTERS:
         raise ValueError(f"columns of {a} and {b} values are too long for a thread; use several launches")
     slabs, slices = -(-a // together), -(-b // together)
     threads = -(-max(slices * c, min(slabs * b, 256)) // 32) * 32
+    threads = max(threads, ALONE_THREADS) if alone else threads
     if threads * registers(a, b, c) > REGISTERS or threads > MAX_THREADS:
         raise ValueError(f"{threads} threads of {registers(a, b, c)} registers are too many for a block; use more blocks")
     chunk = -(-(-(-stream_words(reals) // 16)) // together)
     q = max(m for m in range(1, math.isqrt(a * b) + 1) if a * b % m == 0)
-    arena = -(-(4 * slabs * b * (c + 1) + 68 * chunk) // 16) * 16  # rows, key stream
+    arena = -(-(4 * max(slabs * b, slices * a) * (c + 1) + 68 * chunk) // 16) * 16  # rows, key stream
     arena += 24 * together * threads // 32 + 12 * (a * b // q + q) + 4 * (2 * c + 2)  # sums, turns, columns
     arena += 4 * slices * a * (1 + -(-c // 32))  # places and their signs
-    return MixLayout(reals, channels, a, b, c, together, threads, arena, 0)
+    resident = 1 if alone else max(1, REGISTERS // (threads * registers(a, b, c)))
+    return MixLayout(reals, channels, a, b, c, together, threads, resident, arena, 0)
 
 
 def _check(reals: int, channels: int) -> None:
@@ -148,22 +150,16 @@ def compile_kernels(shape: MixLayout, dtype: "np.dtype[Any]", arch: str, logs: A
 
 
 class MixKernel:
-    """Both kernels for images of one size, on one device. Buffers are the caller's; ``channels`` 1 is for symbols in their order.
-
-    ``together`` blocks have an image, in one launch; 0 is for several launches, and None for what suits the GPU.
-    """
+    """Both kernels for images of one size, on one device. Buffers are the caller's; ``channels`` 1 is for symbols in their order."""
 
     def __init__(
-        self, device: "Device", reals: int, channels: int, dtype: "np.dtype[Any]", together: int | None = None
+        self, device: "Device", reals: int, channels: int, dtype: "np.dtype[Any]", shape: MixLayout | None = None
     ) -> None:
-        """Raises ValueError for a size that ``together`` blocks of this GPU cannot hold."""
+        """``shape``: that layout and no other. Raises ValueError for one that the blocks of this GPU cannot hold."""
         self._device, self.dtype = device, dtype
-        if together is None:
-            self._few, self._many = suited(device_room(device), reals, channels)
-        else:
-            self._few = self._many = cluster_layout(reals, together, channels) if together else launches_layout(reals, channels)
-            if self._few.arena > device_room(device):
-                raise ValueError(f"an image takes {self._few.arena} bytes of each of {together} blocks, more than there are")
+        self._few, self._many = suited(device_room(device), reals, channels) if shape is None else (shape, shape)
+        if max(self._few.arena, self._many.arena) > device_room(device):
+            raise ValueError(f"an image takes {self._few.arena} bytes of each of {self._few.together} blocks, more than there are")
         self._kernels = {shape: self._compiled(shape) for shape in (self._few, self._many)}
 
     def _compiled(self, shape: MixLayout) -> dict[str, "Kernel"]:
@@ -292,9 +288,9 @@ def device_room(device: "Device") -> int:
 def suited(room: int, reals: int, channels: int) -> tuple[MixLayout, MixLayout]:
     """For one image and for many: blocks that form clusters, of ``room`` bytes each, or several launches."""
     fitting: list[MixLayout] = []
-    for together in (8, 4):
+    for together, alone in ((8, True), (8, False), (4, False)):
         try:
-            shape = cluster_layout(reals, together, channels)
+            shape = cluster_layout(reals, together, channels, alone)
         except ValueError:
             continue
         if shape.arena <= room:
