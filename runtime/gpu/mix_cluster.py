@@ -25,6 +25,12 @@ constexpr int TURNS_AT = SUMS_AT + 3 * 8 * SUMS, COLUMNS_AT = TURNS_AT + 4 * 3 *
 constexpr int MASKS_AT = PLACES_AT + 4 * SLICES * A, ARENA_BYTES = MASKS_AT + 4 * SLICES * A * MASK_WORDS;
 static_assert(ARENA_BYTES <= ROOM, "the layout knows how much a block has");
 
+#if G == 1
+#define CLUSTER
+#else
+#define CLUSTER __cluster_dims__(G, 1, 1)
+#endif
+
 #ifndef SHIM
 #if G == 1
 template <class T> using far = T*;  // into the memory of any block of an image

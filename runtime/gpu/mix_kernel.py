@@ -62,8 +62,7 @@ class MixLayout:
         sizes += [("THREADS", str(self.threads)), ("MAX_IN_REGISTERS", str(MAX_IN_REGISTERS))]
         if not self.together:
             return [*sizes, ("WORK", str(self.work))]
-        cluster = "" if self.together == 1 else f"__cluster_dims__({self.together}, 1, 1)"
-        return [*sizes, ("G", str(self.together)), ("ROOM", str(self.arena)), ("RESIDENT", str(self.resident)), ("CLUSTER", cluster)]
+        return [*sizes, ("G", str(self.together)), ("ROOM", str(self.arena)), ("RESIDENT", str(self.resident))]
 
     def source(self) -> str:
         """The CUDA source for this size."""
