@@ -101,7 +101,7 @@ def check_mix(device: Any, stream: Any, kernels: Kernels) -> list[dict[str, Any]
             refused = {"value": None, "reason": kernel, "met": variant[2] > 0}  # no clusters, or no room
             rows.append(named(variant) | refused)
             continue
-        for batch in (1, 7):
+        for batch in (1, 5):
             try:
                 found = _differences(device, stream, kernel, *variant[:2], batch)
             except Exception as error:  # of the driver: the others may still say something
@@ -117,7 +117,7 @@ def _differences(device: Any, stream: Any, kernel: MixKernel, reals: int, channe
     bench, rng = Bench(device, stream, kernel, reals, batch, channels), np.random.default_rng(reals + batch)
     graph = capture(stream, bench.everything)
     largest = received = scale_off = power_off = 0.0
-    met, count, replays = True, 0, 3
+    met, count, replays = True, 0, 2
     for replay in range(replays):
         x = rng.standard_normal((batch, reals)).astype(kernel.dtype).astype(np.float32) * (1 + replay)
         unit = x / np.sqrt(2 * np.square(x, dtype=np.float64).mean(axis=1, keepdims=True))
@@ -134,14 +134,14 @@ def _differences(device: Any, stream: Any, kernel: MixKernel, reals: int, channe
             takes = np.arange(batch), np.abs(on_air).argmax(axis=1)
             met &= bool(off[takes].max() <= 2e-5)
             off[takes] = 0
-        largest, count = max(largest, float(off.max())), off.size
+        largest, count = float(np.maximum(largest, off.max())), off.size  # NaN stays
         power = np.square(on_air, dtype=np.float64).sum(axis=1) / (on_air.shape[1] / 2)
-        power_off = max(power_off, float(np.abs(power - 1).max()))
+        power_off = float(np.maximum(power_off, np.abs(power - 1).max()))
         back = bench.received.host.astype(np.float32).swapaxes(1, 2).reshape(batch, -1)
         expected = mix.unmix(on_air.copy(), keys, reals)
         grain = 2.0**-10 if kernel.dtype == np.float16 else 0
-        received = max(received, float((np.abs(back - expected) - grain * np.abs(expected)).max()))
-        scale_off = max(scale_off, float(np.abs(bench.scales.host[:batch, None] * x - back).max()))
+        received = float(np.maximum(received, (np.abs(back - expected) - grain * np.abs(expected)).max()))
+        scale_off = float(np.maximum(scale_off, np.abs(bench.scales.host[:batch, None] * x - back).max()))
     met &= largest <= rounding(count) and received <= rounding(count) and power_off <= 1e-8
     met &= scale_off <= (1e-5 if kernel.dtype == np.float32 else 1e-2)
     return {"largest": largest, "bound": rounding(count), "received": received, "power_off": power_off, "scale_off": scale_off,
