@@ -205,7 +205,7 @@ def stamped(shape: MixLayout) -> str:
         count += 1
         return f"{match[0]} if (blockIdx.x == 0 && threadIdx.x == 0) scales[8 + {count}] = (float)(clock64() - began);"
 
-    head, rest = source.split('unmix(', 1)
+    head, rest = source.split("unmix(", 1)
     at = head.index('extern "C" __global__ void CLUSTER')
     body = head[at:].replace("ARENA(arena);", "ARENA(arena); const long long began = clock64();", 1)
     body = re.sub(r"    (?:meet|__syncthreads)\(\);(?=\s)", stamp, body)
@@ -248,5 +248,7 @@ def structure_one(device: Any, stream: Any) -> dict[str, Any]:
     found.download(stream)
     stream.sync()
     assert np.allclose(found.host, mix.structure(features.host, CHANNELS), rtol=1e-3, atol=0.05), found.host
-    chain = [n * seconds(device, stream, lambda where, _: kernel(where, features.device, found.device, 1), n) for n in (50, 100)]
+    chain = [
+        n * seconds(device, stream, lambda where, _: kernel(where, features.device, found.device, 1), n) for n in (50, 100)
+    ]
     return {"added_us": (chain[1] - chain[0]) / 50 * 1e6, "found": found.host.tolist()}

@@ -34,7 +34,9 @@ def requests(engine: str, precision: str) -> dict[str, Any]:
     for defense, (alice, bob) in ends.items():
         stages[f"send {defense}"] = Stage("send", alice.send, prepare=lambda: (next(images),))
         stages[f"receive {defense}"] = Stage(
-            "receive", lambda frames, bob=bob: bob.receive(frames, "uint8"), prepare=lambda alice=alice: (alice.send(next(images)),)
+            "receive",
+            lambda frames, bob=bob: bob.receive(frames, "uint8"),
+            prepare=lambda alice=alice: (alice.send(next(images)),),
         )
     began = time.perf_counter()
     for stage in stages.values():

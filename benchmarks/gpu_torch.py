@@ -87,8 +87,12 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     rng = np.random.default_rng(0)
-    for dtype, batch, side in [(d, b, s) for b in (1, 64) for d in (torch.float32, torch.float16) for s in ("transmitter", "receiver")]:
-        model = DeepJSCC(ModelConfig(180, 180, 16)).eval().requires_grad_(False).cuda().to(dtype, memory_format=torch.channels_last)
+    for dtype, batch, side in [
+        (d, b, s) for b in (1, 64) for d in (torch.float32, torch.float16) for s in ("transmitter", "receiver")
+    ]:
+        model = (
+            DeepJSCC(ModelConfig(180, 180, 16)).eval().requires_grad_(False).cuda().to(dtype, memory_format=torch.channels_last)
+        )
         module = (Encode if side == "transmitter" else Decode)(model, dtype)
         pixels = rng.integers(0, 255, (batch, 180, 180, 3), np.uint8)
         symbols = rng.standard_normal((batch, 16200, 2), np.float32)

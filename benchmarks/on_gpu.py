@@ -2,7 +2,7 @@
 
 Writes FILE, or benchmarks/results/<gpu>.json, anew after every part, and ends with one line of JSON. Without a GPU it prints the
 reason and writes nothing. All of it takes under four minutes; it needs this package, cuda-core and NVRTC. An engine that is not
-installed is told as such, and so is torch.
+installed is told as such, and so is torch. ``--only mix_compiled mix_checked`` is for a run under compute-sanitizer.
 
     gpu_scheme.py    the scheme kernel: bits of the reference for odd sizes, batch 1, a replayed CUDA graph, a new picture, a
                      new key; traffic at batch 1024 against a device-to-device copy of as many bytes; time added at batch 1
@@ -31,11 +31,13 @@ from gpu_mix import check_mix, compiled, mix_one, mix_phases, mix_rate, structur
 from gpu_requests import many, requests
 from gpu_scheme import check_kernel, copy_rate, kernel_added, kernel_rate
 from semseal.runtime.bench.machine import said
+from semseal.runtime.bundle import packaged_bundle
 from semseal.runtime.environment import environment
 from semseal.runtime.errors import EngineError
 from semseal.runtime.files import write_atomically
 from semseal.runtime.gpu.device import open_device
-from shared import attempt, failures
+from semseal.runtime.roundtrip import measure
+from shared import attempt, failures, links
 
 FOLDER = Path(__file__).parent
 PACKAGES = ("semseal", "numpy", "cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc", "onnxruntime", "onnxruntime-gpu", "tensorrt",
@@ -46,7 +48,8 @@ TORCH_S = 75.0  # that torch's compiler may take
 def main() -> int:
     options = argparse.ArgumentParser(description="checks and times every GPU path on this machine")
     options.add_argument("--out", type=Path, help="file of the results")
-    options.add_argument("--only", nargs="+", metavar="PART", help="mix, scheme, engines, requests, torch")
+    options.add_argument("--only", nargs="+", metavar="PART", help="mix, scheme, engines, requests, torch, or names of results")
+    options.add_argument("--commit", help="that this is, where it lies in no checkout")
     chosen = options.parse_args()
     try:
         device = open_device("on_gpu")
@@ -54,12 +57,17 @@ def main() -> int:
         print(f"no GPU: {error.message.removeprefix('engine on_gpu: ')}")
         return 0
     out = chosen.out or FOLDER / "results" / f"{re.sub('[^a-z0-9]+', '-', device.name.lower()).strip('-')}.json"
-    results: dict[str, Any] = {"gpu": device.name, "commit": commit(), "device": properties(device), "state_before": state()}
+    results: dict[str, Any] = {
+        "gpu": device.name,
+        "commit": chosen.commit or commit(),
+        "device": properties(device),
+        "state_before": state(),
+    }
     results["environment"] = dataclasses.asdict(environment(PACKAGES, device.name))
     seconds: dict[str, float] = {}
     began = time.perf_counter()
     for part, name, work in parts(device, results):
-        if chosen.only and part not in chosen.only and part != "copy":
+        if chosen.only and part != "copy" and not {part, name} & set(chosen.only):
             continue
         before = time.perf_counter()
         results[name] = attempt(name, work)
@@ -94,14 +102,24 @@ def parts(device: Any, results: dict[str, Any]) -> list[tuple[str, str, Callable
         ("scheme", "kernel_rate", lambda: kernel_rate(device, stream, results.get("copy_bytes_per_s"))),
         *(("requests", f"requests {e} {p}", lambda e=e, p=p: requests(e, p)) for e, p in ours),
         *(("requests", f"many {e} {p}", lambda e=e, p=p: many(e, p)) for e, p in ours),
+        ("engines", "edge link", edge_links),
         ("engines", "engines", lambda: engines(device, results.get("copy_bytes_per_s"))),
         ("torch", "torch", torch_peers),
     ]
 
 
+def edge_links() -> dict[str, Any]:
+    """A model whose scale is in the header, through the whole link."""
+    bundle = packaged_bundle("edge")
+    expected_db = measure(bundle, "onnxruntime-cpu")
+    return {precision: links(bundle, "onnxruntime-cuda", precision, expected_db, None) for precision in ("fp32", "fp16")}
+
+
 def torch_peers() -> list[dict[str, Any]]:
     """The rows of gpu_torch.py, as far as it came within its time."""
-    process = subprocess.Popen([sys.executable, FOLDER / "gpu_torch.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, FOLDER / "gpu_torch.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
         told, errors = process.communicate(timeout=TORCH_S)
     except subprocess.TimeoutExpired:

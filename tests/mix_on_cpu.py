@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from semseal.runtime.gpu import mix_launches
-from semseal.runtime.gpu.mix_kernel import KEY_WORDS, STRUCTURE_THREADS, MixLayout, structure_source
+from semseal.runtime.gpu.mix_kernel import KEY_WORDS, MixLayout, structure_source
 
 SHIM = Path(__file__).parent / "mix_shim.h"
 # a place outside an array in registers, or a shift by 32, ends the process

@@ -71,7 +71,9 @@ class OnCpu:
 
     def transmit(self, features: np.ndarray, idx: np.ndarray, resident: int | None = None, order: int = 2) -> np.ndarray:
         batch, parts = len(features), self.shape.parts
-        sums, state = self.work.setdefault(batch, (np.full(batch * parts * WARPS, np.nan, np.float32), np.zeros(1 + batch, np.uint32)))
+        sums, state = self.work.setdefault(
+            batch, (np.full(batch * parts * WARPS, np.nan, np.float32), np.zeros(1 + batch, np.uint32))
+        )
         symbols, whole = guarded((batch, features[0].size // 2, 2), np.float32)
         arguments = (guarded_copy(features), scheme.inverse(idx), symbols, sums, state)
         ok = self.library.run_transmit(*map(address, arguments), batch * parts, resident or parts, order)

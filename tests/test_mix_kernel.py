@@ -266,7 +266,9 @@ def test_every_barrier_is_needed_and_its_lack_is_seen(folder, barrier):
 @pytest.mark.compiler
 def test_a_place_outside_is_seen(folder):
     shape = cluster_layout(SMALL, 4, 4)
-    source = shape.source().replace("for (int i = m.thread; i < 3 * TURN; i += THREADS)", "for (int i = m.thread; i <= 3 * TURN; i += THREADS)")
+    source = shape.source().replace(
+        "for (int i = m.thread; i < 3 * TURN; i += THREADS)", "for (int i = m.thread; i <= 3 * TURN; i += THREADS)"
+    )
     assert source != shape.source()
     with pytest.raises(AssertionError, match="out of bounds"):
         check(OnCpu(folder, shape, source=source), 1)

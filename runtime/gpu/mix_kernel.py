@@ -1,7 +1,7 @@
 """Mix and unmix as CUDA kernels, with all that stands between a bare network and the air: of keys only 40 bytes cross the bus.
 
-    mix     features ── unit power ── pads behind them ── mixed ── power 1 exactly ──> symbols on air, scale
-    unmix   symbols as received ── un-mixed ──> features
+mix     features ── unit power ── pads behind them ── mixed ── power 1 exactly ──> symbols on air, scale
+unmix   symbols as received ── un-mixed ──> features
 """
 
 import math
@@ -139,7 +139,9 @@ def _check(reals: int, channels: int) -> None:
         raise ValueError(f"{reals} reals are not {channels} channels of whole symbols")
 
 
-def compile_kernels(shape: MixLayout, dtype: "np.dtype[Any]", arch: str, logs: Any = None, verbose: bool = False) -> "ObjectCode":
+def compile_kernels(
+    shape: MixLayout, dtype: "np.dtype[Any]", arch: str, logs: Any = None, verbose: bool = False
+) -> "ObjectCode":
     """The cubin for ``arch``, such as sm_86; needs NVRTC and no GPU. ``dtype`` of the features is float32 or float16."""
     from cuda.core import Program, ProgramOptions
 
@@ -158,7 +160,9 @@ class MixKernel:
         self._device, self.dtype = device, dtype
         self._few, self._many = suited(device_room(device), reals, channels) if shape is None else (shape, shape)
         if max(self._few.arena, self._many.arena) > device_room(device):
-            raise ValueError(f"an image takes {self._few.arena} bytes of each of {self._few.together} blocks, more than there are")
+            raise ValueError(
+                f"an image takes {self._few.arena} bytes of each of {self._few.together} blocks, more than there are"
+            )
         self._kernels = {shape: self._compiled(shape) for shape in (self._few, self._many)}
 
     def _compiled(self, shape: MixLayout) -> dict[str, "Kernel"]:
@@ -218,9 +222,7 @@ class MixKernel:
         for name in mix_launches.UNMIX:
             self._launch(stream, shape, name, batch, *own.get(name, (work,)))
 
-    def _launch(
-        self, stream: "Stream | GraphBuilder", shape: MixLayout, name: str, batch: int, *buffers: "Buffer"
-    ) -> None:
+    def _launch(self, stream: "Stream | GraphBuilder", shape: MixLayout, name: str, batch: int, *buffers: "Buffer") -> None:
         from cuda.core import LaunchConfig, launch
 
         config = LaunchConfig(grid=batch * shape.blocks(name), block=shape.threads, shmem_size=shape.arena)

@@ -175,7 +175,7 @@ def product(name: str, matrix: NDArray[np.float64], core: int) -> str:
     m = len(matrix)
     head = f"static __device__ void {name}(float (&x)[{m}])\n{{\n"
     if core == 1:
-        return head + f"    doubled<1>(x);\n}}\n"
+        return head + "    doubled<1>(x);\n}\n"
     lines = [f"static __device__ void {name}_core(float* x)", "{", f"    float y[{core}];"]
     for first in range(0, core, 4):
         sums: dict[str, str] = {}
