@@ -188,8 +188,9 @@ def mix_rate(device: Any, stream: Any, kernels: Kernels, copied: Any) -> list[di
             taken = seconds(device, stream, lambda where, i, turns=turns: turns[i % len(turns)](where), 8, 12)
             rate = traffic / taken
             share = rate / copied if isinstance(copied, float) else None
-            rows.append({"kernel": name, **named(variant), "batch": batch, "us_per_image": taken / batch * 1e6, "bytes_per_s": rate,
-                         "of_copy": share, "goal": MIN_SHARE_OF_COPY, "met": None if share is None else share >= MIN_SHARE_OF_COPY})  # fmt: skip
+            met = None if share is None else share >= MIN_SHARE_OF_COPY
+            row = {"kernel": name, **named(variant), "batch": batch, "us_per_image": taken / batch * 1e6, "bytes_per_s": rate}
+            rows.append({**row, "of_copy": share, "goal": MIN_SHARE_OF_COPY, "met": met})
             benches[0].scales.download(stream)
             stream.sync()
             assert (benches[0].scales.host[:batch] > 0).all(), "a timed mix gave no scale"

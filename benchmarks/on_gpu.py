@@ -1,8 +1,9 @@
 """Every GPU path of semseal, checked and timed on this machine: python benchmarks/on_gpu.py [--out FILE] [--only PART ...]
 
-Writes FILE, or benchmarks/results/<gpu>.json, anew after every part, and ends with one line of JSON. Without a GPU it prints the
-reason and writes nothing. All of it takes under four minutes; it needs this package, cuda-core and NVRTC. An engine that is not
-installed is told as such, and so is torch. ``--only mix_compiled mix_checked`` is for a run under compute-sanitizer.
+Writes FILE, or benchmarks/results/<gpu>.json, anew after every part, and ends with one line of JSON. Without a GPU it
+prints the reason and writes nothing. All of it takes under four minutes; it needs this package, cuda-core and NVRTC. An
+engine that is not installed is told as such, and so is torch. ``--only mix_compiled mix_checked`` is for a run under
+compute-sanitizer.
 
     gpu_scheme.py    the scheme kernel: bits of the reference for odd sizes, batch 1, a replayed CUDA graph, a new picture, a
                      new key; traffic at batch 1024 against a device-to-device copy of as many bytes; time added at batch 1
@@ -12,7 +13,8 @@ installed is told as such, and so is torch. ``--only mix_compiled mix_checked`` 
     gpu_requests.py  what a caller waits for: one picture, bytes in and symbols out; 64 at once, with mix and without
     gpu_torch.py     the same network in torch: eager, in a CUDA graph, compiled in a CUDA graph
 
-What cannot be had here is null with the reason. A part that fails costs no other; the failure is named, and the exit status is 1.
+What cannot be had here is null with the reason. A part that fails costs no other; the failure is named, and the exit status
+is 1.
 """
 
 import argparse

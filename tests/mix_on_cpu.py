@@ -17,7 +17,8 @@ TOGETHER = r"""
 extern "C" const char* run_mix(feature* features, unsigned* keys, float* on_air, float* scales, int batch, int order)
 {
     return launch(batch * G, THREADS, G, ARENA_BYTES, order, [=] {
-        mix(outside(features, batch * REALS), outside(keys, batch * KEY), outside(on_air, batch * SIZE), outside(scales, batch));
+        mix(outside(features, batch * REALS), outside(keys, batch * KEY), outside(on_air, batch * SIZE),
+            outside(scales, batch));
     });
 }
 extern "C" const char* run_unmix(float* received, unsigned* keys, feature* features, int batch, int order)
@@ -32,7 +33,8 @@ LAUNCHES = r"""
 #define RUN(name, parts, ...) \
     if (const char* wrong = launch(batch * parts, THREADS, 1, 0, order, [=] { name(__VA_ARGS__); }); wrong[0]) return wrong;
 #define WORKSPACE outside(work, (long)batch * WORK)
-extern "C" const char* run_mix(feature* features, unsigned* keys, float* on_air, float* scales, unsigned* work, int batch, int order)
+extern "C" const char* run_mix(feature* features, unsigned* keys, float* on_air, float* scales, unsigned* work, int batch,
+                               int order)
 {
     RUN(stream, STREAM_PARTS, outside(keys, batch * KEY), WORKSPACE)
     RUN(load, PARTS, outside(features, batch * REALS), WORKSPACE)

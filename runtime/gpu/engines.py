@@ -90,7 +90,7 @@ def open_onnxruntime_gpu(name: str, graph: bytes) -> Engine:
 
 
 class Session:
-    """A loaded ONNX graph on its stream. What ``bind`` gives cannot be captured: ONNX Runtime replays a CUDA graph of its own."""
+    """A loaded ONNX graph on its stream. What ``bind`` gives is not captured: ONNX Runtime has a CUDA graph of its own."""
 
     captured = False
 

@@ -1,18 +1,21 @@
 """The mix for GPUs with thread block clusters: one launch, an image in the shared memory of G blocks of a cluster.
 
-    block r of a cluster   slabs r*SLABS.. of the first digit of a row number: rows [SLABS * b][c + 1], and its part of the key stream
+    block r of a cluster   slabs r*SLABS.. of the first digit of a row number, as rows [SLABS * b][c + 1], and its part
+                           of the key stream
 
     key stream, features in ─┊─ C, B ─┊─ A ┊ shuffle ─┊─ C, B ─┊─ A ┊ C ─┊─ power, out        ┊ a barrier of the cluster
 
-C and B go along what a block has for itself. A goes across: a thread takes a column of all blocks' memory into its registers, and
-holds it until all columns are taken; so one copy of the image is enough. The shuffle puts columns where their rows belong. The last
-ones stay in the block that took them: three of an image's passes go from block to block, all others stay inside. Undoing it is the
-same backwards. With one block there is no cluster, and the same source runs wherever a block has room for the image.
+C and B go along what a block has for itself. A goes across: a thread takes a column of all blocks' memory into its
+registers, and holds it until all columns are taken; so one copy of the image is enough. The shuffle puts columns where
+their rows belong. The last ones stay in the block that took them: three of an image's passes go from block to block, all
+others stay inside. Undoing it is the same backwards. With one block there is no cluster, and the same source runs wherever
+a block has room for the image.
 """
 
 SOURCE = r"""
 constexpr int WARPS = THREADS / 32, SLABS = (A + G - 1) / G, SLICES = (B + G - 1) / G, PITCH = C + 1;
-constexpr int HELD_ROWS = SLABS * B, TILE_ROWS = SLABS * B > SLICES * A ? SLABS * B : SLICES * A, CHUNK = (BLOCKS + G - 1) / G, CHUNK_WORDS = CHUNK * 16;
+constexpr int HELD_ROWS = SLABS * B, TILE_ROWS = SLABS * B > SLICES * A ? SLABS * B : SLICES * A;
+constexpr int CHUNK = (BLOCKS + G - 1) / G, CHUNK_WORDS = CHUNK * 16;
 constexpr int SUMS = G * WARPS;  // of the warps of an image
 static_assert(THREADS % 32 == 0 && SLICES * C <= THREADS, "a thread holds one column");
 // threads that make the stream and nothing else, while the others fetch the image; none where other blocks fill the time

@@ -35,8 +35,9 @@ STRUCTURE_THREADS = 1024
 class MixLayout:
     """How images of ``reals`` reals, features [channels, reals / channels], are worked on.
 
-    ``together`` blocks of ``threads`` have an image in their ``arena`` bytes of shared memory, and a multiprocessor's registers are
-    shared out to ``resident`` such blocks; 0 for several launches, which have ``work`` words of device memory for each image.
+    ``together`` blocks of ``threads`` have an image in their ``arena`` bytes of shared memory, and a multiprocessor's
+    registers are shared out to ``resident`` such blocks; 0 for several launches, which have ``work`` words of device memory
+    for each image.
     """
 
     reals: int
@@ -125,7 +126,8 @@ def cluster_layout(reals: int, together: int, channels: int = 1, alone: bool = F
     threads = max(threads, ALONE_THREADS) if alone else threads
     if threads * registers(a, b, c) > REGISTERS or threads > MAX_THREADS:
         raise ValueError(f"{threads} threads of {registers(a, b, c)} registers are too many for a block; use more blocks")
-    chunk = -(-(-(-stream_words(reals) // 16)) // together)
+    blocks = -(-stream_words(reals) // 16)
+    chunk = -(-blocks // together)
     q = max(m for m in range(1, math.isqrt(a * b) + 1) if a * b % m == 0)
     arena = -(-(4 * max(slabs * b, slices * a) * (c + 1) + 68 * chunk) // 16) * 16  # rows, key stream
     arena += 24 * together * threads // 32 + 12 * (a * b // q + q) + 4 * (2 * c + 2)  # sums, turns, columns
@@ -151,7 +153,7 @@ def compile_kernels(
 
 
 class MixKernel:
-    """Both kernels for images of one size, on one device. Buffers are the caller's; ``channels`` 1 is for symbols in their order."""
+    """Both kernels for images of one size, on one device. Buffers are the caller's."""
 
     def __init__(
         self, device: "Device", reals: int, channels: int, dtype: "np.dtype[Any]", shape: MixLayout | None = None
@@ -195,8 +197,8 @@ class MixKernel:
     ) -> None:
         """Features [batch, channels, reals / channels] to on_air float32 [batch, padded reals] and scales float32 [batch].
 
-        ``keys`` is uint32 [batch, KEY_WORDS] from ``packet_keys``. A scale is by how much features became louder; where the features
-        were not finite it is none.
+        ``keys`` is uint32 [batch, KEY_WORDS] from ``packet_keys``. A scale is by how much features became louder; where the
+        features were not finite it is none.
         """
         shape = self.layout(batch)
         if shape.together:
@@ -273,9 +275,9 @@ def structure_source(reals: int, checked: int, channels: int, dtype: "np.dtype[A
 def rounding(values: int) -> float:
     """The largest difference from ``mix.mix`` and ``mix.unmix`` that is to be expected among so many values, at power 1.
 
-    Sums are added in another order, so that the differences are nearly normal, of a deviation of 1.7e-7 to 4.7e-7, which was
-    computed, growing with the lengths of the products. The largest real of an image of few, which takes what rounding left of the
-    power, is off by 2e-5 at most.
+    Sums are added in another order, so that the differences are nearly normal, of a deviation of 1.7e-7 to 4.7e-7, which
+    was computed, growing with the lengths of the products. The largest real of an image of few, which takes what rounding
+    left of the power, is off by 2e-5 at most.
     """
     return 6e-7 * math.sqrt(2 * math.log(2 * values))
 

@@ -10,7 +10,7 @@ constexpr int WARPS = THREADS / 32, OUTPUTS = 8;
 constexpr int A_CHUNKS = A > MAX_IN_REGISTERS ? (A + OUTPUTS - 1) / OUTPUTS : 1;
 constexpr int B_CHUNKS = B > MAX_IN_REGISTERS ? (B + OUTPUTS - 1) / OUTPUTS : 1;
 constexpr bool FEW = SIZE < 16384;
-constexpr int PARTS = FEW ? 1 : (SIZE + 16 * THREADS - 1) / (16 * THREADS) < 128 ? (SIZE + 16 * THREADS - 1) / (16 * THREADS) : 128;
+constexpr int SHARES = (SIZE + 16 * THREADS - 1) / (16 * THREADS), PARTS = FEW ? 1 : SHARES < 128 ? SHARES : 128;
 constexpr int STREAM_PARTS = (BLOCKS + THREADS - 1) / THREADS, ROW_PARTS = (ROWS + THREADS - 1) / THREADS;
 constexpr int A_PARTS = (B * C * A_CHUNKS + THREADS - 1) / THREADS, B_PARTS = (A * C * B_CHUNKS + THREADS - 1) / THREADS;
 

@@ -1,8 +1,9 @@
 """The CUDA source of the mix kernels, made for one size of images: products by Hadamard matrices, ChaCha20, passes over rows.
 
-H(m) is that of a core, doubled until it has m rows. A vector of m values lies in a thread's registers; each doubling is m additions,
-and a core's product is written out: four inputs have only 8 sums that differ in more than their sign, which all outputs share.
-Orders above MAX_IN_REGISTERS, in ``mix_launches``, are multiplied by the bits of the matrix, 8 outputs to a thread.
+H(m) is that of a core, doubled until it has m rows. A vector of m values lies in a thread's registers; each doubling is m
+additions, and a core's product is written out: four inputs have only 8 sums that differ in more than their sign, which all
+outputs share. Orders above MAX_IN_REGISTERS, in ``mix_launches``, are multiplied by the bits of the matrix, 8 outputs to a
+thread.
 """
 
 import math
@@ -87,7 +88,8 @@ static __device__ void chacha(Key key, int block, Out out)
         #pragma unroll
         for (int q = 0; q < 8; q++) {
             const int shift = q / 4;  // columns, then diagonals
-            unsigned &a = x[q % 4], &b = x[4 + (q + shift) % 4], &c = x[8 + (q + 2 * shift) % 4], &d = x[12 + (q + 3 * shift) % 4];
+            unsigned &a = x[q % 4], &b = x[4 + (q + shift) % 4];
+            unsigned &c = x[8 + (q + 2 * shift) % 4], &d = x[12 + (q + 3 * shift) % 4];
             a += b, d = turned(d ^ a, 16);
             c += d, b = turned(b ^ c, 12);
             a += b, d = turned(d ^ a, 8);
@@ -105,7 +107,7 @@ static __device__ float pad_of(unsigned w0, unsigned w1, unsigned w2, unsigned w
     return (float)sum * 0x1.3988e2p-32f;
 }
 
-// Where row i behind the shuffle was in front of it is rows[i]; this is the i of a row in front. turn(w) gives word w of the turns
+// Row i behind the shuffle is row rows[i] in front; this is the i of a row in front. turn(w) gives word w of the turns
 template <class Turn>
 static __device__ int place_of(int row, Turn turn)
 {
@@ -134,7 +136,10 @@ static __device__ Mask mask_of(int layer, int row, Word word)
     }
     return mask;
 }
-static __device__ float flipped(float x, unsigned word, int bit) { return float_of(bits_of(x) ^ (word << (31 - bit) & 0x80000000u)); }
+static __device__ float flipped(float x, unsigned word, int bit)
+{
+    return float_of(bits_of(x) ^ (word << (31 - bit) & 0x80000000u));
+}
 static __device__ void flip(float (&x)[C], const Mask& mask)
 {
     #pragma unroll

@@ -1,11 +1,11 @@
-"""A network and the mix kernels behind or before it, as one engine: keys go in, 40 bytes an image, and nothing is made of them here.
+"""A network and the mix kernels behind or before it, as one engine: of keys 40 bytes an image go in.
 
     transmitter   image, keys ── network ── symbols at any power ── mix ──> on air, scales
     receiver      on air, keys ── unmix ── symbols ─┬─ network ─────────> image
                                                     └─ structure ───────> found, how far from white noise
 
-The network is the graph or plan without mix, whose rows stay where they are. With a plan all of it is one CUDA graph. ONNX Runtime
-replays one of its own, so there the copies and the kernels make two more, before and behind it, on the same stream.
+The network is the graph or plan without mix, whose rows stay where they are. With a plan all of it is one CUDA graph. ONNX
+Runtime replays one of its own, so there the copies and the kernels make two more, before and behind it, on the same stream.
 """
 
 from collections.abc import Callable, Sequence

@@ -9,11 +9,11 @@ One launch each; every feature is read once and every symbol written once. An im
     a channel of the block's rows is one run of the features   ─┐                  ┌─ a row of the symbols is one run
     (warps read 32 neighbours)                                  ├─ tile[c][pitch] ─┤  (threads write 16 bytes)
 
-A block that sends must know the power of the whole image before it writes. From compute capability 9.0 on an image's blocks, if they
-are 8 at most, are a cluster: each writes the sums of its squares into the others' shared memory, and they meet at the cluster's
-barrier. Elsewhere a block leaves its sums in device memory and waits for those of its image's other blocks. Those take their work by
-a ticket and not by blockIdx, so the blocks that a waiting block needs have begun or are next; the host makes sure that the GPU holds
-as many as one image has.
+A block that sends must know the power of the whole image before it writes. From compute capability 9.0 on an image's
+blocks, if they are 8 at most, are a cluster: each writes the sums of its squares into the others' shared memory, and they
+meet at the cluster's barrier. Elsewhere a block leaves its sums in device memory and waits for those of its image's other
+blocks. Those take their work by a ticket and not by blockIdx, so the blocks that a waiting block needs have begun or are
+next; the host makes sure that the GPU holds as many as one image has.
 
 Sums are added in one fixed order, by IEEE operations that the compiler may not contract, so ``reference_transmit`` gives the
 same bits. Sizes are constants of the compilation.
@@ -309,9 +309,9 @@ class SchemeKernel:
 def reference_transmit(features: NDArray[np.floating], index: NDArray[np.int32]) -> NDArray[np.float32]:
     """What ``transmit`` gives, to the bit: features [batch, c, h, w] and index [batch, h] to symbols [batch, N, 2].
 
-    The sum of squares: thread t = 32a + l of a block adds channels a, a + WARPS, ... and in each of them every 32nd value from
-    l on; a warp adds halves to halves. Of the warps of an image, block by block, lane l adds every 32nd from l on; then halves to
-    halves again.
+    The sum of squares: thread t = 32a + l of a block adds channels a, a + WARPS, ... and in each of them every 32nd value
+    from l on; a warp adds halves to halves. Of the warps of an image, block by block, lane l adds every 32nd from l on;
+    then halves to halves again.
     """
     batch, c, h, w = features.shape
     shape = tile_layout(c, h, w)
