@@ -401,15 +401,21 @@ def _open_session(name: str, onnxruntime: Any, graph: bytes, stream: "Stream") -
     settings = {"device_id": "0", "user_compute_stream": str(int(stream.handle))}
     if name == "onnxruntime-cuda":
         settings |= {"enable_cuda_graph": "1", "use_tf32": "0"}
+        # channels last is 15 to 20 % faster, but not with what is quantized, and not for every operator
+        layouts = [{"prefer_nhwc": "1"}, {}] if b"QuantizeLinear" not in graph else [{}]
     else:
         settings |= {"trt_cuda_graph_enable": "1", **tensorrt_profiles(onnxruntime, graph)}
+        layouts = [{}]
     session, reason = None, ""
     with contextlib.redirect_stdout(io.StringIO()):  # both print what is raised here
         onnxruntime.preload_dlls()
-        try:
-            session = onnxruntime.InferenceSession(graph, options, [(PROVIDERS[name], settings)], enable_fallback=0)
-        except Exception as error:  # its exceptions share no narrower base
-            reason = str(error)
+        for layout in layouts:
+            try:
+                providers = [(PROVIDERS[name], settings | layout)]
+                session = onnxruntime.InferenceSession(graph, options, providers, enable_fallback=0)
+                break
+            except Exception as error:  # its exceptions share no narrower base
+                reason = str(error)
     if session is None or PROVIDERS[name] not in session.get_providers():
         missing = _missing_library(onnxruntime, name)
         if not missing:

@@ -73,6 +73,7 @@ static __device__ far<T> of_block(T* mine, int rank)  // what `mine` is in anoth
 }
 static __device__ void meet()  // of all threads of an image: what was written before it can be read behind it
 {
+    __syncwarp();
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 #endif

@@ -57,8 +57,11 @@ static __device__ void give(float* mine, int block, float value)  // to the plac
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(theirs) : "r"((unsigned)__cvta_generic_to_shared(mine)), "r"(block));
     asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(theirs), "f"(value) : "memory");
 }
+static __device__ void begun() { asm volatile("barrier.cluster.arrive.relaxed.aligned;"); }  // nobody reaches into a block
+static __device__ void all_begun() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }      // that has not begun
 static __device__ void meet()
 {
+    __syncwarp();
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 #else
@@ -102,6 +105,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 6) transmit(
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
 #if TOGETHER
     __shared__ float sums_here[PARTS * WARPS];
+    begun();
     const size_t image = blockIdx.x / PARTS;
     const int part = blockIdx.x % PARTS, first = part * ROWS;
 #else
@@ -130,6 +134,8 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 6) transmit(
 
     // the sums of all warps of the image, which each warp adds up for itself
 #if TOGETHER
+    __syncwarp();
+    all_begun();
     if (lane < PARTS) give(&sums_here[part * WARPS + warp], lane, sum);
     meet();
     const float* all = sums_here;
