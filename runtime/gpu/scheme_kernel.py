@@ -18,10 +18,10 @@ next; the host makes sure that the GPU holds as many as one image has.
 Sums are added in one fixed order, by IEEE operations that the compiler may not contract, so ``reference_transmit`` gives the
 same bits. Sizes are constants of the compilation.
 
-The tests compile this source for six GPU generations and run it on the CPU; benchmarks/on_gpu.py does the rest. On one H200 the
-bits of an earlier form, whose blocks all waited on device memory, were the reference's. Its ``transmit`` moved 39 % and ``receive``
-74 % of the bytes per second of a device-to-device copy at batch 1024 (the goal is 80 %); at batch 1 they added 6.1 and 2.6
-microseconds to a CUDA graph (the goal is 4).
+The tests compile this source for six GPU generations and run it on the CPU; benchmarks/on_gpu.py does the rest. On one H200
+the bits of an earlier form, whose blocks all waited on device memory, were the reference's. Its ``transmit`` moved 39 % and
+``receive`` 74 % of the bytes per second of a device-to-device copy at batch 1024 (the goal is 80 %); at batch 1 they added
+6.1 and 2.6 microseconds to a CUDA graph (the goal is 4).
 """
 
 from dataclasses import dataclass
