@@ -25,10 +25,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gpu_engines import engines
+from gpu_engines import PARITY_DB, Engines
 from gpu_mix import check_mix, compiled, mix_one, mix_phases, mix_rate, structure_one
 from gpu_requests import many, requests
 from gpu_scheme import check_kernel, copy_rate, kernel_added, kernel_rate
@@ -44,13 +45,14 @@ from shared import attempt, failures, links
 FOLDER = Path(__file__).parent
 PACKAGES = ("semseal", "numpy", "cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc", "onnxruntime", "onnxruntime-gpu", "tensorrt",
             "tensorrt-rtx", "torch")  # fmt: skip
-TORCH_S = 75.0  # that torch's compiler may take
+TORCH_S = 60.0  # that torch and its compiler may take
 
 
 def main() -> int:
     options = argparse.ArgumentParser(description="checks and times every GPU path on this machine")
     options.add_argument("--out", type=Path, help="file of the results")
     options.add_argument("--only", nargs="+", metavar="PART", help="mix, scheme, engines, requests, torch, or names of results")
+    options.add_argument("--seconds", type=float, default=210.0, help="after which no other part is begun (210)")
     options.add_argument("--commit", help="that this is, where it lies in no checkout")
     chosen = options.parse_args()
     try:
@@ -72,6 +74,9 @@ def main() -> int:
         if chosen.only and part != "copy" and not {part, name} & set(chosen.only):
             continue
         before = time.perf_counter()
+        if before - began > chosen.seconds:
+            results[name] = {"value": None, "reason": f"{chosen.seconds:g} seconds were over"}
+            continue
         results[name] = attempt(name, work)
         seconds[name] = round(time.perf_counter() - before, 1)
         results |= {"seconds": seconds, "failures": failures, "state_after": None}
@@ -90,6 +95,7 @@ def parts(device: Any, results: dict[str, Any]) -> list[tuple[str, str, Callable
         kernels.update(compiled(device))
         return {"compiled": len(kernels), "refused": sorted({kernel for kernel in kernels.values() if isinstance(kernel, str)})}
 
+    ends = cache(Engines)
     ours = [(engine, precision) for engine in ("onnxruntime-cuda",) for precision in ("fp32", "fp16")]
     return [
         ("copy", "copy_bytes_per_s", lambda: copy_rate(device, stream)),
@@ -105,9 +111,13 @@ def parts(device: Any, results: dict[str, Any]) -> list[tuple[str, str, Callable
         *(("requests", f"requests {e} {p}", lambda e=e, p=p: requests(e, p)) for e, p in ours),
         *(("requests", f"many {e} {p}", lambda e=e, p=p: many(e, p)) for e, p in ours),
         ("engines", "edge link", edge_links),
-        ("engines", "engines", lambda: engines(device, results.get("copy_bytes_per_s"))),
+        ("engines", "onnxruntime-cuda fp32", lambda: ends().graph("onnxruntime-cuda", "fp32")),
         ("torch", "torch", torch_peers),
-    ]
+        *(("engines", f"{e} {p}", lambda e=e, p=p: ends().graph(e, p))
+          for e in ("onnxruntime-cuda", "onnxruntime-tensorrt") for p in PARITY_DB if (e, p) != ("onnxruntime-cuda", "fp32")),
+        *(("engines", e, lambda e=e: ends().plans(e, device, results.get("copy_bytes_per_s")))
+          for e in ("tensorrt-rtx", "tensorrt")),
+    ]  # fmt: skip
 
 
 def edge_links() -> dict[str, Any]:
