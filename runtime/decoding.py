@@ -18,6 +18,8 @@ from semseal.runtime.defense.defenses import BY_NAME
 from semseal.runtime.defense.header import Header
 from semseal.runtime.defense.schemes import SchemeSets, scheme_sets
 from semseal.runtime.frame import power
+from semseal.runtime.gpu.mix_kernel import packet_keys
+from semseal.runtime.gpu.mixed import FusedMix
 from semseal.runtime.owned import Engines
 from semseal.runtime.pixels import separated
 
@@ -111,17 +113,26 @@ class Decoder:
     def _mixed(self, opened: Sequence[Opened], secrets: Mapping[str, bytes], pixels: bool) -> Decoded:
         reals = 2 * self._bundle.n_symbols
         engine = self._engines.open("receiver-mix", pixels)
-        parts = []
+        parts: list[NDArray[Any]] = []
+        believed: list[NDArray[np.bool_]] = []
         for start in range(0, len(opened), BATCH):
             part = opened[start : start + BATCH]
-            each = [
-                mix.derive_keys(secrets[key_id], session, [item.header.counter for item in group], self._bundle.digest, reals)
+            packets = [
+                (secrets[key_id], session, [item.header.counter for item in group], self._bundle.digest)
                 for (key_id, session), group in groupby(part, lambda item: (item.header.key_id, item.header.session))
             ]
-            keys = each[0] if len(each) == 1 else mix.stack_keys(each)
             known = self._side_information([(item.header, [item.symbols]) for item in part])
-            parts.append(engine(_reals([item.symbols for item in part]), *known, *mix.receiver_inputs(keys, reals)))
-        return Decoded(*self._joined(parts, pixels), [])
+            symbols = _reals([item.symbols for item in part])
+            if isinstance(engine, FusedMix):
+                image, found = engine(symbols, *known, np.concatenate([packet_keys(*packet) for packet in packets]))
+                parts.append(image)
+                believed.append(found >= mix.MIN_STRUCTURE)
+                continue
+            each = [mix.derive_keys(*packet, reals) for packet in packets]
+            keys = each[0] if len(each) == 1 else mix.stack_keys(each)
+            parts.append(engine(symbols, *known, *mix.receiver_inputs(keys, reals)))
+        images, is_picture = self._joined(parts, pixels)
+        return Decoded(images, is_picture & np.concatenate(believed) if believed else is_picture, [])
 
     def _side_information(self, images: list[tuple[Header, list[NDArray[np.complex64]]]]) -> list[NDArray[np.float32]]:
         """What the graph is told, for each image by its header and the frames that its rows came in; nothing for most models.

@@ -17,6 +17,7 @@ opened, let go of it, and end as it likes: what the parent opened is never freed
 
 import functools
 import threading
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +29,8 @@ from semseal.runtime.libraries import forks, load_onnxruntime, load_openvino, ne
 
 _SMALL = 2**17  # bytes of an input, below which a copy costs less than telling OpenVINO where it lies
 
-ENGINES = ("onnxruntime-cpu", "openvino", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx")
+ON_CPU = ("onnxruntime-cpu", "openvino")
+ENGINES = (*ON_CPU, "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx")
 
 
 def open_engine(name: str, program: bytes, threads: int | None = None) -> Engine:
@@ -52,6 +54,23 @@ def open_engine(name: str, program: bytes, threads: int | None = None) -> Engine
     if name.startswith("onnxruntime"):
         return never_freed_by_a_child(gpu.open_onnxruntime_gpu(name, program))
     return never_freed_by_a_child(gpu.open_plan(name, program))
+
+
+def open_mixing(name: str, program: bytes, side: str, reals: int, channels: int) -> Any:
+    """A GPU's engine of a side, ``FusedMix``, that mixes in kernels of its own what the program without mix gives or takes.
+
+    None where there are none for this GPU, and a warning says why: the graph with mix can do without. Raises EngineError for
+    an engine that cannot be had.
+    """
+    from semseal.runtime.gpu import engines, mixed
+
+    network: mixed.Network
+    network = engines.Session(name, program) if name.startswith("onnxruntime") else engines.Plan(name, program)
+    try:
+        return never_freed_by_a_child(mixed.FusedMix(network, side, reals, channels))
+    except EngineError as error:
+        warnings.warn(f"engine {name} mixes in its graph, which is slower: {error.message}", stacklevel=2)
+        return None
 
 
 def _onnxruntime_cpu(graph: bytes, threads: int | None) -> Engine:

@@ -39,6 +39,8 @@ from semseal.runtime.defense.schemes import SchemeSets, draw_choice, noise_rows,
 from semseal.runtime.errors import EngineError, KeyFileError, SendError
 from semseal.runtime.frame import Frame
 from semseal.runtime.gpu.device import Engine
+from semseal.runtime.gpu.mix_kernel import packet_keys
+from semseal.runtime.gpu.mixed import FusedMix
 from semseal.runtime.owned import Counters, Engines, process
 from semseal.runtime.receiver import Receiver, check_snr
 from semseal.runtime.trust.linkkeys import LinkKey, LinkKeys
@@ -253,8 +255,16 @@ class Transmitter:
         assert used.key is not None  # __init__ refuses a defence without a key
         reals = 2 * self.bundle.n_symbols
         counters = range(counter, counter + len(images))
-        keys = mix.derive_keys(used.key.secret, session, counters, self.bundle.digest, reals)
+        headers = [Header(self.defense, session, counter) for counter in counters]
         told = [self._told(len(images))] if self.bundle.has_scale else []
+        if isinstance(engine, FusedMix):
+            packed = packet_keys(used.key.secret, session, counters, self.bundle.digest)
+            on_air, louder = engine(images, *told, packed)
+            bad = np.flatnonzero(~(np.isfinite(louder) & (louder > 0)))
+            if len(bad):
+                raise SendError("symbols are not finite", images=tuple(bad.tolist()))
+            return self._sealed(on_air, used, headers, louder.tolist())
+        keys = mix.derive_keys(used.key.secret, session, counters, self.bundle.digest, reals)
         given = engine(images, *told, *mix.transmitter_inputs(keys, reals))
         try:
             on_air, scales = mix.normalize(given)
@@ -262,7 +272,7 @@ class Transmitter:
             energies = np.einsum("bij,bij->b", given, given)  # those before the one that failed are at power 1 by now
             silent = np.flatnonzero(~((energies > 0) & np.isfinite(energies))).tolist()
             raise SendError(error.message, error.hint, tuple(silent) or tuple(range(len(images)))) from None
-        return self._sealed(on_air, used, [Header(self.defense, session, counter) for counter in counters], scales.tolist())
+        return self._sealed(on_air, used, headers, scales.tolist())
 
     def _told(self, batch: int) -> NDArray[np.float32]:
         return np.full(batch, self._snr_db, np.float32)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from semseal.runtime.bundle import Bundle
 from semseal.runtime.defense.header import new_sender, new_session, next_session
-from semseal.runtime.engine import open_engine
+from semseal.runtime.engine import ENGINES, ON_CPU, open_engine, open_mixing
 from semseal.runtime.gpu.device import Engine
 from semseal.runtime.libraries import forks
 
@@ -66,15 +66,27 @@ class Engines:
         self._bundle.program(side, self._precision, self._engine)
 
     def open(self, side: str, pixels: bool) -> Engine:
-        """The engine of a side, for images as uint8 if ``pixels``. Raises BundleError or EngineError."""
+        """The engine of a side, for images as uint8 if ``pixels``; with ``-mix`` on a GPU a ``FusedMix`` if there can be one.
+
+        Raises BundleError or EngineError.
+        """
         place = process(), side, pixels
         found = self._opened.get(place)
         if found is None:
             with self._own.lock():
                 found = self._opened.get(place)
                 if found is None:
-                    program = self._bundle.program(side, self._precision, self._engine, pixels)
-                    found = self._opened[place] = open_engine(self._engine, program, self._threads)
+                    found = self._opened[place] = self._fused(side, pixels) or open_engine(
+                        self._engine, self._bundle.program(side, self._precision, self._engine, pixels), self._threads
+                    )
+        return found
+
+    def _fused(self, side: str, pixels: bool) -> Engine | None:
+        plain = side.removesuffix("-mix")
+        if plain == side or self._engine in ON_CPU or self._engine not in ENGINES or self._threads is not None:
+            return None
+        program, model = self._bundle.program(plain, self._precision, self._engine, pixels), self._bundle.manifest["model"]
+        found: Engine | None = open_mixing(self._engine, program, plain, 2 * self._bundle.n_symbols, int(model["c"]))
         return found
 
 

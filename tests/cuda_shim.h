@@ -1,6 +1,7 @@
 // Runs a CUDA kernel's own source on the CPU. A block is an operating system thread and its CUDA threads are fibers on it:
 // each runs alone until it meets a barrier, in an order that the test chooses, so a missing barrier shows as a wrong result.
 // `resident` blocks run at a time and begin in any order, as on a GPU. Arithmetic is IEEE: compile with -ffp-contract=off.
+#include <pthread.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -14,8 +15,9 @@
 
 #define __global__
 #define __device__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __shared__ static thread_local
+#define CLUSTER
 
 struct Index { unsigned x; };
 static thread_local Index threadIdx, blockIdx;
@@ -34,6 +36,30 @@ static thread_local Block* block;
 static std::atomic<bool> diverged;
 
 static void __syncthreads() { swapcontext(&block->fibers[block->running], &block->scheduler); }
+
+// a cluster: blocks that run at once, each on its thread, and reach into each other's thread_local memory
+static pthread_barrier_t cluster;
+static thread_local char anchor;
+static char* anchors[16];
+static thread_local bool at_cluster;
+static void begun() {}  // as all blocks of a cluster have
+static void all_begun() {}
+static void __syncwarp() {}
+static void meet() { at_cluster = true; __syncthreads(); }
+static void give(float* mine, int to, float value) { *(float*)(anchors[to] + ((char*)mine - &anchor)) = value; }
+
+static thread_local float exchange[1024];
+static float across(float sum)
+{
+    for (int d = 16; d; d /= 2) {
+        exchange[threadIdx.x] = sum;
+        __syncthreads();
+        const float other = exchange[threadIdx.x ^ d];
+        __syncthreads();
+        sum += other;
+    }
+    return sum;
+}
 
 static void fiber_main() {
     block->kernel(block->arguments);
@@ -71,12 +97,14 @@ static void run_block(unsigned id, unsigned threads, unsigned order) {
         }
         left = std::count(block->done.begin(), block->done.end(), false);
         if (left && left != threads) { diverged = true; return; }  // some wait at a barrier that others never reach
+        if (at_cluster) pthread_barrier_wait(&cluster);
+        at_cluster = false;
     }
 }
 
 // Returns false when a block's threads met different barriers.
 template <class Kernel>
-static bool launch(unsigned grid, unsigned threads, unsigned resident, unsigned order, Kernel kernel) {
+static bool launch(unsigned grid, unsigned threads, unsigned resident, unsigned order, Kernel kernel, unsigned together = 1) {
     gridDim.x = grid;
     diverged = false;
     std::vector<unsigned> ids(grid);
@@ -85,13 +113,27 @@ static bool launch(unsigned grid, unsigned threads, unsigned resident, unsigned 
     shuffle(ids, random);
     std::atomic<unsigned> next(0);
     std::vector<std::thread> multiprocessors;
+    if (together > 1) {
+        for (unsigned id = 0; id < grid; id++) ids[id] = id;
+        resident = together;  // one cluster at a time
+        pthread_barrier_init(&cluster, nullptr, together);
+    }
     for (unsigned m = 0; m < std::min(resident, grid); m++)
-        multiprocessors.emplace_back([&] {
+        multiprocessors.emplace_back([&, m] {
             Block mine;
             mine.kernel = [](void* arguments) { (*(Kernel*)arguments)(); };
             mine.arguments = &kernel;
             mine.stacks.assign(threads, std::vector<char>(1 << 15));
             block = &mine;
+            if (together > 1) {
+                anchors[m] = &anchor;
+                pthread_barrier_wait(&cluster);
+                for (unsigned i = m; i < grid; i += together) {
+                    run_block(ids[i], threads, order);
+                    pthread_barrier_wait(&cluster);
+                }
+                return;
+            }
             for (unsigned i; (i = next++) < grid;) run_block(ids[i], threads, order);
         });
     for (auto& multiprocessor : multiprocessors) multiprocessor.join();

@@ -19,6 +19,7 @@ from semseal.runtime.defense import index as scheme
 from semseal.runtime.gpu.scheme_kernel import (
     SOURCE,
     THREADS,
+    WARPS,
     TileLayout,
     compile_kernels,
     reference_receive,
@@ -32,7 +33,8 @@ GUARD = 64  # values on either side of a buffer that must stay as they are
 ENTRIES = r"""
 extern "C" bool run_transmit(const feature* features, const int* place, float* symbols, float* sums, unsigned* state,
                              unsigned grid, unsigned resident, unsigned order) {
-    return launch(grid, THREADS, resident, order, [=] { transmit(features, place, symbols, sums, state); });
+    return launch(grid, THREADS, resident, order, [=] { transmit(features, place, symbols, sums, state); },
+                  TOGETHER ? PARTS : 1);
 }
 extern "C" bool run_receive(const float* symbols, const int* index, feature* features,
                             unsigned grid, unsigned resident, unsigned order) {
@@ -48,9 +50,9 @@ extern "C" void run_narrow(const float* from, feature* to, int n) { for (int i =
 class OnCpu:
     """Both kernels of a source compiled by g++, with the buffers that a captured graph would keep between launches."""
 
-    def __init__(self, folder: Path, shape: TileLayout, dtype: type, source: str = SOURCE) -> None:
+    def __init__(self, folder: Path, shape: TileLayout, dtype: type, source: str = SOURCE, arch: str = "sm_86") -> None:
         self.shape, self.dtype = shape, np.dtype(dtype)
-        macros = [f"-D{name}={value}" for name, value in shape.macros(self.dtype)]
+        macros = [f"-D{name}={value}" for name, value in shape.macros(self.dtype, arch)]
         code = f'#include "{SHIM}"\n{source}\n{ENTRIES}'
         name = hashlib.sha256((" ".join(macros) + code).encode()).hexdigest()[:16]
         library = folder / f"{name}.so"
@@ -69,7 +71,9 @@ class OnCpu:
 
     def transmit(self, features: np.ndarray, idx: np.ndarray, resident: int | None = None, order: int = 2) -> np.ndarray:
         batch, parts = len(features), self.shape.parts
-        sums, state = self.work.setdefault(batch, (np.full(batch * parts, np.nan, np.float32), np.zeros(1 + batch, np.uint32)))
+        sums, state = self.work.setdefault(
+            batch, (np.full(batch * parts * WARPS, np.nan, np.float32), np.zeros(1 + batch, np.uint32))
+        )
         symbols, whole = guarded((batch, features[0].size // 2, 2), np.float32)
         arguments = (guarded_copy(features), scheme.inverse(idx), symbols, sums, state)
         ok = self.library.run_transmit(*map(address, arguments), batch * parts, resident or parts, order)
@@ -138,13 +142,14 @@ def test_nvrtc_compiles_it_without_a_word(arch, dtype):
     assert b".text.receive" in code
 
 
+@pytest.mark.parametrize("arch", ["sm_86", "sm_90"])
 @pytest.mark.parametrize("shape", [PAPER, (32, 45, 45), (3, 7, 14), (1, 2, 1), (5, 6, 7)])
-def test_registers_do_not_spill_and_six_blocks_fit_a_multiprocessor(shape):
+def test_registers_do_not_spill_and_six_blocks_fit_a_multiprocessor(shape, arch):
     from cuda.core import Program, ProgramOptions
 
     logs = io.StringIO()
-    macros = tile_layout(*shape).macros(np.dtype(np.float16))
-    options = ProgramOptions(arch="sm_86", std="c++17", define_macro=macros, ptxas_options=["-v"])
+    macros = tile_layout(*shape).macros(np.dtype(np.float16), arch)
+    options = ProgramOptions(arch=arch, std="c++17", define_macro=macros, ptxas_options=["-v"])
     Program(SOURCE, "c++", options).compile("cubin", logs=logs)
     assert logs.getvalue().count("0 bytes spill stores, 0 bytes spill loads") == 2
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", logs.getvalue())]
@@ -156,7 +161,7 @@ def test_the_symbols_are_moved_16_bytes_at_a_time():
     from cuda.bindings import nvrtc  # cuda.core asks the driver before it gives PTX
 
     options = ["--gpu-architecture=compute_80", "--std=c++17"]
-    options += [f"-D{name}={value}" for name, value in tile_layout(*PAPER).macros(np.dtype(np.float16))]
+    options += [f"-D{name}={value}" for name, value in tile_layout(*PAPER).macros(np.dtype(np.float16), "sm_80")]
     _, program = nvrtc.nvrtcCreateProgram(SOURCE.encode(), b"kernel.cu", 0, [], [])
     (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
     assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS
@@ -205,6 +210,18 @@ def test_bits_of_the_reference(folder, shape, dtype, batch):
     back = scheme.inverse(idx)
     received = kernel.receive(symbols, back)
     assert received.tobytes() == reference_receive(symbols, back, c, w).astype(dtype).tobytes()
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("shape", [PAPER, (16, 47, 43), (7, 44, 31), (9, 130, 31)])
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_bits_of_the_reference_where_an_images_blocks_are_a_cluster(folder, shape, order):
+    layout = tile_layout(*shape)
+    assert 1 < layout.parts <= 8
+    kernel = OnCpu(folder, layout, np.float32, arch="sm_90")
+    assert ("TOGETHER", "1") in layout.macros(kernel.dtype, "sm_90")
+    features, idx = draw(np.random.default_rng(order), 3, *shape)
+    assert kernel.transmit(features, idx, order=order).tobytes() == reference_transmit(features, idx).tobytes()
 
 
 @pytest.mark.compiler
@@ -263,7 +280,7 @@ def test_every_barrier_is_needed_and_its_lack_is_seen(folder, barrier):
     wrong = 0
     for order in range(4):
         sent = broken.library, guarded(symbols.shape, np.float32)[0]
-        work = np.full(2 * shape.parts, np.nan, np.float32), np.zeros(3, np.uint32)
+        work = np.full(2 * shape.parts * WARPS, np.nan, np.float32), np.zeros(3, np.uint32)
         arguments = (features, scheme.inverse(idx), sent[1], *work)
         ok = broken.library.run_transmit(*map(address, arguments), 2 * shape.parts, 2 * shape.parts, order)
         received = np.full_like(features, np.nan)

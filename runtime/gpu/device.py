@@ -143,7 +143,7 @@ class Run:
     """What one shape of the inputs needs; ``launch`` puts all work from pinned to pinned memory on the stream."""
 
     inputs: tuple[Tensor, ...]
-    output: Tensor
+    outputs: tuple[Tensor, ...]
     launch: Callable[[], None]
     keeps: Any  # lives as long as this
 
@@ -151,16 +151,24 @@ class Run:
 def serve(
     device: "Device", stream: "Stream", take: Callable[[Inputs], Inputs], prepare: Callable[[tuple[Shape, ...]], Run]
 ) -> Engine:
-    """The engine that copies inputs into the Run that ``prepare`` makes for their shapes, and its output out of it.
+    """As ``serve_several``, for Runs with one output."""
+    several = serve_several(device, stream, take, prepare)
+    return lambda *inputs: several(*inputs)[0]
+
+
+def serve_several(
+    device: "Device", stream: "Stream", take: Callable[[Inputs], Inputs], prepare: Callable[[tuple[Shape, ...]], Run]
+) -> Callable[..., Inputs]:
+    """The engine that copies inputs into the Run that ``prepare`` makes for their shapes, and its outputs out of it.
 
     One caller at a time. The Runs of the last MAX_KEPT_SHAPES shapes are kept, so a call that finds its own allocates nothing
-    but the array that it returns. ``take`` checks what the caller gives and turns it into what is uploaded, or raises
+    but the arrays that it returns. ``take`` checks what the caller gives and turns it into what is uploaded, or raises
     ValueError. CUDA does not survive a fork: in a forked child the engine raises EngineError.
     """
     lock, made_in = threading.Lock(), forks()
     runs: dict[tuple[Shape, ...], Run] = {}
 
-    def engine(*inputs: NDArray[Any]) -> NDArray[Any]:
+    def several(*inputs: NDArray[Any]) -> Inputs:
         taken = take(inputs)
         if forks() != made_in:
             raise EngineError(
@@ -188,10 +196,10 @@ def serve(
                 np.copyto(tensor.host, array)
             run.launch()
             stream.sync()
-            output: NDArray[Any] = run.output.host.copy()
-        return output
+            outputs = tuple(output.host.copy() for output in run.outputs)
+        return outputs
 
-    return engine
+    return several
 
 
 def gathered(ports: Sequence[Port], inputs: Inputs) -> Inputs:

@@ -9,16 +9,19 @@ One launch each; every feature is read once and every symbol written once. An im
     a channel of the block's rows is one run of the features   ─┐                  ┌─ a row of the symbols is one run
     (warps read 32 neighbours)                                  ├─ tile[c][pitch] ─┤  (threads write 16 bytes)
 
-A block that sends must know the power of the whole image before it writes. It leaves the sum of its squares in device memory
-and waits for those of its image's other blocks. Blocks take their work by a ticket and not by blockIdx, so the blocks that a
-waiting block needs have begun or are next; the host makes sure that the GPU holds as many as one image has.
+A block that sends must know the power of the whole image before it writes. From compute capability 9.0 on an image's
+blocks, if they are 8 at most, are a cluster: each writes the sums of its squares into the others' shared memory, and they
+meet at the cluster's barrier. Elsewhere a block leaves its sums in device memory and waits for those of its image's other
+blocks. Those take their work by a ticket and not by blockIdx, so the blocks that a waiting block needs have begun or are
+next; the host makes sure that the GPU holds as many as one image has.
 
 Sums are added in one fixed order, by IEEE operations that the compiler may not contract, so ``reference_transmit`` gives the
 same bits. Sizes are constants of the compilation.
 
-The tests compile this source for six GPU generations and run it on the CPU; benchmarks/on_gpu.py does the rest. On one H200 the
-bits were the reference's. ``transmit`` moved 39 % and ``receive`` 74 % of the bytes per second of a device-to-device copy at
-batch 1024 (the goal is 80 %); at batch 1 they added 6.1 and 2.6 microseconds to a CUDA graph (the goal is 5).
+The tests compile this source for six GPU generations and run it on the CPU; benchmarks/on_gpu.py does the rest. On one H200
+the bits of an earlier form, whose blocks all waited on device memory, were the reference's. Its ``transmit`` moved 39 % and
+``receive`` 74 % of the bytes per second of a device-to-device copy at batch 1024 (the goal is 80 %); at batch 1 they added
+6.1 and 2.6 microseconds to a CUDA graph (the goal is 4).
 """
 
 from dataclasses import dataclass
@@ -36,15 +39,41 @@ THREADS = 256
 WARPS = THREADS // 32
 TILE_BYTES = (
     16 * 2**10
-)  # bytes of rows that a block aims for: six blocks fit every multiprocessor; 16 x 45 x 45 makes nine blocks
+)  # bytes of rows that a block aims for: six blocks fit every multiprocessor; 16 x 45 x 45 would make nine blocks
+MAX_TOGETHER = 8  # blocks of a cluster; for so few a block may have more rows
+MAX_TOGETHER_TILE_BYTES = 24 * 2**10
 MAX_TILE_BYTES = 46 * 2**10  # static shared memory is 48 KiB on every GPU; the sums and the ticket need a little over 1 KiB
 
 SOURCE = r"""
 constexpr int ROW = W * C;      // floats of a row: one run of the symbols
 constexpr int PLANE = H * W;    // one channel of an image: one run of the features
 constexpr int WARPS = THREADS / 32;
-constexpr unsigned TURN = 0x80000000u;
-static_assert(PARTS <= THREADS, "a thread fetches one part's sum");
+
+#ifdef __CUDA_ARCH__
+#if TOGETHER  // an image's blocks are a cluster
+#define CLUSTER __cluster_dims__(PARTS, 1, 1)
+static __device__ void give(float* mine, int block, float value)  // to the place that `mine` is, in another block
+{
+    unsigned theirs;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(theirs) : "r"((unsigned)__cvta_generic_to_shared(mine)), "r"(block));
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(theirs), "f"(value) : "memory");
+}
+static __device__ void begun() { asm volatile("barrier.cluster.arrive.relaxed.aligned;"); }  // nobody reaches into a block
+static __device__ void all_begun() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }      // that has not begun
+static __device__ void meet()
+{
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+#else
+#define CLUSTER
+#endif
+static __device__ float across(float sum)  // the sum of a warp, in all of its lanes
+{
+    for (int d = 16; d; d /= 2) sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, d));
+    return sum;
+}
+#endif
 
 #if HALF
 typedef unsigned short feature;  // the bits of a half; its header is not part of NVRTC
@@ -68,20 +97,26 @@ static __device__ feature narrow(float value) { return value; }
 
 struct alignas(4 * VECTOR) vector { float at[VECTOR]; };
 
-// place[batch * H]: where each row goes; sums[batch * PARTS]; state[1 + batch], zero before the first launch only
-extern "C" __global__ void __launch_bounds__(THREADS) transmit(
+// place[batch * H]: where each row goes; sums[batch * PARTS * WARPS]; state[1 + batch], zero before the first launch only
+extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 6) transmit(
     const feature* __restrict__ features, const int* __restrict__ place, float* __restrict__ symbols, float* sums,
     unsigned* state)
 {
     __shared__ float tile[C * PITCH];
-    __shared__ float lanes[THREADS];
-    __shared__ unsigned ticket;
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
-
+#if TOGETHER
+    __shared__ float sums_here[PARTS * WARPS];
+    begun();
+    const size_t image = blockIdx.x / PARTS;
+    const int part = blockIdx.x % PARTS, first = part * ROWS;
+#else
+    constexpr unsigned TURN = 0x80000000u;
+    __shared__ unsigned ticket;
     if (thread == 0) ticket = atomicInc(&state[0], gridDim.x - 1);  // the last one sets it back for the next launch
     __syncthreads();
     const size_t image = ticket / PARTS;
     const int part = ticket % PARTS, first = part * ROWS;
+#endif
     const int rows = H - first < ROWS ? H - first : ROWS;
 
     // read C * rows * W features (4 or 2 bytes each). Runs of an odd width start anywhere, so a lane loads one feature: a
@@ -96,27 +131,34 @@ extern "C" __global__ void __launch_bounds__(THREADS) transmit(
             sum = __fadd_rn(sum, __fmul_rn(x, x));
         }
     }
-    lanes[thread] = sum;
-    __syncthreads();
-    for (int half = THREADS / 2; half > 0; half /= 2) {
-        if (thread < half) lanes[thread] = __fadd_rn(lanes[thread], lanes[thread + half]);
-        __syncthreads();
-    }
+    sum = across(sum);
 
+    // the sums of all warps of the image, which each warp adds up for itself
+#if TOGETHER
+    __syncwarp();
+    all_begun();
+    if (lane < PARTS) give(&sums_here[part * WARPS + warp], lane, sum);
+    meet();
+    const float* all = sums_here;
+#else
+    float* all = sums + image * PARTS * WARPS;
+    if (lane == 0) {
+        *(volatile float*)&all[part * WARPS + warp] = sum;
+        __threadfence();
+    }
+    __syncthreads();
     // meet the image's other blocks: their arrivals add up to TURN, which flips the top bit, whatever it was, and leaves the
     // other bits zero for the next launch
     if (thread == 0) {
-        sums[image * PARTS + part] = lanes[0];
-        __threadfence();
         const unsigned before = atomicAdd(&state[1 + image], part == 0 ? TURN - (PARTS - 1) : 1u);
         while (((before ^ *(volatile unsigned*)&state[1 + image]) & TURN) == 0) __nanosleep(32);
         __threadfence();
     }
     __syncthreads();
-    if (thread < PARTS) lanes[thread] = *(volatile float*)&sums[image * PARTS + thread];
-    __syncthreads();
+#endif
     float total = 0;
-    for (int p = 0; p < PARTS; p++) total = __fadd_rn(total, lanes[p]);
+    for (int w = lane; w < PARTS * WARPS; w += 32) total = __fadd_rn(total, *(const volatile float*)&all[w]);
+    total = across(total);
     const float power = __fdiv_rn(2 * total, C * PLANE);
     const float scale = __fdiv_rn(1, __fsqrt_rn(power < 1e-20f ? 1e-20f : power));  // an all-zero image stays zero
 
@@ -134,7 +176,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) transmit(
 }
 
 // index[batch * H]: which row of the frames' each row of the features is
-extern "C" __global__ void __launch_bounds__(THREADS) receive(
+extern "C" __global__ void __launch_bounds__(THREADS, 6) receive(
     const float* __restrict__ symbols, const int* __restrict__ index, feature* __restrict__ features)
 {
     __shared__ float tile[C * PITCH];
@@ -182,10 +224,11 @@ class TileLayout:
         """N, complex symbols of an image."""
         return self.c * self.h * self.w // 2
 
-    def macros(self, dtype: np.dtype[Any]) -> list[tuple[str, str]]:
-        """The constants that the source is compiled with."""
+    def macros(self, dtype: np.dtype[Any], arch: str) -> list[tuple[str, str]]:
+        """The constants that the source is compiled with for ``arch``, such as sm_90."""
+        together = 1 < self.parts <= MAX_TOGETHER and int(arch.removeprefix("sm_")) >= 90
         sizes = {"C": self.c, "H": self.h, "W": self.w, "ROWS": self.rows, "PARTS": self.parts, "PITCH": self.pitch}
-        sizes |= {"VECTOR": self.vector, "THREADS": THREADS, "HALF": int(dtype == np.float16)}
+        sizes |= {"VECTOR": self.vector, "THREADS": THREADS, "HALF": int(dtype == np.float16), "TOGETHER": int(together)}
         return [(name, str(value)) for name, value in sizes.items()]
 
 
@@ -194,6 +237,8 @@ def tile_layout(c: int, h: int, w: int) -> TileLayout:
     if min(c, h, w) < 1 or c * h * w % 2:
         raise ValueError(f"features must be [c, h, w] with an even number of values, got [{c}, {h}, {w}]")
     parts = -(-h // max(1, min(h, TILE_BYTES // (4 * c * w))))
+    if parts > MAX_TOGETHER and 4 * c * w * -(-h // MAX_TOGETHER) <= MAX_TOGETHER_TILE_BYTES:
+        parts = MAX_TOGETHER
     rows = -(-h // parts)
     parts = -(-h // rows)
     vector = next(size for size in (4, 2, 1) if w * c % size == 0)
@@ -216,7 +261,7 @@ def compile_kernels(shape: TileLayout, dtype: np.dtype[Any], arch: str, logs: An
     """The cubin for ``arch``, such as sm_86; needs NVRTC and no GPU. ``dtype`` of the features is float32 or float16."""
     from cuda.core import Program, ProgramOptions
 
-    options = ProgramOptions(name="scheme_index", arch=arch, std="c++17", define_macro=shape.macros(dtype))
+    options = ProgramOptions(name="scheme_index", arch=arch, std="c++17", define_macro=shape.macros(dtype, arch))
     return Program(SOURCE, "c++", options).compile("cubin", logs=logs)
 
 
@@ -238,7 +283,7 @@ class SchemeKernel:
 
     def workspace(self, device: "Device", batch: int, stream: "Stream") -> "Buffer":
         """What ``transmit`` needs for up to ``batch`` images, zeroed; used by one launch at a time."""
-        work = device.allocate(4 * (1 + batch + batch * self.layout.parts), stream=stream)
+        work = device.allocate(4 * (1 + batch + batch * self.layout.parts * WARPS), stream=stream)
         work.fill(0, stream=stream)
         return work
 
@@ -271,8 +316,9 @@ class SchemeKernel:
 def reference_transmit(features: NDArray[np.floating], index: NDArray[np.int32]) -> NDArray[np.float32]:
     """What ``transmit`` gives, to the bit: features [batch, c, h, w] and index [batch, h] to symbols [batch, N, 2].
 
-    The sum of squares: thread t = 32a + l of a block adds channels a, a + WARPS, ... and in each of them every 32nd value from
-    l on; then halves are added to halves; then the blocks' sums from the first on.
+    The sum of squares: thread t = 32a + l of a block adds channels a, a + WARPS, ... and in each of them every 32nd value
+    from l on; a warp adds halves to halves. Of the warps of an image, block by block, lane l adds every 32nd from l on;
+    then halves to halves again.
     """
     batch, c, h, w = features.shape
     shape = tile_layout(c, h, w)
@@ -285,17 +331,24 @@ def reference_transmit(features: NDArray[np.floating], index: NDArray[np.int32])
     for k in range(0, squares.shape[2], WARPS):
         for j in range(0, squares.shape[3], 32):
             threads += squares[:, :, k : k + WARPS, j : j + 32]
-    lanes = threads.reshape(batch, shape.parts, THREADS)
-    while lanes.shape[2] > 1:
-        half = lanes.shape[2] // 2
-        lanes = lanes[:, :, :half] + lanes[:, :, half:]
-    total = np.zeros(batch, np.float32)
-    for part in range(shape.parts):
-        total += lanes[:, part, 0]
+    warps = _across(threads).reshape(batch, -1)
+    lanes = np.zeros((batch, 32), np.float32)
+    for w0 in range(0, warps.shape[1], 32):
+        some = warps[:, w0 : w0 + 32]
+        lanes[:, : some.shape[1]] += some
+    total = _across(lanes)
     power = np.float32(2) * total / np.float32(c * h * w)
     scale = np.float32(1) / np.sqrt(np.maximum(power, np.float32(1e-20)))
     rows = (x * scale[:, None, None, None]).transpose(0, 2, 3, 1).reshape(batch * h, w * c)
     return scheme.gather(rows, index).reshape(batch, -1, 2)
+
+
+def _across(lanes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[..., 32] to the sums that a warp finds."""
+    while lanes.shape[-1] > 1:
+        half = lanes.shape[-1] // 2
+        lanes = lanes[..., :half] + lanes[..., half:]
+    return lanes[..., 0]
 
 
 def reference_receive(symbols: NDArray[np.float32], index: NDArray[np.int32], c: int, w: int) -> NDArray[np.float32]:

@@ -1,0 +1,471 @@
+"""The mix for GPUs with thread block clusters: one launch, an image in the shared memory of G blocks of a cluster.
+
+    block r of a cluster   slabs r*SLABS.. of the first digit of a row number, as rows [SLABS * b][c + 1], and its part
+                           of the key stream
+
+    key stream, features in ─┊─ C, B ─┊─ A ┊ shuffle ─┊─ C, B ─┊─ A ┊ C ─┊─ power, out        ┊ a barrier of the cluster
+
+C and B go along what a block has for itself. A goes across: a thread takes a column of all blocks' memory into its
+registers, and holds it until all columns are taken; so one copy of the image is enough. The shuffle puts columns where
+their rows belong. The last ones stay in the block that took them: three of an image's passes go from block to block, all
+others stay inside. Undoing it is the same backwards. With one block there is no cluster, and the same source runs wherever
+a block has room for the image.
+"""
+
+SOURCE = r"""
+constexpr int WARPS = THREADS / 32, SLABS = (A + G - 1) / G, SLICES = (B + G - 1) / G, PITCH = C + 1;
+constexpr int HELD_ROWS = SLABS * B, TILE_ROWS = SLABS * B > SLICES * A ? SLABS * B : SLICES * A;
+constexpr int CHUNK = (BLOCKS + G - 1) / G, CHUNK_WORDS = CHUNK * 16;
+constexpr int SUMS = G * WARPS;  // of the warps of an image
+static_assert(THREADS % 32 == 0 && SLICES * C <= THREADS, "a thread holds one column");
+// threads that make the stream and nothing else, while the others fetch the image; none where other blocks fill the time
+constexpr int MAKERS = RESIDENT == 1 && CHUNK * 2 <= THREADS ? (CHUNK + 31) / 32 * 32 : 0, LOADERS = THREADS - MAKERS;
+constexpr bool FEW = SIZE < 16384;
+
+// the shared memory of a block, in bytes
+constexpr int TILE_AT = 0, STREAM_AT = TILE_AT + 4 * TILE_ROWS * PITCH, SUMS_AT = (STREAM_AT + CHUNK * 17 * 4 + 15) / 16 * 16;
+constexpr int TURNS_AT = SUMS_AT + 3 * 8 * SUMS, COLUMNS_AT = TURNS_AT + 4 * 3 * TURN, PLACES_AT = COLUMNS_AT + 4 * (C + 2 + C);
+constexpr int MASKS_AT = PLACES_AT + 4 * SLICES * A, ARENA_BYTES = MASKS_AT + 4 * SLICES * A * MASK_WORDS;
+static_assert(ARENA_BYTES <= ROOM, "the layout knows how much a block has");
+
+#if G == 1
+#define CLUSTER
+#else
+#define CLUSTER __cluster_dims__(G, 1, 1)
+#endif
+
+#ifndef SHIM
+#if G == 1
+template <class T> using far = T*;  // into the memory of any block of an image
+template <class T> static __device__ T* of_block(T* mine, int) { return mine; }
+static __device__ void meet() { __syncthreads(); }
+#else
+static __device__ float load_far(unsigned at, float)
+{
+    float x;
+    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(x) : "r"(at));
+    return x;
+}
+static __device__ unsigned load_far(unsigned at, unsigned)
+{
+    unsigned x;
+    asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(x) : "r"(at));
+    return x;
+}
+static __device__ void store_far(unsigned at, float x) { asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at), "f"(x)); }
+static __device__ void store_far(unsigned at, double x) { asm volatile("st.shared::cluster.f64 [%0], %1;" ::"r"(at), "d"(x)); }
+template <class T> struct far {
+    unsigned at;
+    struct value {
+        unsigned at;
+        __device__ operator T() const { return load_far(at, T()); }
+        __device__ void operator=(T x) const { store_far(at, x); }
+    };
+    __device__ value operator[](int i) const { return {at + i * (unsigned)sizeof(T)}; }
+    __device__ far operator+(int i) const { return {at + i * (unsigned)sizeof(T)}; }
+};
+template <class T>
+static __device__ far<T> of_block(T* mine, int rank)  // what `mine` is in another block
+{
+    far<T> theirs;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(theirs.at) : "r"((unsigned)__cvta_generic_to_shared(mine)), "r"(rank));
+    return theirs;
+}
+static __device__ void meet()  // of all threads of an image: what was written before it can be read behind it
+{
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+#endif
+template <class T> static __device__ T* part(char* arena, int at, int) { return (T*)(arena + at); }
+#endif
+
+struct Memory {
+    span<float> tile;
+    span<unsigned> stream;    // 17 words for each 16
+    span<double> sums;        // three arrays of SUMS
+    span<unsigned> turns;     // of the shuffle of rows
+    span<unsigned> columns;   // words, then the columns' signs, then where each column goes
+    span<unsigned> places;    // of each row of this block's slices behind the shuffle: block << 24 | place in its tile
+    span<unsigned> masks;     // and its signs of layer 1
+    int rank, thread, lane;
+};
+
+static __device__ unsigned word_of(const Memory& m, int w)
+{
+    const int at = w % CHUNK_WORDS;
+    return of_block(m.stream, w / CHUNK_WORDS)[at + at / 16];
+}
+static __device__ void give(const Memory& m, int array, double value)  // a warp's value to every block
+{
+    for (int to = m.lane; to < G; to += 32) of_block(m.sums, to)[array * SUMS + m.rank * WARPS + m.thread / 32] = value;
+}
+static __device__ double total(const Memory& m, int array)  // in every lane
+{
+    double sum = 0;
+    for (int i = m.lane; i < SUMS; i += 32) sum += m.sums[array * SUMS + i];
+    return across(sum);
+}
+
+static __device__ void make_stream(const Memory& m, INPUT(unsigned) key)
+{
+    for (int i = m.thread; i < CHUNK; i += THREADS) {
+        const int block = m.rank * CHUNK + i;
+        const span<unsigned> to = m.stream + i * 17;
+        if (block < BLOCKS) chacha(key, block, [&](int word, unsigned value) { to[word] = value; });
+    }
+}
+
+// behind a barrier: what every block makes of the stream for itself, up to the tables
+static __device__ void fetch_keys(const Memory& m)
+{
+    for (int i = m.thread; i < 3 * TURN; i += THREADS) m.turns[i] = word_of(m, TURNS + i);
+    for (int i = m.thread; i < C + 2; i += THREADS) m.columns[i] = word_of(m, i < C ? ORDER + i : COLUMN_SIGNS + i - C);
+}
+static __device__ void make_tables(const Memory& m)  // behind a barrier of the block
+{
+    for (int k = m.thread; k < C; k += THREADS) {
+        const unsigned mine = m.columns[k];
+        int order = 0;  // among the columns by size, equal ones as they come
+        #pragma unroll 4
+        for (int other = 0; other < C; other++) order += m.columns[other] < mine || (m.columns[other] == mine && other < k);
+        // columns[order] is k: behind the shuffle, column `order` has become column k
+        m.columns[C + 2 + order] = k;
+    }
+    for (int i = m.thread; i < SLICES * A; i += THREADS) {
+        const int j = m.rank * SLICES + i / A;
+        if (j >= B) continue;
+        const int place = place_of(i % A * B + j, [&](int w) { return m.turns[w]; });
+        m.places[i] = (unsigned)(place / HELD_ROWS) << 24 | place % HELD_ROWS * PITCH;
+        const Mask mask = mask_of(1, place, [&](int w) { return word_of(m, w); });
+        #pragma unroll
+        for (int w = 0; w < MASK_WORDS; w++) m.masks[i * MASK_WORDS + w] = mask.at[w];
+    }
+}
+
+template <bool BACK>
+static __device__ void over_b(const Memory& m, int slabs)  // in this block
+{
+    for (int v = m.thread; v < slabs * C; v += THREADS) {
+        const span<float> vector = m.tile + (v / C * B * PITCH + v % C);
+        float x[B];
+        #pragma unroll
+        for (int j = 0; j < B; j++) x[j] = vector[j * PITCH];
+        BACK ? along_b_back(x) : along_b(x);
+        #pragma unroll
+        for (int j = 0; j < B; j++) vector[j * PITCH] = x[j];
+    }
+}
+
+template <bool STORE>
+static __device__ void column(const Memory& m, float (&x)[A], int j, int k)  // of all blocks
+{
+    #pragma unroll
+    for (int owner = 0; owner < G; owner++) {
+        const far<float> vector = of_block(m.tile, owner) + (j * PITCH + k);
+        #pragma unroll
+        for (int s = 0; s < SLABS; s++) {
+            if (owner * SLABS + s >= A) break;
+            if (STORE) vector[s * B * PITCH] = x[owner * SLABS + s];
+            else x[owner * SLABS + s] = vector[s * B * PITCH];
+        }
+    }
+}
+
+// a block's own slices: row i * B + j lies at j's place among them, then at i
+static __device__ int row_of(int rank, int r) { return r % A * B + rank * SLICES + r / A; }
+template <bool STORE>
+static __device__ void slice_of(const Memory& m, float (&x)[A], int slice, int k)
+{
+    #pragma unroll
+    for (int i = 0; i < A; i++) {
+        if (STORE) m.tile[(slice * A + i) * PITCH + k] = x[i];
+        else x[i] = m.tile[(slice * A + i) * PITCH + k];
+    }
+}
+
+template <bool STORE>
+static __device__ void shuffled(const Memory& m, float (&x)[A], int slice, int k)  // a column whose rows have changed places
+{
+    const int to = m.columns[C + 2 + k];
+    #pragma unroll
+    for (int i = 0; i < A; i++) {
+        const unsigned place = m.places[slice * A + i], mask = m.masks[(slice * A + i) * MASK_WORDS + k / 32];
+        const far<float> at = of_block(m.tile, place >> 24) + ((place & 0xffffffu) + to);
+        if (STORE) at[0] = flipped(x[i], mask, k % 32);
+        else x[i] = flipped(at[0], mask, k % 32);
+    }
+}
+
+static __device__ Memory begin(char* arena, int rank)
+{
+    const int thread = threadIdx.x;
+    return {part<float>(arena, TILE_AT, TILE_ROWS * PITCH), part<unsigned>(arena, STREAM_AT, CHUNK * 17),
+            part<double>(arena, SUMS_AT, 3 * SUMS), part<unsigned>(arena, TURNS_AT, 3 * TURN),
+            part<unsigned>(arena, COLUMNS_AT, C + 2 + C), part<unsigned>(arena, PLACES_AT, SLICES * A),
+            part<unsigned>(arena, MASKS_AT, SLICES * A * MASK_WORDS), rank, thread, thread % 32};
+}
+
+// features[batch][CHANNELS][REALS / CHANNELS], keys[batch][KEY], on_air[batch][SIZE], scales[batch]
+extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
+    INPUT(feature) features, INPUT(unsigned) keys, span<float> on_air, span<float> scales)
+{
+    ARENA(arena);
+    const int image = blockIdx.x / G, rank = blockIdx.x % G;
+    const Memory m = begin(arena, rank);
+    const int slabs = min(SLABS, A - rank * SLABS), rows = slabs * B, first = rank * HELD_ROWS;  // slabs of the last may be < 0
+    const int from = first * C, end = min(REALS, from + rows * C);  // its reals that are features
+    const auto stream = [&](int w) { return word_of(m, w); };
+
+    make_stream(m, keys + (size_t)image * KEY);
+    // a channel is one run: a warp reads neighbours, and writes to different banks
+    constexpr int PLANE = REALS / CHANNELS, RUN = (HELD_ROWS * C + CHANNELS - 1) / CHANNELS + (HELD_ROWS * C % CHANNELS != 0);
+    INPUT(feature) mine = features + (size_t)image * REALS;
+    float loud = 0;
+    #pragma unroll 16
+    for (int t = m.thread - MAKERS; t >= 0 && t < CHANNELS * RUN; t += LOADERS) {
+        const int channel = t / RUN, position = from / CHANNELS + t % RUN, e = position * CHANNELS + channel;
+        if (e < from || e >= end) continue;
+        const float x = widen(mine[channel * PLANE + position]);
+        const int at = e - from;
+        m.tile[at / C * PITCH + at % C] = x;
+        loud += x * x;
+    }
+    meet();
+
+    fetch_keys(m);
+    float noise = 0;
+    for (int e = max(from, REALS) + m.thread; e < from + rows * C; e += THREADS) {
+        const int i = PAD_WORDS + e - REALS, at = e - from;
+        const float x = pad_of(stream(i), stream(i + PADS), stream(i + 2 * PADS), stream(i + 3 * PADS));
+        m.tile[at / C * PITCH + at % C] = x;
+        noise += x * x;
+    }
+    const double of_features = across(loud), of_pads = across(noise);
+    give(m, 0, of_features), give(m, 1, of_pads);
+    meet();
+
+    make_tables(m);
+    const float sum = (float)total(m, 0), power = 2 * sum / REALS;
+    const float unit = 1 / sqrtf(power < LEAST_POWER ? LEAST_POWER : power);
+    const float for_pads = sqrtf(SIZE / 2 / (unit * unit * sum + (float)total(m, 1))), for_features = unit * for_pads;
+    Mask signs;
+    #pragma unroll
+    for (int w = 0; w < MASK_WORDS; w++) signs.at[w] = m.columns[C + w];
+    for (int r = m.thread; r < rows; r += THREADS) {
+        float x[C];
+        const int left = REALS - (first + r) * C;  // features of this row and those behind it
+        const float factor = left > 0 ? for_features : for_pads;
+        for (int k = left; k > 0 && k < C; k++) m.tile[r * PITCH + k] = m.tile[r * PITCH + k] / unit;  // a row of both
+        #pragma unroll
+        for (int k = 0; k < C; k++) x[k] = m.tile[r * PITCH + k] * factor;
+        flip(x, signs);
+        along_c(x);
+        flip(x, mask_of(0, first + r, stream));
+        #pragma unroll
+        for (int k = 0; k < C; k++) m.tile[r * PITCH + k] = x[k];
+    }
+    __syncthreads();
+    over_b<false>(m, slabs);
+    meet();
+
+    const int slice = m.thread / C, k = m.thread % C, j = rank * SLICES + slice;
+    const bool has = slice < SLICES && j < B;
+    {
+        float x[A];
+        if (has) {
+            column<false>(m, x, j, k);
+            along_a(x);
+        }
+        meet();
+        if (has) shuffled<true>(m, x, slice, k);
+    }
+    meet();
+
+    for (int r = m.thread; r < rows; r += THREADS) {
+        float x[C];
+        #pragma unroll
+        for (int k = 0; k < C; k++) x[k] = m.tile[r * PITCH + k];
+        along_c(x);
+        flip(x, mask_of(2, first + r, stream));
+        #pragma unroll
+        for (int k = 0; k < C; k++) m.tile[r * PITCH + k] = x[k];
+    }
+    __syncthreads();
+    over_b<false>(m, slabs);
+    meet();
+
+    // from here on a block has its slices of the second digit: what it takes of the others it keeps
+    {
+        float x[A];
+        if (has) {
+            column<false>(m, x, j, k);
+            along_a(x);
+        }
+        meet();
+        if (has) slice_of<true>(m, x, slice, k);
+    }
+    __syncthreads();
+
+    const int kept = max(0, min(SLICES, B - rank * SLICES)) * A;
+    constexpr int CHAINS = RESIDENT == 1 ? 4 : 1;  // of additions; other blocks fill the time, and registers are short
+    double energies[CHAINS] = {};
+    for (int r = m.thread; r < kept; r += THREADS) {
+        float x[C];
+        const int row = row_of(rank, r);
+        #pragma unroll
+        for (int k = 0; k < C; k++) x[k] = m.tile[r * PITCH + k];
+        flip(x, mask_of(3, row, stream));
+        along_c(x);
+        flip(x, mask_of(4, row, stream));
+        #pragma unroll
+        for (int k = 0; k < C; k++) {
+            energies[k % CHAINS] += (double)x[k] * x[k];
+            m.tile[r * PITCH + k] = x[k];
+        }
+    }
+    double energy = 0;
+    #pragma unroll
+    for (int i = 0; i < CHAINS; i++) energy += energies[i];
+    energy = across(energy);
+    give(m, 2, energy);
+    meet();
+
+    // every real is rounded once
+    const double factor = sqrt(SIZE / 2 / total(m, 2));
+    const span<float> out = on_air + (size_t)image * SIZE;
+    if (rank == 0 && m.thread == 0) scales[image] = (float)(factor * for_features / SOFTER);
+    if (!FEW) {
+        #pragma unroll 8
+        for (int e = m.thread; e < kept * C; e += THREADS)
+            out[row_of(rank, e / C) * C + e % C] = (float)(factor * m.tile[e / C * PITCH + e % C]);
+        return;
+    }
+    // rounding left something of the power, which the largest takes; its magnitude's bits, then the first of equals
+    energy = 0;
+    unsigned long long largest = 0;
+    for (int e = m.thread; e < kept * C; e += THREADS) {
+        const float x = (float)(factor * m.tile[e / C * PITCH + e % C]);
+        const unsigned place = row_of(rank, e / C) * C + e % C;
+        energy += (double)x * x;
+        const unsigned long long key = (unsigned long long)(bits_of(x) & 0x7fffffffu) << 32 | (0xffffffffu - place);
+        largest = key > largest ? key : largest;
+    }
+    give(m, 0, across(energy));
+    largest = largest_of(largest);
+    give(m, 1, __longlong_as_double((long long)largest));
+    meet();
+    const double off = SIZE / 2 - total(m, 0);
+    largest = 0;
+    for (int i = m.lane; i < SUMS; i += 32) {
+        const unsigned long long key = (unsigned long long)__double_as_longlong(m.sums[SUMS + i]);
+        largest = key > largest ? key : largest;
+    }
+    const int takes = (int)(0xffffffffu - (unsigned)largest_of(largest));
+    for (int e = m.thread; e < kept * C; e += THREADS) {
+        const float x = (float)(factor * m.tile[e / C * PITCH + e % C]);
+        const int place = row_of(rank, e / C) * C + e % C;
+        out[place] = place == takes ? x + (float)(off / (2 * (double)x)) : x;
+    }
+}
+
+// received[batch][SIZE], keys[batch][KEY], features[batch][CHANNELS][REALS / CHANNELS]
+extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) unmix(
+    INPUT(float) received, INPUT(unsigned) keys, span<feature> features)
+{
+    ARENA(arena);
+    const int image = blockIdx.x / G, rank = blockIdx.x % G;
+    const Memory m = begin(arena, rank);
+    const int slabs = min(SLABS, A - rank * SLABS), rows = slabs * B, first = rank * HELD_ROWS;
+    const int from = first * C, end = min(REALS, from + rows * C);
+    const auto stream = [&](int w) { return word_of(m, w); };
+
+    make_stream(m, keys + (size_t)image * KEY);
+    INPUT(float) mine = received + (size_t)image * SIZE;
+    const int kept = max(0, min(SLICES, B - rank * SLICES)) * A;
+    #pragma unroll 16
+    for (int e = m.thread - MAKERS; e >= 0 && e < kept * C; e += LOADERS)
+        m.tile[e / C * PITCH + e % C] = mine[row_of(rank, e / C) * C + e % C];
+    meet();
+
+    fetch_keys(m);
+    for (int r = m.thread; r < kept; r += THREADS) {
+        float x[C];
+        const int row = row_of(rank, r);
+        #pragma unroll
+        for (int k = 0; k < C; k++) x[k] = m.tile[r * PITCH + k];
+        flip(x, mask_of(4, row, stream));
+        along_c_back(x);
+        flip(x, mask_of(3, row, stream));
+        #pragma unroll
+        for (int k = 0; k < C; k++) m.tile[r * PITCH + k] = x[k];
+    }
+    __syncthreads();
+    make_tables(m);
+
+    // from here on a block has its slabs of the first digit: what it has of the others it gives them
+    const int slice = m.thread / C, k = m.thread % C, j = rank * SLICES + slice;
+    const bool has = slice < SLICES && j < B;
+    {
+        float x[A];
+        if (has) {
+            slice_of<false>(m, x, slice, k);
+            along_a_back(x);
+        }
+        meet();
+        if (has) column<true>(m, x, j, k);
+    }
+    meet();
+
+    over_b<true>(m, slabs);
+    __syncthreads();
+    for (int r = m.thread; r < rows; r += THREADS) {
+        float x[C];
+        #pragma unroll
+        for (int k = 0; k < C; k++) x[k] = m.tile[r * PITCH + k];
+        flip(x, mask_of(2, first + r, stream));
+        along_c_back(x);
+        #pragma unroll
+        for (int k = 0; k < C; k++) m.tile[r * PITCH + k] = x[k];
+    }
+    meet();
+
+    {
+        float x[A];
+        if (has) shuffled<false>(m, x, slice, k);
+        meet();
+        if (has) {
+            along_a_back(x);
+            column<true>(m, x, j, k);
+        }
+    }
+    meet();
+
+    over_b<true>(m, slabs);
+    __syncthreads();
+    Mask signs;
+    #pragma unroll
+    for (int w = 0; w < MASK_WORDS; w++) signs.at[w] = m.columns[C + w];
+    for (int r = m.thread; r < rows; r += THREADS) {
+        float x[C];
+        #pragma unroll
+        for (int k = 0; k < C; k++) x[k] = m.tile[r * PITCH + k];
+        flip(x, mask_of(0, first + r, stream));
+        along_c_back(x);
+        flip(x, signs);
+        #pragma unroll
+        for (int k = 0; k < C; k++) m.tile[r * PITCH + k] = x[k];
+    }
+    meet();  // also: no block ends while others read its stream
+
+    constexpr int PLANE = REALS / CHANNELS, RUN = (HELD_ROWS * C + CHANNELS - 1) / CHANNELS + (HELD_ROWS * C % CHANNELS != 0);
+    const span<feature> out = features + (size_t)image * REALS;
+    #pragma unroll 8
+    for (int t = m.thread; t < CHANNELS * RUN; t += THREADS) {
+        const int channel = t / RUN, position = from / CHANNELS + t % RUN, e = position * CHANNELS + channel;
+        if (e < from || e >= end) continue;
+        const int at = e - from;
+        out[channel * PLANE + position] = narrow((float)SOFTER * m.tile[at / C * PITCH + at % C]);
+    }
+}
+"""

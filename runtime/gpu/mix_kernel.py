@@ -1,0 +1,364 @@
+"""Mix and unmix as CUDA kernels, with all between a network and the air: of keys only 40 bytes an image cross the bus.
+
+    mix     features ── unit power ── pads behind them ── mixed ── power 1 exactly ──> symbols on air, scale
+    unmix   symbols as received ── un-mixed ──> features
+
+Each kernel expands the ChaCha20 stream from the packet's key and makes signs, pads, the order of rows and of columns itself.
+From compute capability 9.0 on an image is in the shared memory of the blocks of one cluster (``mix_cluster``): 8 that have a
+multiprocessor each where there are few images, 4 where there are many. Elsewhere, and for columns of more than 64 values, there
+are several launches with the image in L2 (``mix_launches``).
+
+What bounds the time of an image of 32,400 reals (32 x 32 x 32 on air) on an H100, computed before anything was measured, for
+132 multiprocessors at 1.75 GHz and copies of 3.0 TB/s:
+
+    many images, 4 blocks each           clocks of one multiprocessor                all 132 at once
+    device memory, 261 kB                20,200                                      87 ns
+    shared memory, 16 passes             16,400, 128 bytes each                      71 ns
+    from block to block, 3/4 of 3 passes 25,700, at 2.6 TB/s for all, as read        110 ns
+    instructions                         19,300, of 4 warps each                     83 ns
+
+Instructions are 35 additions and 10 for signs for each real, and 1,000 for each of 427 blocks of the stream. One after the
+other all that is 350 ns, 25 % of the copy; the goal, 45 %, is 193 ns. So blocks of different images must be at different
+work: four share a multiprocessor's registers, 64 for each of 1,024 threads. For one image the launch (2 us), the key stream
+(1,900 clocks: 54 threads in each of 8 blocks), the way of the features through L2, 10 barriers of the cluster (250 clocks
+each) and 7 passes of a thread through its 32 values (700 clocks each) come one after the other: about 8 us. Several
+launches are 10: about 15 us.
+
+The result is that of ``semseal.runtime.defense.mix`` within ``rounding``, since sums are added in another order; pads,
+signs and orders are the same bits. The tests compile this source for eight GPU generations and run it on the CPU under a
+checker of races and bounds; benchmarks/on_gpu.py does the rest.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from semseal.runtime.channel import SILENCE
+from semseal.runtime.defense import mix
+from semseal.runtime.defense.keys import derive
+from semseal.runtime.gpu import mix_cluster, mix_launches
+from semseal.runtime.gpu.mix_source import COMMON, MAX_IN_REGISTERS, STRUCTURE, core_of, macros, matrices_source
+
+if TYPE_CHECKING:
+    from cuda.core import Buffer, Device, Kernel, ObjectCode, Stream
+    from cuda.core.graph import GraphBuilder
+
+KEY_WORDS = 10  # of an image: the session's key and the counter
+REGISTERS = 65536  # of a multiprocessor
+MAX_THREADS = 1024  # of a block
+MAX_PORTABLE = 8  # blocks of a cluster that every GPU with clusters takes
+LAUNCH_THREADS = 128
+ALONE_THREADS = 256  # of a block that has a multiprocessor for itself: some make the key stream, some fetch the image
+STRUCTURE_THREADS = 1024
+
+
+@dataclass(frozen=True)
+class MixLayout:
+    """How images of ``reals`` reals, features [channels, reals / channels], are worked on.
+
+    ``together`` blocks of ``threads`` have an image in their ``arena`` bytes of shared memory, and a multiprocessor's
+    registers are shared out to ``resident`` such blocks; 0 for several launches, which have ``work`` words of device memory
+    for each image.
+    """
+
+    reals: int
+    channels: int
+    a: int
+    b: int
+    c: int
+    together: int
+    threads: int
+    resident: int
+    arena: int
+    work: int
+
+    @property
+    def size(self) -> int:
+        """Reals on air for an image."""
+        return self.a * self.b * self.c
+
+    def macros(self, dtype: "np.dtype[Any]") -> list[tuple[str, str]]:
+        """The constants that the source is compiled with."""
+        half = dtype == np.float16
+        sizes = macros(self.reals, self.a, self.b, self.c, self.channels, half, float(SILENCE))
+        sizes += [("THREADS", str(self.threads)), ("MAX_IN_REGISTERS", str(MAX_IN_REGISTERS))]
+        if not self.together:
+            return [*sizes, ("WORK", str(self.work))]
+        return [*sizes, ("G", str(self.together)), ("ROOM", str(self.arena)), ("RESIDENT", str(self.resident))]
+
+    def source(self) -> str:
+        """The CUDA source for this size."""
+        own = mix_cluster.SOURCE if self.together else mix_launches.SOURCE
+        return COMMON + matrices_source(self.a, self.b, self.c) + own
+
+    def blocks(self, kernel: str) -> int:
+        """Blocks for each image in a launch."""
+        if self.together:
+            return self.together
+        few = self.size < 2**14
+        chunks = {axis: -(-m // 8) if m > MAX_IN_REGISTERS else 1 for axis, m in (("a", self.a), ("b", self.b))}
+        if kernel.startswith(("load", "out")):
+            return 1 if few else min(128, -(-self.size // (16 * self.threads)))
+        if kernel == "stream":
+            work = -(-stream_words(self.reals) // 16)
+        elif kernel.startswith("rows"):
+            work = self.a * self.b
+        else:
+            work = self.size // (self.a if kernel[0] == "a" else self.b) * chunks[kernel[0]]
+        return -(-work // self.threads)
+
+
+def registers(a: int, b: int, c: int) -> int:
+    """What a thread needs that has a vector of these lengths, and what it becomes unless that is in its place."""
+    return max(m + (core_of(m) if core_of(m) > 1 else 0) for m in (a, b, c)) + 32
+
+
+def stream_words(reals: int) -> int:
+    """Words of the key stream for an image."""
+    a, b, c = mix.factors(reals)
+    q = max(m for m in range(1, math.isqrt(a * b) + 1) if a * b % m == 0)
+    return 5 * a * b * c // 32 + 2 + 4 * (a * b * c - reals) + 3 * (a * b // q + q) + c
+
+
+@lru_cache
+def launches_layout(reals: int, channels: int = 1) -> MixLayout:
+    """That of several launches, for every size and GPU. ``channels`` 1 is for symbols in their order. Raises ValueError."""
+    _check(reals, channels)
+    a, b, c = mix.factors(reals)
+    size, threads = a * b * c, LAUNCH_THREADS
+    warps, parts = threads // 32, 1 if size < 2**14 else min(128, -(-size // (16 * threads)))
+    loud = -(-(2 * size + -(-stream_words(reals) // 16) * 16 + a * b + c) // 2) * 2
+    work = loud + 4 * parts * warps + 2 * -(-a * b // threads) * warps
+    return MixLayout(reals, channels, a, b, c, 0, threads, 1, 0, work)
+
+
+@lru_cache
+def cluster_layout(reals: int, together: int, channels: int = 1, alone: bool = False) -> MixLayout:
+    """That of one launch, ``together`` blocks an image. Raises ValueError for sizes that no such blocks can hold.
+
+    ``alone``: each block has a multiprocessor for itself, as where there are few images.
+    """
+    _check(reals, channels)
+    a, b, c = mix.factors(reals)
+    if max(a, b) > MAX_IN_REGISTERS:
+        raise ValueError(f"columns of {a} and {b} values are too long for a thread; use several launches")
+    slabs, slices = -(-a // together), -(-b // together)
+    threads = -(-max(slices * c, min(slabs * b, 256)) // 32) * 32
+    threads = max(threads, ALONE_THREADS) if alone else threads
+    if threads * registers(a, b, c) > REGISTERS or threads > MAX_THREADS:
+        raise ValueError(f"{threads} threads of {registers(a, b, c)} registers are too many for a block; use more blocks")
+    blocks = -(-stream_words(reals) // 16)
+    chunk = -(-blocks // together)
+    q = max(m for m in range(1, math.isqrt(a * b) + 1) if a * b % m == 0)
+    arena = -(-(4 * max(slabs * b, slices * a) * (c + 1) + 68 * chunk) // 16) * 16  # rows, key stream
+    arena += 24 * together * threads // 32 + 12 * (a * b // q + q) + 4 * (2 * c + 2)  # sums, turns, columns
+    arena += 4 * slices * a * (1 + -(-c // 32))  # places and their signs
+    resident = 1 if alone else max(1, REGISTERS // (threads * registers(a, b, c)))
+    return MixLayout(reals, channels, a, b, c, together, threads, resident, arena, 0)
+
+
+def _check(reals: int, channels: int) -> None:
+    if reals % 2 or channels < 1 or reals % channels:
+        raise ValueError(f"{reals} reals are not {channels} channels of whole symbols")
+
+
+def compile_kernels(
+    shape: MixLayout, dtype: "np.dtype[Any]", arch: str, logs: Any = None, verbose: bool = False
+) -> "ObjectCode":
+    """The cubin for ``arch``, such as sm_86; needs NVRTC and no GPU. ``dtype`` of the features is float32 or float16."""
+    from cuda.core import Program, ProgramOptions
+
+    report = ["-v"] if verbose else None
+    options = ProgramOptions(name="mix", arch=arch, std="c++17", define_macro=shape.macros(dtype), ptxas_options=report)
+    return Program(shape.source(), "c++", options).compile("cubin", logs=logs)
+
+
+class MixKernel:
+    """Both kernels for images of one size, on one device. Buffers are the caller's."""
+
+    def __init__(
+        self, device: "Device", reals: int, channels: int, dtype: "np.dtype[Any]", shape: MixLayout | None = None
+    ) -> None:
+        """``shape``: that layout and no other. Raises ValueError for one that the blocks of this GPU cannot hold."""
+        self._device, self.dtype = device, dtype
+        self._few, self._many = suited(device_room(device), reals, channels) if shape is None else (shape, shape)
+        if max(self._few.arena, self._many.arena) > device_room(device):
+            raise ValueError(
+                f"an image takes {self._few.arena} bytes of each of {self._few.together} blocks, more than there are"
+            )
+        self._kernels = {shape: self._compiled(shape) for shape in (self._few, self._many)}
+
+    def _compiled(self, shape: MixLayout) -> dict[str, "Kernel"]:
+        code = _compiled_once(shape, self.dtype, f"sm_{self._device.arch}")
+        names = ("mix", "unmix") if shape.together else (*mix_launches.MIX, *mix_launches.UNMIX)
+        kernels = {name: code.get_kernel(name) for name in names}
+        if shape.together:
+            for kernel in kernels.values():
+                _allow(kernel, shape, self._device)
+        return kernels
+
+    def layout(self, batch: int) -> MixLayout:
+        """What a batch is worked on with: for few images more blocks have each."""
+        return self._few if batch * self._few.together <= self._device.properties.multiprocessor_count else self._many
+
+    def workspace(self, batch: int, stream: "Stream") -> "Buffer":
+        """What the kernels need for up to ``batch`` images; used by one launch at a time."""
+        words = max(self._few.work, self._many.work) * batch
+        return self._device.allocate(max(256, 4 * words), stream=stream)
+
+    def mix(
+        self,
+        stream: "Stream | GraphBuilder",
+        features: "Buffer",
+        keys: "Buffer",
+        on_air: "Buffer",
+        scales: "Buffer",
+        work: "Buffer",
+        batch: int,
+    ) -> None:
+        """Features [batch, channels, reals / channels] to on_air float32 [batch, padded reals] and scales float32 [batch].
+
+        ``keys`` is uint32 [batch, KEY_WORDS] from ``packet_keys``. A scale is by how much features became louder; where the
+        features were not finite it is none.
+        """
+        shape = self.layout(batch)
+        if shape.together:
+            return self._launch(stream, shape, "mix", batch, features, keys, on_air, scales)
+        own = {"stream": (keys, work), "load": (features, work), "out": (work, on_air, scales)}
+        for name in mix_launches.MIX:
+            self._launch(stream, shape, name, batch, *own.get(name, (work,)))
+
+    def unmix(
+        self,
+        stream: "Stream | GraphBuilder",
+        received: "Buffer",
+        keys: "Buffer",
+        features: "Buffer",
+        work: "Buffer",
+        batch: int,
+    ) -> None:
+        """The inverse: received float32 [batch, padded reals] to features [batch, channels, reals / channels]."""
+        shape = self.layout(batch)
+        if shape.together:
+            return self._launch(stream, shape, "unmix", batch, received, keys, features)
+        own = {"stream": (keys, work), "load_back": (received, work), "out_back": (work, features)}
+        for name in mix_launches.UNMIX:
+            self._launch(stream, shape, name, batch, *own.get(name, (work,)))
+
+    def _launch(self, stream: "Stream | GraphBuilder", shape: MixLayout, name: str, batch: int, *buffers: "Buffer") -> None:
+        from cuda.core import LaunchConfig, launch
+
+        config = LaunchConfig(grid=batch * shape.blocks(name), block=shape.threads, shmem_size=shape.arena)
+        launch(stream, config, self._kernels[shape][name], *buffers)
+
+
+@lru_cache(maxsize=32)
+def _compiled_once(shape: MixLayout, dtype: "np.dtype[Any]", arch: str) -> "ObjectCode":
+    """Both ends of a link in one process take the same."""
+    return compile_kernels(shape, dtype, arch)
+
+
+class StructureKernel:
+    """``mix.structure`` of features on one device."""
+
+    def __init__(self, device: "Device", reals: int, checked: int, channels: int, dtype: "np.dtype[Any]") -> None:
+        """``checked`` channels are looked at; ``channels`` is that number too, or 1 for symbols in their order."""
+        code = compile_structure(reals, checked, channels, dtype, f"sm_{device.arch}")
+        self._kernel = code.get_kernel("structure")
+
+    def __call__(self, stream: "Stream | GraphBuilder", features: "Buffer", found: "Buffer", batch: int) -> None:
+        """Features of a batch to found float32 [batch]."""
+        from cuda.core import LaunchConfig, launch
+
+        config = LaunchConfig(grid=batch, block=STRUCTURE_THREADS, shmem_size=8 * STRUCTURE_THREADS)
+        launch(stream, config, self._kernel, features, found)
+
+
+def compile_structure(
+    reals: int, checked: int, channels: int, dtype: "np.dtype[Any]", arch: str, logs: Any = None
+) -> "ObjectCode":
+    """The cubin of the structure kernel. Raises ValueError for more channels than a block has threads."""
+    from cuda.core import Program, ProgramOptions
+
+    source, defined = structure_source(reals, checked, channels, dtype)
+    options = ProgramOptions(name="structure", arch=arch, std="c++17", define_macro=defined)
+    return Program(source, "c++", options).compile("cubin", logs=logs)
+
+
+def structure_source(reals: int, checked: int, channels: int, dtype: "np.dtype[Any]") -> tuple[str, list[tuple[str, str]]]:
+    """The source of the structure kernel and its constants."""
+    if checked > STRUCTURE_THREADS or reals % checked or channels not in (1, checked):
+        raise ValueError(f"{reals} reals are not {checked} channels of one length, {STRUCTURE_THREADS} at most")
+    defined = launches_layout(reals, channels).macros(dtype)
+    return COMMON + STRUCTURE, [*defined, ("CHECKED", str(checked)), ("STRUCTURE_THREADS", str(STRUCTURE_THREADS))]
+
+
+def rounding(values: int) -> float:
+    """The largest difference from ``mix.mix`` and ``mix.unmix`` that is to be expected among so many values, at power 1.
+
+    Sums are added in another order, so that the differences are nearly normal, of a deviation of 1.7e-7 to 4.7e-7, which
+    was computed, growing with the lengths of the products. The largest real of an image of few, which takes what rounding
+    left of the power, is off by 2e-5 at most.
+    """
+    return 6e-7 * math.sqrt(2 * math.log(2 * values))
+
+
+def device_room(device: "Device") -> int:
+    """Bytes of shared memory that a block may have where blocks form clusters, else 0."""
+    clusters = device.compute_capability.major >= 9
+    return int(device.properties.max_shared_memory_per_block_optin) if clusters else 0
+
+
+def suited(room: int, reals: int, channels: int) -> tuple[MixLayout, MixLayout]:
+    """For one image and for many: blocks that form clusters, of ``room`` bytes each, or several launches."""
+    fitting: list[MixLayout] = []
+    for together, alone in ((8, True), (8, False), (4, False)):
+        try:
+            shape = cluster_layout(reals, together, channels, alone)
+        except ValueError:
+            continue
+        if shape.arena <= room:
+            fitting.append(shape)
+    if not fitting:
+        fitting = [launches_layout(reals, channels)]
+    return fitting[0], fitting[-1]
+
+
+def packet_keys(key: bytes, session: bytes, counters: Sequence[int], model_digest: bytes) -> NDArray[np.uint32]:
+    """What the kernels take of the keys of one packet for each counter, secret: uint32 [batch, KEY_WORDS].
+
+    A counter must never be used twice with one session. Raises as ``mix.derive_keys``.
+    """
+    if len(session) != mix.SESSION_SIZE or len(model_digest) != mix.DIGEST_SIZE:
+        raise ValueError(
+            f"session must be {mix.SESSION_SIZE} bytes and digest {mix.DIGEST_SIZE}, got {len(session)} and {len(model_digest)}"
+        )
+    if counters and not 0 <= min(counters) <= max(counters) < 2**64:
+        raise ValueError(f"counters must be in 0..2^64-1, got {min(counters)}..{max(counters)}")
+    keys = np.empty((len(counters), KEY_WORDS), "<u4")
+    keys[:, :8] = np.frombuffer(_session_key(key, session + model_digest), "<u4")
+    keys[:, 8:].view("<u8")[:, 0] = counters
+    return keys
+
+
+@lru_cache(maxsize=4)
+def _session_key(key: bytes, salt: bytes) -> bytes:
+    return derive(key, mix.LABEL, salt)
+
+
+def _allow(kernel: "Kernel", shape: MixLayout, device: "Device") -> None:
+    """Lets a kernel have more shared memory, and more blocks in a cluster, than need no asking."""
+    from cuda.bindings import driver
+
+    attributes = driver.CUfunction_attribute
+    wanted = {attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: shape.arena}
+    if shape.together > MAX_PORTABLE:
+        wanted[attributes.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED] = 1
+    for attribute, value in wanted.items():
+        (status,) = driver.cuKernelSetAttribute(attribute, value, kernel.handle, driver.CUdevice(device.device_id))
+        if status != driver.CUresult.CUDA_SUCCESS:
+            raise ValueError(f"{device.name} refuses {value} as {attribute.name} ({status.name}); keep the mix in the graph")

@@ -1,0 +1,186 @@
+"""A network and the mix kernels behind or before it, as one engine: of keys 40 bytes an image go in.
+
+    transmitter   image, keys ── network ── symbols at any power ── mix ──> on air, scales
+    receiver      on air, keys ── unmix ── symbols ─┬─ network ─────────> image
+                                                    └─ structure ───────> found, how far from white noise
+
+The network is the graph or plan without mix, whose rows stay where they are. With a plan all of it is one CUDA graph. ONNX
+Runtime replays one of its own, so there the copies and the kernels make two more, before and behind it, on the same stream.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from semseal.runtime.defense import mix
+from semseal.runtime.errors import EngineError
+from semseal.runtime.gpu.device import Inputs, Port, Run, Shape, Tensor, capture, check_inputs, serve_several
+from semseal.runtime.gpu.mix_kernel import KEY_WORDS, MixKernel, StructureKernel
+from semseal.runtime.mixing import MIN_CHECKED_CHANNELS, MIN_CHECKED_REALS
+
+if TYPE_CHECKING:
+    from cuda.core import Buffer, Device, Stream
+    from cuda.core.graph import GraphBuilder
+
+Several = Callable[..., Inputs]
+Work = Callable[["Stream | GraphBuilder"], None]
+
+
+class Network(Protocol):
+    """A loaded graph or plan: ``semseal.runtime.gpu.engines``."""
+
+    device: "Device"
+    stream: "Stream"
+    captured: bool
+    inputs: tuple[Port, ...]
+    output: Port
+
+    def output_shape(self, shapes: Sequence[Shape]) -> Shape: ...
+
+    def bind(self, shapes: Sequence[Shape], inputs: "Sequence[Buffer]", output: "Buffer") -> Callable[[], None]: ...
+
+
+class FusedMix:
+    """The engine of a side: data, what the graph is told, keys.
+
+    transmitter   image or pixels, [snr_db], keys -> on air float32 [batch, N/2, 2] at power 1, scales float32 [batch]
+    receiver      symbols float32 [batch, N/2, 2], [side_information], keys -> image, found float32 [batch]
+
+    ``keys`` are ``packet_keys``. A scale is none where an image came out of its network not finite. ``found`` is
+    ``mix.structure``, and infinite for models that are too small for it.
+    """
+
+    def __init__(self, network: Network, side: str, reals: int, channels: int) -> None:
+        """For images of ``reals`` reals in ``channels`` channels. Raises EngineError where the kernels cannot be had."""
+        try:
+            self._run = (_transmitter if side == "transmitter" else _receiver)(network, reals, channels)
+        except Exception as error:  # NVRTC missing or too old for this GPU; what it says has no narrower base
+            raise EngineError(f"no mix kernel on {network.device.name}: {error}", "pip install -U nvidia-cuda-nvrtc") from None
+
+    def __call__(self, *inputs: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        """Raises ValueError for inputs that do not fit."""
+        given, said = self._run(*inputs)
+        return given, said
+
+
+def _transmitter(network: Network, reals: int, channels: int) -> Several:
+    image, index, *told = network.inputs
+    device, stream = network.device, network.stream
+    kernel = MixKernel(device, reals, 1, np.dtype(np.float32))
+    ports = (image, *told, _keys())
+
+    def prepare(shapes: tuple[Shape, ...]) -> Run:
+        batch = shapes[0][0]
+        inputs = tuple(Tensor(device, stream, shape, port.dtype) for shape, port in zip(shapes, ports, strict=True))
+        on_air = Tensor(device, stream, (batch, mix.padded_size(reals) // 2, 2))
+        scales, unmoved = Tensor(device, stream, (batch,)), _unmoved(network, index, batch)
+        symbols, work = device.allocate(4 * batch * reals, stream=stream), kernel.workspace(batch, stream)
+        given = [inputs[0].device, unmoved.device, *(tensor.device for tensor in inputs[1:-1])]
+        run = network.bind([shapes[0], unmoved.host.shape, *shapes[1:-1]], given, symbols)
+
+        def behind(where: "Stream | GraphBuilder") -> None:
+            kernel.mix(where, symbols, inputs[-1].device, on_air.device, scales.device, work, batch)
+
+        return _run(network, inputs, (on_air, scales), _nothing, run, behind, (unmoved, symbols, work))
+
+    return serve_several(device, stream, lambda given: _taken(ports, given), prepare)
+
+
+def _receiver(network: Network, reals: int, channels: int) -> Several:
+    symbols_port, index, *told = network.inputs
+    device, stream = network.device, network.stream
+    kernel = MixKernel(device, reals, 1, np.dtype(np.float32))
+    checked = channels >= MIN_CHECKED_CHANNELS and reals >= MIN_CHECKED_REALS
+    structure = StructureKernel(device, reals, channels, 1, np.dtype(np.float32)) if checked else None
+    on_air = Port("symbols", np.dtype(np.float32), ("batch", mix.padded_size(reals) // 2, 2))
+    ports = (on_air, *told, _keys())
+
+    def prepare(shapes: tuple[Shape, ...]) -> Run:
+        batch = shapes[0][0]
+        inputs = tuple(Tensor(device, stream, shape, port.dtype) for shape, port in zip(shapes, ports, strict=True))
+        found, unmoved = Tensor(device, stream, (batch,)), _unmoved(network, index, batch)
+        symbols, work = device.allocate(4 * batch * reals, stream=stream), kernel.workspace(batch, stream)
+        bound = [(batch, *symbols_port.axes[1:]), unmoved.host.shape, *shapes[1:-1]]
+        image = Tensor(device, stream, network.output_shape(bound), network.output.dtype)
+        given = [symbols, unmoved.device, *(tensor.device for tensor in inputs[1:-1])]
+        run = network.bind(bound, given, image.device)
+
+        def before(where: "Stream | GraphBuilder") -> None:
+            kernel.unmix(where, inputs[0].device, inputs[-1].device, symbols, work, batch)
+            if structure is not None:
+                structure(where, symbols, found.device, batch)
+
+        found.host[...] = np.inf
+        found.upload(stream)  # what stays there for models that are not checked
+        return _run(network, inputs, (image, found), before, run, _nothing, (unmoved, symbols, work))
+
+    return serve_several(device, stream, lambda given: _taken(ports, given), prepare)
+
+
+def _run(
+    network: Network,
+    inputs: tuple[Tensor, ...],
+    outputs: tuple[Tensor, ...],
+    before: Work,
+    run: Callable[[], None],
+    behind: Work,
+    keeps: Any,
+) -> Run:
+    """All of it, from pinned to pinned memory."""
+    stream = network.stream
+
+    def up(where: "Stream | GraphBuilder") -> None:
+        for tensor in inputs:
+            tensor.upload(where)
+        before(where)
+
+    def down(where: "Stream | GraphBuilder") -> None:
+        behind(where)
+        for tensor in outputs:
+            tensor.download(where)
+
+    def everything(where: "Stream | GraphBuilder") -> None:
+        up(where)
+        run()
+        down(where)
+
+    everything(stream)  # a first run allocates and compiles, which a capture cannot take
+    stream.sync()
+    if network.captured:
+        whole = capture(stream, everything)
+        return Run(inputs, outputs, lambda: whole.launch(stream), (keeps, run))
+    first, last = capture(stream, up), capture(stream, down)
+
+    def launch() -> None:
+        first.launch(stream)
+        run()
+        last.launch(stream)
+
+    return Run(inputs, outputs, launch, (keeps, run, first, last))
+
+
+def _taken(ports: Sequence[Port], given: Inputs) -> Inputs:
+    """The inputs, checked. Raises ValueError."""
+    check_inputs(ports, given)
+    if any(len(array) != len(given[0]) for array in given):
+        raise ValueError(f"images, what is told of them and keys must be as many, got {[len(array) for array in given]}")
+    return given
+
+
+def _unmoved(network: Network, index: Port, batch: int) -> Tensor:
+    """The index that leaves every row where it is, on the device."""
+    h = index.axes[1]
+    assert isinstance(h, int)
+    tensor = Tensor(network.device, network.stream, (batch, h), np.int32)
+    tensor.host[...] = np.arange(batch * h, dtype=np.int32).reshape(batch, h)
+    tensor.upload(network.stream)
+    return tensor
+
+
+def _keys() -> Port:
+    return Port("keys", np.dtype(np.uint32), ("batch", KEY_WORDS))
+
+
+def _nothing(where: "Stream | GraphBuilder") -> None:
+    """Nothing is to be done there."""

@@ -1,0 +1,268 @@
+// Runs the mix kernels' own source on the CPU, under a checker. All CUDA threads are fibers on one operating system thread; each
+// runs alone until it meets a barrier. The blocks of a cluster go on in an order that the test chooses. Every access goes through a
+// span, which knows its bounds and who touched a value last: two threads, one of which writes, with no barrier between that both
+// of them met, are a race, also where the order that was chosen gave the right result.
+// Arithmetic is IEEE: compile with -ffp-contract=off.
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#define SHIM
+#define __global__
+#define __device__
+#define __launch_bounds__(...)
+#define __cluster_dims__(...)
+
+struct Index { unsigned x; };
+static Index threadIdx, blockIdx;
+using std::max;
+using std::min;
+
+enum Waits { RUNS, AT_BLOCK, AT_CLUSTER, IN_WARP, DONE };
+struct Block {
+    unsigned id, epoch = 0;  // barriers that its threads have met
+    std::vector<ucontext_t> fibers;
+    std::vector<Waits> waits;
+    std::vector<char> arena;
+};
+struct Touch {  // who wrote a value last, and who read it since
+    long launch = -1;
+    int cluster = -1, block = -1, thread = -1;
+    unsigned of_block = 0, of_cluster = 0;
+};
+struct Shadow { Touch written, read; bool others = false, other_blocks = false; };
+
+static struct {
+    ucontext_t scheduler;
+    std::vector<Block> blocks;  // of the cluster that runs
+    unsigned block, thread, cluster_epoch;
+    int cluster;
+    long launch = 0;
+    void (*kernel)(void*);
+    void* arguments;
+    std::vector<std::vector<char>> stacks;
+    std::map<const char*, std::vector<Shadow>> shadows;  // of each memory, by 4 bytes
+    char fault[256];
+} cuda;
+
+static void fault(const char* what, long at, long size)
+{
+    if (!cuda.fault[0])
+        std::snprintf(cuda.fault, sizeof cuda.fault, "%s: value %ld of %ld, thread %u of block %u", what, at, size, cuda.thread,
+                      cuda.blocks[cuda.block].id);
+}
+static Touch here()
+{
+    return {cuda.launch, cuda.cluster, (int)cuda.block, (int)cuda.thread, cuda.blocks[cuda.block].epoch, cuda.cluster_epoch};
+}
+static bool unordered(const Touch& then, const Touch& now)  // no barrier that both met lies between them
+{
+    if (then.launch != now.launch) return false;
+    if (then.cluster != now.cluster) return true;
+    if (then.block != now.block) return then.of_cluster == now.of_cluster;
+    return then.thread != now.thread && then.of_block == now.of_block;
+}
+static void touched(Shadow& s, bool writes, long at, long size)
+{
+    const Touch now = here();
+    if (s.written.launch >= 0 && unordered(s.written, now)) fault(writes ? "two writes race" : "a read races a write", at, size);
+    if (writes && s.read.launch == now.launch) {
+        bool races = unordered(s.read, now);
+        if (s.others && s.read.of_block == now.of_block) races = true;  // one of several readers is another thread
+        if (s.other_blocks && s.read.of_cluster == now.of_cluster) races = true;
+        if (races) fault("a write races a read", at, size);
+    }
+    if (writes) {
+        s.written = now, s.read = {}, s.others = s.other_blocks = false;
+        return;
+    }
+    const bool same = s.read.launch == now.launch && s.read.cluster == now.cluster && s.read.of_cluster == now.of_cluster;
+    s.other_blocks = same && (s.other_blocks || s.read.block != now.block);
+    s.others = same && s.read.of_block == now.of_block && (s.others || s.read.thread != now.thread || s.read.block != now.block);
+    s.read = now;
+}
+
+template <class T>
+struct span {
+    char* memory;            // whose shadow it has
+    long from, size, at;     // its first byte in the memory; values; where this points
+    struct Value {
+        const span& s;
+        long at;
+        T& raw(bool writes) const
+        {
+            static T nowhere[1];
+            if (at < 0 || at >= s.size) { fault("out of bounds", at, s.size); return nowhere[0]; }
+            const long byte = s.from + at * (long)sizeof(T);
+            auto& shadow = cuda.shadows[s.memory];
+            const size_t last = (byte + sizeof(T) - 1) / 4;
+            if (shadow.size() <= last) shadow.resize(last + 1);
+            if (sizeof(T) >= 4)
+                for (size_t w = byte / 4; w <= last; w++) touched(shadow[w], writes, at, s.size);
+            T* place = (T*)(s.memory + byte);
+            if ((uintptr_t)place % sizeof(T)) fault("not aligned", at, s.size);
+            return *place;
+        }
+        operator T() const { return raw(false); }
+        const Value& operator=(T value) const { raw(true) = value; return *this; }
+        const Value& operator=(const Value& value) const { return *this = (T)value; }
+    };
+    Value operator[](long i) const { return {*this, at + i}; }
+    span operator+(long i) const { return {memory, from, size, at + i}; }
+};
+template <class T> static span<T> outside(T* values, long size) { return {(char*)values, 0, size, 0}; }
+template <class T> using far = span<T>;
+#define INPUT(type) span<type>
+#define ARENA(name) char* const name = cuda.blocks[cuda.block].arena.data()
+template <class T> static span<T> part(char* arena, int at, int size) { return {arena, at, size, 0}; }
+template <class T> static span<T> part(span<unsigned> work, int at, int size)
+{
+    if (work.at < 0 || work.at + at + size * (long)sizeof(T) / 4 > work.size) fault("out of bounds", work.at + at, work.size);
+    return {work.memory, work.from + (work.at + at) * 4, size, 0};
+}
+template <class T> static span<T> of_block(span<T> mine, int rank)
+{
+    if (rank < 0 || rank >= (int)cuda.blocks.size()) { fault("no such block", rank, cuda.blocks.size()); return mine; }
+    mine.memory = cuda.blocks[rank].arena.data();
+    return mine;
+}
+
+static void yield(Waits waits)
+{
+    Block& block = cuda.blocks[cuda.block];
+    block.waits[cuda.thread] = waits;
+    swapcontext(&block.fibers[cuda.thread], &cuda.scheduler);
+}
+static void __syncthreads() { yield(AT_BLOCK); }
+static void meet() { yield(AT_CLUSTER); }
+
+// a shuffle: all lanes of a warp give a value before any of them takes one. It orders no memory
+static double exchange[64][32];
+static unsigned long long exchange_bits[64][32];
+static double across(double v)
+{
+    exchange[cuda.thread / 32][cuda.thread % 32] = v;
+    yield(IN_WARP);
+    double lanes[32];
+    std::copy_n(exchange[cuda.thread / 32], 32, lanes);
+    yield(IN_WARP);
+    for (int d = 16; d; d /= 2)
+        for (int i = 0; i < d; i++) lanes[i] += lanes[i + d];
+    return lanes[0];
+}
+static unsigned long long largest_of(unsigned long long v)
+{
+    exchange_bits[cuda.thread / 32][cuda.thread % 32] = v;
+    yield(IN_WARP);
+    const unsigned long long largest = *std::max_element(exchange_bits[cuda.thread / 32], exchange_bits[cuda.thread / 32] + 32);
+    yield(IN_WARP);
+    return largest;
+}
+
+static void fiber_main()
+{
+    cuda.kernel(cuda.arguments);
+    yield(DONE);
+}
+
+// Lets every thread of a block run up to its next barrier; false when they have met different ones
+static bool run_block(unsigned b, unsigned order, unsigned& random)
+{
+    Block& block = cuda.blocks[b];
+    const unsigned threads = block.fibers.size();
+    std::vector<unsigned> turn(threads / 32);
+    for (;;) {
+        std::iota(turn.begin(), turn.end(), 0);
+        if (order == 1) std::reverse(turn.begin(), turn.end());
+        for (size_t i = turn.size(); order > 1 && i > 1; i--) {
+            random = random * 1664525u + 1013904223u;
+            std::swap(turn[i - 1], turn[(random >> 8) % i]);
+        }
+        bool ran = false;
+        for (unsigned warp : turn) {
+            Waits* waits = &block.waits[warp * 32];
+            if (std::all_of(waits, waits + 32, [](Waits w) { return w == IN_WARP; })) std::fill_n(waits, 32, RUNS);
+            for (unsigned lane = 0; lane < 32; lane++) {
+                const unsigned t = warp * 32 + (order % 2 ? 31 - lane : lane);
+                if (block.waits[t] != RUNS) continue;
+                ran = true;
+                cuda.block = b, cuda.thread = threadIdx.x = t, blockIdx.x = block.id;
+                swapcontext(&cuda.scheduler, &block.fibers[t]);
+            }
+        }
+        if (!ran) break;
+    }
+    return std::all_of(block.waits.begin(), block.waits.end(), [&](Waits w) { return w == block.waits[0] && w != IN_WARP; });
+}
+
+// Returns what was wrong, or an empty text. `together` blocks are a cluster
+template <class Kernel>
+static const char* launch(unsigned grid, unsigned threads, unsigned together, size_t arena, unsigned order, Kernel kernel)
+{
+    cuda.kernel = [](void* arguments) { (*(Kernel*)arguments)(); };
+    cuda.arguments = &kernel;
+    cuda.fault[0] = 0, cuda.launch++;
+    unsigned random = order * 7919 + 1;
+    for (unsigned c = 0; c < grid / together; c++) {
+        cuda.cluster = order == 1 ? grid / together - 1 - c : c, cuda.cluster_epoch = 0;
+        for (auto& block : cuda.blocks) cuda.shadows.erase(block.arena.data());
+        cuda.blocks.assign(together, {});
+        cuda.stacks.resize(together * threads);
+        for (unsigned b = 0; b < together; b++) {
+            Block& block = cuda.blocks[b];
+            block.id = cuda.cluster * together + b;
+            block.arena.assign(arena + 16, (char)0xff);
+            block.fibers.resize(threads), block.waits.assign(threads, RUNS);
+            cuda.shadows.erase(block.arena.data());
+            for (unsigned t = 0; t < threads; t++) {
+                auto& stack = cuda.stacks[b * threads + t];
+                stack.resize(1 << 16);
+                getcontext(&block.fibers[t]);
+                block.fibers[t].uc_stack.ss_sp = stack.data(), block.fibers[t].uc_stack.ss_size = stack.size();
+                makecontext(&block.fibers[t], fiber_main, 0);
+            }
+        }
+        std::vector<unsigned> left(together);
+        std::iota(left.begin(), left.end(), 0);
+        while (!left.empty()) {  // blocks that have not come to a barrier of the cluster, or to their end
+            random = random * 1664525u + 1013904223u;
+            const size_t pick = order > 1 ? (random >> 8) % left.size() : order == 1 ? left.size() - 1 : 0;
+            Block& block = cuda.blocks[left[pick]];
+            if (!run_block(left[pick], order, random)) { fault("threads of a block met different barriers", 0, 0); return cuda.fault; }
+            if (block.waits[0] == AT_BLOCK) {
+                block.epoch++, std::fill(block.waits.begin(), block.waits.end(), RUNS);
+                continue;
+            }
+            left.erase(left.begin() + pick);
+            if (!left.empty()) continue;
+            const Waits all = cuda.blocks[0].waits[0];
+            for (auto& other : cuda.blocks)
+                if (other.waits[0] != all) { fault("blocks of a cluster met different barriers", 0, 0); return cuda.fault; }
+            if (all == DONE) break;
+            cuda.cluster_epoch++;
+            for (unsigned b = 0; b < together; b++) {
+                cuda.blocks[b].epoch++, left.push_back(b);
+                std::fill(cuda.blocks[b].waits.begin(), cuda.blocks[b].waits.end(), RUNS);
+            }
+        }
+    }
+    return cuda.fault;
+}
+
+static unsigned bits_of(float x) { unsigned bits; std::memcpy(&bits, &x, 4); return bits; }
+static float float_of(unsigned bits) { float x; std::memcpy(&x, &bits, 4); return x; }
+static double __longlong_as_double(long long bits) { double x; std::memcpy(&x, &bits, 8); return x; }
+static long long __double_as_longlong(double x) { long long bits; std::memcpy(&bits, &x, 8); return bits; }
+
+#if HALF
+static float widen(unsigned short bits) { _Float16 x; std::memcpy(&x, &bits, 2); return (float)x; }
+static unsigned short narrow(float value) { const _Float16 x = (_Float16)value; unsigned short bits; std::memcpy(&bits, &x, 2); return bits; }
+#endif
