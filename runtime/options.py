@@ -59,7 +59,7 @@ def example(*lines: str) -> str:
 
 def written(command: Any) -> Any:
     """The options of every verb that writes a bundle."""
-    return _with_options(
+    return with_options(
         command,
         click.option("--out", "bundle", required=True, type=FOLDER, metavar="BUNDLE", help="bundle folder to write"),
         click.option(
@@ -76,7 +76,7 @@ def written(command: Any) -> Any:
 
 def deployable(command: Any) -> Any:
     """The options of what is made from graphs."""
-    return _with_options(
+    return with_options(
         written(command),
         click.option(
             "--precision",
@@ -95,7 +95,7 @@ def deployable(command: Any) -> Any:
     )
 
 
-def _with_options(command: Any, *options: Any) -> Any:
+def with_options(command: Any, *options: Any) -> Any:
     for option in reversed(options):  # as stacked decorators apply
         command = option(command)
     return command
