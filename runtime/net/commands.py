@@ -24,7 +24,6 @@ from semseal.runtime.progress import told
 
 if TYPE_CHECKING:
     from semseal.runtime.net.air import Simulation
-    from semseal.runtime.net.record import Recording
     from semseal.runtime.net.tally import Tally
 
 MAX_TOLD = 20  # lines about single pictures; the rest is counted
@@ -83,6 +82,7 @@ def send(bundle: str, pictures: tuple[Path, ...], keys: Path, address: tuple[str
     """
     from semseal.runtime.link import Transmitter
     from semseal.runtime.net import sources
+    from semseal.runtime.net.record import Recording
     from semseal.runtime.net.speaker import Plan, Speaker
     from semseal.runtime.net.tally import Tally
     from semseal.runtime.trust.linkkeys import LinkKeys
@@ -101,8 +101,8 @@ def send(bundle: str, pictures: tuple[Path, ...], keys: Path, address: tuple[str
     plan = Plan(*address, real_bytes, asked["datagram_bytes"], asked["symbol_rate"], asked["retry"])
     read = sources.pictures(files, model.height, model.width)
     total = len(files) if all(sources.is_picture(path) for path in files) else None
-    recording, begun = _recording(asked, "sender", model.name), time.monotonic()
-    with _Told("send", total) as shown_to, recording:
+    begun = time.monotonic()
+    with _Told("send", total) as shown_to, Recording(asked["record"], "sender", model.name) as recording:
         for path, why in left_out.items():
             shown_to.say(f"{path}: {why}")
         simulation = _simulation(asked, model.has_scale)
@@ -140,6 +140,7 @@ def receive(bundle: str, keys: Path, address: tuple[str, int], folder: Path, **a
     """
     from semseal.runtime.net.identity import receiver_context
     from semseal.runtime.net.listener import Listener
+    from semseal.runtime.net.record import Recording
     from semseal.runtime.net.tally import Tally
     from semseal.runtime.receiver import Receiver
     from semseal.runtime.trust.linkkeys import LinkKeys
@@ -157,8 +158,8 @@ def receive(bundle: str, keys: Path, address: tuple[str, int], folder: Path, **a
         receiver = Receiver(bundle, keys, state=state, **{name: asked[name] for name in _LINK})
         folder.mkdir(parents=True, exist_ok=True)
         tally = Tally("receiver", key=next(iter(link_keys.receiving()), None))
-        recording, begun = _recording(asked, "receiver", receiver.bundle.name), time.monotonic()
-        with _Told("receive", asked["count"]) as shown_to, recording:
+        begun, name = time.monotonic(), receiver.bundle.name
+        with _Told("receive", asked["count"]) as shown_to, Recording(asked["record"], "receiver", name) as recording:
             simulation = _simulation(asked, receiver.bundle.has_scale)
             context = receiver_context(link_keys)
             listener = Listener(
@@ -182,12 +183,6 @@ def _simulation(asked: dict[str, Any], unbiased: bool) -> "Simulation":
 
     loss = (asked["loss"] or 0) / 100
     return Simulation(Air(asked["snr"], asked["channel"] or "awgn", loss, asked.get("reorder", False), asked["seed"]), unbiased)
-
-
-def _recording(asked: dict[str, Any], role: str, model: str) -> "Recording":
-    from semseal.runtime.net.record import Recording
-
-    return Recording(asked["record"], role, model)
 
 
 def _run(

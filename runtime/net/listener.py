@@ -315,7 +315,7 @@ class Listener:
             with open(self._folder / name, "xb") as file:
                 Image.fromarray(pixels).save(file, "PNG", compress_level=1)
         except FileExistsError:
-            return Outcome.REFUSED, f"{name} is there already"
+            return Outcome.AGAIN, ""
         self._tally.seconds["write"] += time.thread_time() - decoded
         return Outcome.PICTURE, ""
 

@@ -1,7 +1,7 @@
 """What went on air, in a file: SigMF, which tools for radios read.
 
     NAME.sigmf-data   symbols of frame after frame, complex64           written as they go
-    NAME.sigmf-meta   for each frame its place, session, counter        written at the end, and validated
+    NAME.sigmf-meta   for each frame its place, session, counter        written behind the first frame and at the end, validated
 
 A sender records what its transmitter made: symbols without noise, from which Eve gets more than from what she receives. A
 receiver records what arrived, behind the channel, with zeros for what did not. Neither holds headers: these are not on air.
@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 from semseal.runtime.errors import TransportError
-from semseal.runtime.files import named
+from semseal.runtime.files import named, write_atomically
 from semseal.runtime.net.wire import session_and_counter
 
 MAX_FRAMES = 100_000  # of one recording: its metadata are kept in memory until it ends
@@ -58,6 +58,8 @@ class Recording:
             raise TransportError(f"{self._data}: {error.strerror}", "free some space there, or record elsewhere") from None
         self._frames.append((self._written, len(symbols), *session_and_counter(header)))
         self._written += len(symbols)
+        if len(self._frames) == 1:
+            self._describe()  # of a process that is killed, this is left
 
     @property
     def full(self) -> bool:
@@ -77,14 +79,14 @@ class Recording:
             return
         with open(self._data, "r+b") as file, named(self._data):
             file.truncate(8 * self._written)  # of a frame that was written in part
-        made = self._make(data_file=str(self._data), global_info=self._global())
-        made.add_capture(0)
-        annotations = made._metadata["annotations"]
-        for start, count, session, counter in self._frames:
-            annotations.append(_annotation(start, count, session, counter))
+        self._describe()
+
+    def _describe(self) -> None:
+        annotations = [_annotation(*frame) for frame in self._frames]
+        captures = [{"core:sample_start": 0}]
+        made = self._make({"global": self._global(), "captures": captures, "annotations": annotations})
         made.validate()
-        with named(self._meta):
-            self._meta.write_text(made.dumps(pretty=False) + "\n")
+        write_atomically(self._meta, made.dumps(pretty=False).encode() + b"\n")
 
     def _global(self) -> dict[str, Any]:
         return {

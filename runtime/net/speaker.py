@@ -43,6 +43,8 @@ FIRST_WAIT_S, MAX_WAIT_S = 0.1, 5.0  # before a connection is tried again, doubl
 MAX_ATTEMPTS = 5  # of one picture, each on a connection of its own
 BURST = 16  # datagrams that leave at once
 
+_ARRIVED = (Outcome.PICTURE, Outcome.AGAIN)
+_HANG_UPS = 3  # before anything was said, one after the other: then the other end does not want this one
 _SEND_BUFFER_BYTES = 2**21
 
 
@@ -124,8 +126,8 @@ class Speaker:
     @property
     def unsent(self) -> int:
         """Pictures that went wrong, or have no answer."""
-        tally = self._tally.frames
-        return len(self._again) + sum(tally.values()) - tally[Outcome.PICTURE.name.lower()]
+        frames = self._tally.frames
+        return len(self._again) + sum(frames.values()) - sum(frames[outcome.name.lower()] for outcome in _ARRIVED)
 
     def stop(self) -> None:
         """Begin no picture, and return when those that are on their way have an answer."""
@@ -136,20 +138,21 @@ class Speaker:
     async def run(self, sources: Iterator[Source]) -> None:
         """Send them all. Raises TransportError where no connection can be had, SemsealError for keys that may not be used."""
         self._sources = sources
-        wait_s, since, first = FIRST_WAIT_S, time.monotonic(), True
-        while not self._stopping.is_set():
+        wait_s, since, hang_ups = FIRST_WAIT_S, time.monotonic(), 0
+        while not self._stopping.is_set() and (self._again or await self._seen() is not None):
             key = self._keys.sending()
             self._tally.key = key
             try:
                 connection = self._connection = await self._connect(key)
             except (OSError, EOFError, TimeoutError, WireError) as error:
-                self._complain(error, first, time.monotonic() - since)
+                hang_ups = hang_ups + 1 if isinstance(error, _HUNG_UP) else 0
+                self._complain(error, hang_ups, time.monotonic() - since)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait_s * random.uniform(0.5, 1.0)):  # noqa: S311  many senders, not all at once
                         await self._stopping.wait()
                 wait_s = min(2 * wait_s, MAX_WAIT_S)
                 continue
-            first, wait_s = False, FIRST_WAIT_S
+            wait_s, hang_ups = FIRST_WAIT_S, 0
             try:
                 if await self._serve(connection):
                     await _closed(connection)
@@ -164,16 +167,16 @@ class Speaker:
             if not self._stopping.is_set():
                 self._say("the receiver takes no more frames" if connection.leaving else "the connection was lost")
 
-    def _complain(self, error: Exception, first: bool, waited_s: float) -> None:
+    def _complain(self, error: Exception, hang_ups: int, waited_s: float) -> None:
         """Raises TransportError where trying again is of no use."""
         where = f"{self._plan.host}:{self._plan.port}"
-        if first and isinstance(error, ssl.SSLError):
+        if self._instance is None and hang_ups >= _HANG_UPS:
             raise TransportError(
-                f"{where} and this end do not prove to each other that they have one key",
-                "give both ends files of one link, as semseal keys peer makes them; semseal keys list FILE shows what was revoked",
+                f"{where} hangs up: it and this end do not have one key, or it is no semseal receive",
+                "give both ends a file of one link: semseal keys peer; what is revoked or over: semseal keys list FILE",
             ) from None
         why = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
-        if first and isinstance(error, socket.gaierror):
+        if self._instance is None and isinstance(error, socket.gaierror):
             raise TransportError(f"{self._plan.host} cannot be looked up: {why}", "check the name") from None
         if waited_s >= self._plan.retry_s:
             raise TransportError(
@@ -196,7 +199,8 @@ class Speaker:
                 writer.write(wire.message(Kind.HELLO, self._hello.pack()))
                 kind, payload = await wire.read_message(reader, CONNECT_S, CONNECT_S)
             if kind == Kind.REFUSED:
-                raise TransportError(f"{plan.host}:{plan.port} refuses: {payload.decode(errors='replace')}")
+                why, _, fix = payload.decode(errors="replace").partition("; ")
+                raise TransportError(f"{plan.host}:{plan.port} refuses: {why}", fix)
             if kind != Kind.WELCOME:
                 raise WireError(f"{kind.name} before WELCOME")
             told: Welcome = wire.welcome(payload)
@@ -274,12 +278,17 @@ class Speaker:
         connection.writer.write(wire.message(Kind.BYE))
 
     async def _fetched(self) -> Flight | None:
-        """The next picture. One is read ahead, in a thread, and kept where nobody waits for it any more."""
+        """The next picture; the one behind it is read already."""
+        flight = await self._seen()
+        if flight is not None:
+            self._fetching = asyncio.create_task(asyncio.to_thread(self._next))
+        return flight
+
+    async def _seen(self) -> Flight | None:
+        """The next picture, which is kept. It is read in a thread, also where nobody waits for it any more."""
         if self._fetching is None:
             self._fetching = asyncio.create_task(asyncio.to_thread(self._next))
-        flight = await asyncio.shield(self._fetching)
-        self._fetching = None if flight is None else asyncio.create_task(asyncio.to_thread(self._next))
-        return flight
+        return await asyncio.shield(self._fetching)
 
     def _next(self) -> Flight | None:
         """The next picture that can be read, in a thread."""
@@ -361,7 +370,7 @@ class Speaker:
         self._tally.frames[done.outcome.name.lower()] += 1
         self._tally.timed(time.monotonic() - flight.begun)
         self._tally.symbols_lost += round(self._hello.n * (1 - min(done.arrived / self._hello.count, 1)))
-        if done.outcome != Outcome.PICTURE:
+        if done.outcome not in _ARRIVED:
             self._tally.refusals[reason(done.why)] += 1
             self._say(f"{flight.source.what}: {done.outcome.name.lower()} by the receiver: {done.why}")
         self._advance()
@@ -371,6 +380,9 @@ class Speaker:
             await asyncio.sleep(KEEP_S)
             connection.writer.write(wire.message(Kind.KEEP))
             await connection.writer.drain()
+
+
+_HUNG_UP = (ssl.SSLError, ConnectionResetError, ConnectionAbortedError, BrokenPipeError, EOFError, WireError)
 
 
 async def _closed(connection: _Connection) -> None:

@@ -59,6 +59,7 @@ class Outcome(enum.IntEnum):
     PICTURE = 0
     REFUSED = 1
     LOST = 2
+    AGAIN = 3  # it is a picture that had arrived before: its answer was lost, so it was sent again
 
 
 class WireError(Exception):
