@@ -163,13 +163,15 @@ def test_tls_takes_nobody_without_the_certificate(tmp_path, keys):
     with Bob(tmp_path, keys) as bob:
         for context in (nobody, stranger, old):
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            with pytest.raises((OSError, EOFError)):  # noqa: PT012
-                with socket.create_connection(("127.0.0.1", bob.port), timeout=20) as plain:
-                    with context.wrap_socket(plain, server_hostname=asked) as connection:
-                        # with TLS 1.3 a client is through before the server has looked at its certificate
-                        connection.sendall(wire.message(Kind.HELLO, bytes(48)))
-                        if not connection.recv(1):
-                            raise EOFError
+            with (  # noqa: PT012
+                pytest.raises((OSError, EOFError)),
+                socket.create_connection(("127.0.0.1", bob.port), timeout=20) as plain,
+                context.wrap_socket(plain, server_hostname=asked) as connection,
+            ):
+                # with TLS 1.3 a client is through before the server has looked at its certificate
+                connection.sendall(wire.message(Kind.HELLO, bytes(48)))
+                if not connection.recv(1):
+                    raise EOFError
         assert bob.metrics()["semseal_connections_opened_total", ""] == 0
 
 

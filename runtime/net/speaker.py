@@ -292,8 +292,11 @@ class Speaker:
 
     def _next(self) -> Flight | None:
         """The next picture that can be read, in a thread."""
+        begun = time.thread_time()
         for source in self._sources:
             self._numbers += 1
+            self._tally.seconds["read"] += time.thread_time() - begun
+            begun = time.thread_time()
             if source.image is not None:
                 return Flight(self._numbers - 1, source)
             self._given_up(source.what, source.why)
