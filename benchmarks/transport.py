@@ -121,7 +121,7 @@ def soak(folder: Path, bundle: str, minutes: float) -> dict[str, Any]:
     kept = [sample for sample in samples if sample[0] > samples[0][0] + WARM_UP_S]
     (begun, *first), (ended, *last) = kept[0], kept[-1]
     result: dict[str, Any] = {"minutes": round((ended - begun) / 60, 1), "machine": os.cpu_count()}
-    for place, (name, work) in enumerate((("sender", ("read", "encode")), ("receiver", ("decode", "write")))):
+    for place, (name, work) in enumerate((("sender", ("read", "encode", "simulate")), ("receiver", ("decode", "write")))):
         resident = [sample[1 + place]["resident"] for sample in kept]
         spent = last[place]["processor_s"] - first[place]["processor_s"]
         kinds = {kind: _grown(first[place], last[place], f'semseal_work_seconds_total{{kind="{kind}"}}') for kind in work}

@@ -207,7 +207,18 @@ def test_datagrams_in_any_order_are_the_frame(n, count, real_bytes):
         assert not here.put(*rest, 2.0)  # a second time
     assert here.complete.is_set()
     assert (here.lost, here.received().all(), here.last) == (0, True, 1.0)
-    np.testing.assert_allclose(here.symbols, symbols, atol=0 if real_bytes == 4 else 2e-3)
+    np.testing.assert_allclose(here.symbols(), symbols, atol=0 if real_bytes == 4 else 2e-3)
+
+
+def test_a_datagram_that_holds_no_numbers_counts_as_lost():
+    symbols, here = np.ones(10, np.complex64), arriving(10, 3)
+    symbols[4] = np.inf
+    for data in wire.datagrams(symbols, HEADER, 4, 3):
+        assert here.put(*wire.datagram(memoryview(data))[1:], 0.0)
+    assert here.lost == 0
+    assert here.symbols().tolist() == [1, 0, 1] * 3 + [1]
+    assert here.lost == pytest.approx(0.3)
+    assert here.received().tolist() == [True, False, True] * 3 + [True]
 
 
 def test_datagrams_fit_the_size_that_was_asked_for():
@@ -232,14 +243,14 @@ def test_mutated_datagrams_change_nothing_but_what_they_fit():
             data[place] = RNG.integers(256)
         if number % 5 == 0:
             data = data[: RNG.integers(len(data))]
-        if number % 7 == 0:
+        if number % 50 == 0:
+            assert here.symbols().shape == (1000,)
+            assert np.isfinite(here.symbols()).all()
             here = arriving()
         found = wire.datagram(memoryview(data))
         if found is not None and found[0] == (bytes(range(16)), 7):
             taken += here.put(*found[1:], 0.0)
-        assert len(here.symbols) == 1000
-        assert np.isfinite(here.symbols).all()
-    assert taken > 1000  # those whose symbols were changed: they carry no tag
+    assert taken > 500  # those whose symbols were changed: they carry no tag
 
 
 def test_mutated_messages_are_refused_or_say_what_they_say():

@@ -24,37 +24,30 @@ class Arriving:
     """The symbols of one frame. The memory is that of the frame and no more, whatever arrives."""
 
     def __init__(self, told: Hello, now: float) -> None:
-        self.symbols = np.zeros(told.n, np.complex64)
         self.arrived = 0
         self.begun = self.last = now  # when it was announced, and when something of it arrived last
         self.all_sent, self.complete = asyncio.Event(), asyncio.Event()
-        self._told, self._type = told, REAL_TYPES[told.real_bytes]
+        self.n, self._count, self._type = told.n, told.count, REAL_TYPES[told.real_bytes]
+        self._most = -(-told.n // told.count)  # symbols of the first datagrams; the last ones may have one less
+        self._symbol_bytes = 2 * told.real_bytes
+        self._data = bytearray(told.count * self._most * self._symbol_bytes)  # one datagram behind the other
         self._has = bytearray(told.count)
 
     @property
     def lost(self) -> float:
         """The share of symbols that are not here."""
-        missing = sum(-(-(self._told.n - i) // self._told.count) for i, has in enumerate(self._has) if not has)
-        return missing / self._told.n
+        return sum(self._due(i) for i, has in enumerate(self._has) if not has) / self.n
 
     def received(self) -> NDArray[np.bool_]:
         """Which symbols are here."""
-        mask = np.zeros(self._told.n, bool)
-        for i, has in enumerate(self._has):
-            mask[i :: self._told.count] = has
-        return mask
+        return np.tile(np.frombuffer(self._has, bool), self._most)[: self.n]
 
     def put(self, index: int, count: int, reals: memoryview, now: float) -> bool:
         """Take a datagram. False, and nothing changes, for one that does not fit or is here already."""
-        if count != self._told.count or self._has[index]:
+        if count != self._count or self._has[index] or len(reals) != self._due(index) * self._symbol_bytes:
             return False
-        place = self.symbols[index::count]
-        if len(reals) != 2 * self._type.itemsize * len(place):
-            return False
-        found = np.frombuffer(reals, self._type).astype(np.float32)
-        if not np.isfinite(found).all():
-            return False
-        place[:] = found.view(np.complex64)
+        start = index * self._most * self._symbol_bytes
+        self._data[start : start + len(reals)] = reals
         self._has[index] = 1
         self.arrived += 1
         self.last = now
@@ -62,6 +55,17 @@ class Arriving:
             self.all_sent.set()
             self.complete.set()
         return True
+
+    def symbols(self) -> NDArray[np.complex64]:
+        """Those that are here, zeros for the others. Datagrams that hold what is no number count as lost from now on."""
+        reals = np.frombuffer(self._data, self._type).reshape(self._count, self._most, 2).astype(np.float32)
+        for i in np.flatnonzero(~np.isfinite(reals).all(axis=(1, 2))):
+            reals[i] = self._has[i] = 0
+        return reals.transpose(1, 0, 2).reshape(-1, 2)[: self.n].view(np.complex64)[:, 0]
+
+    def _due(self, index: int) -> int:
+        """How many symbols a datagram has."""
+        return (self.n - index + self._count - 1) // self._count
 
 
 def concealed(

@@ -295,16 +295,19 @@ class Listener:
     def _decoded(self, header: bytes, arriving: Arriving, mixed: bool, name: str) -> tuple[Outcome, str]:
         """What a frame gave; its picture is in the folder. Runs in the one thread that decodes."""
         begun = time.thread_time()
-        lost = arriving.lost
+        symbols, lost = arriving.symbols(), arriving.lost
         if lost == 1:
             return Outcome.LOST, "none of its symbols arrived"
-        behind = self._simulation.through(arriving.symbols)
-        symbols = concealed(behind, None if behind is arriving.symbols else arriving.received(), lost, mixed)
+        arrived = time.thread_time()
+        behind = self._simulation.through(symbols)
+        simulated = time.thread_time()
+        symbols = concealed(behind, None if behind is symbols else arriving.received(), lost, mixed)
         self._recording.add(header, symbols)
         ready = time.thread_time()
         (reception,) = self._receiver.receive_each([Frame(symbols, header)])
         decoded = time.thread_time()
-        self._tally.seconds["transport"] += ready - begun
+        self._tally.seconds["simulate"] += simulated - arrived
+        self._tally.seconds["transport"] += arrived - begun + ready - simulated
         self._tally.seconds["decode"] += decoded - ready
         if reception.image is None:
             assert reception.error is not None  # a noise tensor is of a mode that is not sent here
@@ -322,7 +325,7 @@ class Listener:
     def _count(self, header: bytes, arriving: Arriving, outcome: Outcome, why: str) -> None:
         self._tally.frames[outcome.name.lower()] += 1
         self._tally.saw(header)
-        self._tally.symbols_lost += round(arriving.lost * len(arriving.symbols))
+        self._tally.symbols_lost += round(arriving.lost * arriving.n)
         self._tally.timed(time.monotonic() - arriving.begun)
         if outcome == Outcome.REFUSED:
             self._tally.refusals[reason(why)] += 1

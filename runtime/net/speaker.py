@@ -322,9 +322,12 @@ class Speaker:
             flight = await connection.ready.get()
             frame = flight.frame
             assert frame is not None  # it was announced
+            begun = time.thread_time()
             symbols = self._simulation.through(frame.symbols)
             made = wire.datagrams(symbols, frame.header, self._hello.real_bytes, self._hello.count)
-            begun = time.thread_time()
+            simulated = time.thread_time()
+            self._tally.seconds["simulate"] += simulated - begun
+            begun = simulated
             leaving, late = self._simulation.arrange(made)
             self._tally.seconds["transport"] += time.thread_time() - begun
             await self._pace(connection.udp, leaving)

@@ -198,10 +198,14 @@ def is_sane(told: Hello) -> bool:
 def datagrams(symbols: NDArray[np.complex64], header: bytes, real_bytes: int, count: int) -> Iterator[bytes]:
     """The datagrams of a frame, in order."""
     session, counter = session_and_counter(header)
-    reals = symbols.view(np.float32).astype(REAL_TYPES[real_bytes]).reshape(-1, 2)
+    n, most = len(symbols), -(-len(symbols) // count)
+    reals = np.zeros((most * count, 2), REAL_TYPES[real_bytes])
+    reals[:n] = symbols.view(np.float32).reshape(n, 2)
+    data = reals.reshape(most, count, 2).transpose(1, 0, 2).tobytes()  # one datagram behind the other
     for index in range(count):
         head = _DATAGRAM.pack(_DATAGRAM_MAGIC, VERSION, real_bytes, session, counter, index, count)
-        yield head + reals[index::count].tobytes()
+        start, size = index * most * 2 * real_bytes, -(-(n - index) // count) * 2 * real_bytes
+        yield head + data[start : start + size]
 
 
 def datagram(data: memoryview) -> tuple[tuple[bytes, int], int, int, memoryview] | None:
