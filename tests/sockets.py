@@ -151,7 +151,7 @@ class Hand:
         """A frame, and what became of it."""
         self.writer.write(wire.frame_message(number, frame.header))
         assert await self.read() == (Kind.READY, number.to_bytes(8, "little"))
-        for data in wire.datagrams(frame.symbols, frame.header, told.real_bytes, told.count):
+        for data in wire.datagrams(frame.symbols, frame.header, told.real_bytes, told.datagrams):
             self.udp.send(data)
         self.writer.write(wire.numbered(Kind.SENT, number))
         kind, payload = await self.read()

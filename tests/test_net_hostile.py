@@ -144,7 +144,12 @@ async def harm(port, keys, others):
         hand.writer.write(misuse)
         became.append("hung up" if await hand.is_hung_up() else "served")
         hand.close()
-    for absurd in (told._replace(n=2**32 - 1), told._replace(count=65535), told._replace(real_bytes=3), told._replace(count=1)):
+    for absurd in (
+        told._replace(n=2**32 - 1),
+        told._replace(datagrams=65535),
+        told._replace(real_bytes=3),
+        told._replace(datagrams=1),
+    ):
         hand = await Hand.at(port, keys)
         assert (await hand.hello(absurd))[0] == Kind.REFUSED
         hand.close()

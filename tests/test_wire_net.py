@@ -82,7 +82,7 @@ def test_messages(kind):
     if kind == "HELLO":
         found = wire.hello(rest)
         assert wire.message(wire.Kind.HELLO, found.pack()) == known
-        assert (found.real_bytes, found.n, found.count) == (told["real_bytes"], told["n"], told["count"])
+        assert (found.real_bytes, found.n, found.datagrams) == (told["real_bytes"], told["n"], told["count"])
     elif kind == "WELCOME":
         assert wire.welcome(rest).window == told["window"]
         assert wire.message(wire.Kind.WELCOME, wire.welcome(rest).pack()) == known

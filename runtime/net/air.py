@@ -39,7 +39,10 @@ class Simulation:
         if self.air.snr_db is None:
             return symbols
         sent = symbols[None]
-        return channel.transmit(self.air.channel, sent, self.air.snr_db, self._rng, unbiased=self._unbiased)[0]
+        behind: NDArray[np.complex64] = channel.transmit(
+            self.air.channel, sent, self.air.snr_db, self._rng, unbiased=self._unbiased
+        )[0]
+        return behind
 
     def loses(self) -> bool:
         """Whether the next datagram is lost."""

@@ -27,11 +27,11 @@ class Arriving:
         self.arrived = 0
         self.begun = self.last = now  # when it was announced, and when something of it arrived last
         self.all_sent, self.complete = asyncio.Event(), asyncio.Event()
-        self.n, self._count, self._type = told.n, told.count, REAL_TYPES[told.real_bytes]
-        self._most = -(-told.n // told.count)  # symbols of the first datagrams; the last ones may have one less
+        self.n, self._count, self._type = told.n, told.datagrams, REAL_TYPES[told.real_bytes]
+        self._most = -(-told.n // told.datagrams)  # symbols of the first datagrams; the last ones may have one less
         self._symbol_bytes = 2 * told.real_bytes
-        self._data = bytearray(told.count * self._most * self._symbol_bytes)  # one datagram behind the other
-        self._has = bytearray(told.count)
+        self._data = bytearray(told.datagrams * self._most * self._symbol_bytes)  # one datagram behind the other
+        self._has = bytearray(told.datagrams)
 
     @property
     def lost(self) -> float:
@@ -61,7 +61,8 @@ class Arriving:
         reals = np.frombuffer(self._data, self._type).reshape(self._count, self._most, 2).astype(np.float32)
         for i in np.flatnonzero(~np.isfinite(reals).all(axis=(1, 2))):
             reals[i] = self._has[i] = 0
-        return reals.transpose(1, 0, 2).reshape(-1, 2)[: self.n].view(np.complex64)[:, 0]
+        symbols: NDArray[np.complex64] = reals.transpose(1, 0, 2).reshape(-1, 2)[: self.n].view(np.complex64)[:, 0]
+        return symbols
 
     def _due(self, index: int) -> int:
         """How many symbols a datagram has."""

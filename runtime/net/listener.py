@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -223,7 +224,7 @@ class Listener:
         if told.digest != self._receiver.bundle.digest:
             return "the receiver has another model; use one bundle at both ends"
         if told.n not in self._sizes or not wire.is_sane(told):
-            return f"frames of {told.n} symbols in {told.count} datagrams are not those of this model"
+            return f"frames of {told.n} symbols in {told.datagrams} datagrams are not those of this model"
         if len(self._peers) >= MAX_PEERS:
             return f"the receiver has {MAX_PEERS} connections already; try again later"
         return ""
@@ -278,8 +279,8 @@ class Listener:
             await _gathered(arriving)
             self._arriving.pop(wire.session_and_counter(header), None)
             name = f"{peer.told.stream.hex()}-{number:06d}.png"
-            work = self._decoded, header, arriving, peer.mixed, name
-            outcome, why = await asyncio.get_running_loop().run_in_executor(self._worker, *work)
+            work = partial(self._decoded, header, arriving, peer.mixed, name)
+            outcome, why = await asyncio.get_running_loop().run_in_executor(self._worker, work)
         except (OSError, SemsealError) as error:
             self._fail(error)
             return
@@ -290,7 +291,7 @@ class Listener:
             peer.frames.pop(number, None)
         self._count(header, arriving, outcome, why)
         with contextlib.suppress(WireError, OSError):
-            peer.say(wire.message(Kind.DONE, Done(number, outcome, arriving.arrived, peer.told.count, why).pack()))
+            peer.say(wire.message(Kind.DONE, Done(number, outcome, arriving.arrived, peer.told.datagrams, why).pack()))
 
     def _decoded(self, header: bytes, arriving: Arriving, mixed: bool, name: str) -> tuple[Outcome, str]:
         """What a frame gave; its picture is in the folder. Runs in the one thread that decodes."""

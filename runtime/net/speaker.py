@@ -324,7 +324,7 @@ class Speaker:
             assert frame is not None  # it was announced
             begun = time.thread_time()
             symbols = self._simulation.through(frame.symbols)
-            made = wire.datagrams(symbols, frame.header, self._hello.real_bytes, self._hello.count)
+            made = wire.datagrams(symbols, frame.header, self._hello.real_bytes, self._hello.datagrams)
             simulated = time.thread_time()
             self._tally.seconds["simulate"] += simulated - begun
             begun = simulated
@@ -334,13 +334,13 @@ class Speaker:
             if late:
                 asyncio.get_running_loop().call_later(random.uniform(0, MAX_LATE_S), _send, connection.udp, late)  # noqa: S311
             self._tally.datagrams["sent"] += len(leaving) + len(late)
-            self._tally.datagrams["simulated-loss"] += self._hello.count - len(leaving) - len(late)
+            self._tally.datagrams["simulated-loss"] += self._hello.datagrams - len(leaving) - len(late)
             connection.writer.write(wire.numbered(Kind.SENT, flight.number))
             await connection.writer.drain()
 
     async def _pace(self, udp: socket.socket, datagrams: list[bytes]) -> None:
         """Send at the symbol rate, a burst at a time."""
-        burst_s = BURST * -(-self._hello.n // self._hello.count) / self._plan.symbol_rate
+        burst_s = BURST * -(-self._hello.n // self._hello.datagrams) / self._plan.symbol_rate
         for start in range(0, len(datagrams), BURST):
             now = time.monotonic()
             if self._due > now:
@@ -375,7 +375,7 @@ class Speaker:
             raise WireError("an answer to nothing")
         self._tally.frames[done.outcome.name.lower()] += 1
         self._tally.timed(time.monotonic() - flight.begun)
-        self._tally.symbols_lost += round(self._hello.n * (1 - min(done.arrived / self._hello.count, 1)))
+        self._tally.symbols_lost += round(self._hello.n * (1 - min(done.arrived / self._hello.datagrams, 1)))
         if done.outcome not in _ARRIVED:
             self._tally.refusals[reason(done.why)] += 1
             self._say(f"{flight.source.what}: {done.outcome.name.lower()} by the receiver: {done.why}")

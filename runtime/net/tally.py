@@ -5,8 +5,8 @@ The page is served by the loop that everything else runs in: one short request f
 
 import asyncio
 import time
-from collections import Counter, deque
-from collections.abc import Iterator
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,7 @@ class Tally:
     key: LinkKey | None = None
     latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES))
     latency_sum_s: float = 0.0
-    seconds: Counter[str] = field(default_factory=Counter)  # of work, by what it was
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # of work, by what it was
 
     def timed(self, seconds: float) -> None:
         self.latencies_s.append(seconds)
@@ -82,12 +82,13 @@ class _Collector:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
 
         t = self._tally
-        for name, what, label, counts in (
+        groups: tuple[tuple[str, str, str, Mapping[str, float]], ...] = (
             ("semseal_frames", "Frames by what became of them", "outcome", t.frames),
             ("semseal_refusals", "Frames and connections that were refused", "reason", t.refusals),
             ("semseal_datagrams", "Datagrams by what became of them", "outcome", t.datagrams),
             ("semseal_work_seconds", "Seconds of work", "kind", t.seconds),
-        ):
+        )
+        for name, what, label, counts in groups:
             family = CounterMetricFamily(name, what, labels=[label])
             for value, count in sorted(counts.items()):
                 family.add_metric([value], count)
@@ -104,8 +105,8 @@ class _Collector:
                 yield GaugeMetricFamily("semseal_key_seconds_left", "Until the key ends", value=left)
         taken = sum(t.frames.values())
         latency = SummaryMetricFamily("semseal_latency_seconds", "Of a frame, at this end", taken, t.latency_sum_s)
-        for quantile, value in zip(("0.5", "0.99"), t.percentiles_s(), strict=True):
-            latency.add_sample("semseal_latency_seconds", {"quantile": quantile}, value)
+        for quantile, seconds in zip(("0.5", "0.99"), t.percentiles_s(), strict=True):
+            latency.add_sample("semseal_latency_seconds", {"quantile": quantile}, seconds)
         yield latency
 
 

@@ -13,7 +13,7 @@ import asyncio
 import enum
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ HEADER_SIZES = (36, 52)  # of a frame's header, without and with a seal
 DATAGRAM_BYTES = 1200  # what goes through every path, tunnels too
 MIN_DATAGRAM_BYTES, MAX_DATAGRAM_BYTES = 64, 8972  # the last is what a jumbo frame of Ethernet holds
 STREAM_SIZE, INSTANCE_SIZE = 8, 8
-REAL_TYPES = {2: np.dtype("<f2"), 4: np.dtype("<f4")}  # bytes of I, and of Q
+REAL_TYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<f2"), 4: np.dtype("<f4")}  # by the bytes of I, and of Q
 
 _MESSAGE = struct.Struct("<BH")
 _HELLO = struct.Struct(f"<B32s{STREAM_SIZE}sBIH")
@@ -73,7 +73,7 @@ class Hello(NamedTuple):
     stream: bytes
     real_bytes: int
     n: int  # symbols of a frame
-    count: int  # datagrams of a frame
+    datagrams: int  # of a frame
 
     def pack(self) -> bytes:
         return _HELLO.pack(VERSION, *self)
@@ -95,11 +95,11 @@ class Done(NamedTuple):
     number: int
     outcome: Outcome
     arrived: int
-    count: int
+    datagrams: int
     why: str = ""
 
     def pack(self) -> bytes:
-        return _DONE.pack(self.number, self.outcome, self.arrived, self.count) + self.why.encode()[:300]
+        return _DONE.pack(self.number, self.outcome, self.arrived, self.datagrams) + self.why.encode()[:300]
 
 
 def message(kind: Kind, payload: bytes = b"") -> bytes:
@@ -173,7 +173,7 @@ def session_and_counter(header: bytes) -> tuple[bytes, int]:
     return session, counter
 
 
-def _unpack(layout: struct.Struct, payload: bytes) -> tuple[int, ...]:
+def _unpack(layout: struct.Struct, payload: bytes) -> tuple[Any, ...]:
     try:
         return layout.unpack(payload)
     except struct.error:
@@ -190,9 +190,9 @@ def count_for(n: int, real_bytes: int, datagram_bytes: int) -> int:
 
 def is_sane(told: Hello) -> bool:
     """Whether frames may be cut so: into datagrams that are neither empty nor larger than the largest."""
-    if told.real_bytes not in REAL_TYPES or not 1 <= told.count <= min(told.n, _MAX_COUNT):
+    if told.real_bytes not in REAL_TYPES or not 1 <= told.datagrams <= min(told.n, _MAX_COUNT):
         return False
-    return _DATAGRAM.size + -(-told.n // told.count) * 2 * told.real_bytes <= MAX_DATAGRAM_BYTES
+    return _DATAGRAM.size + -(-told.n // told.datagrams) * 2 * told.real_bytes <= MAX_DATAGRAM_BYTES
 
 
 def datagrams(symbols: NDArray[np.complex64], header: bytes, real_bytes: int, count: int) -> Iterator[bytes]:
