@@ -129,6 +129,7 @@ def soak(folder: Path, bundle: str, minutes: float) -> dict[str, Any]:
         growth = statistics.mean(resident[half:]) / statistics.mean(resident[:half]) - 1
         result[name] = {
             "resident_mb": round(statistics.mean(resident) / 1e6, 1),
+            "resident_mb_each": [round(value / 1e6, 1) for value in resident],
             "spread_percent": round(100 * (max(resident) - min(resident)) / statistics.mean(resident), 2),
             "second_half_percent": round(100 * growth, 2),
             "processor_percent": round(100 * spent / (ended - begun), 1),

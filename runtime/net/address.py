@@ -1,13 +1,20 @@
-"""HOST:PORT, and the two sockets of a receiver: one port, TCP for what must arrive and UDP for symbols."""
+"""HOST:PORT, the two sockets of a receiver (one port, TCP for what must arrive and UDP for symbols), and how datagrams leave.
+
+Datagrams of one size go to the system as one buffer, which it cuts (generic segmentation offload of Linux): one call for
+each would take longer than all else that the transport does, and wake whoever receives each time.
+"""
 
 import errno
 import re
 import socket
+import struct
 from typing import Any
 
 import click
 from semseal.runtime.errors import TransportError
 
+_UDP_SEGMENT = 103  # of linux/udp.h
+_MAX_SEGMENTS, _MAX_BYTES = 64, 65507  # of one call
 _TRIES = 50  # for a port that is free for both
 
 
@@ -57,3 +64,42 @@ def bound(host: str, port: int) -> tuple[socket.socket, socket.socket]:
         hint = hints.get(error.errno or 0, "check the address")
         raise TransportError(f"cannot listen at {shown_address(host, port)}: {error.strerror}", hint) from None
     raise TransportError(f"cannot listen at {shown_address(host, port)}: no port is free for TCP and UDP", "choose a port")
+
+
+def send(udp: socket.socket, datagrams: list[bytes]) -> list[bytes]:
+    """Send what the system takes now, and return the rest. What the network says of an earlier one is passed over."""
+    done = 0
+    while done < len(datagrams):
+        run = _run(datagrams, done)
+        try:
+            _send_run(udp, run)
+        except BlockingIOError:
+            return datagrams[done:]
+        except OSError:  # the connection tells whether somebody is there
+            pass
+        done += len(run)
+    return []
+
+
+def _run(datagrams: list[bytes], start: int) -> list[bytes]:
+    """Those from ``start`` on that may go in one call: of one size."""
+    size = len(datagrams[start])
+    end = start + 1
+    most = start + min(_MAX_SEGMENTS, _MAX_BYTES // size)
+    while end < min(most, len(datagrams)) and len(datagrams[end]) == size:
+        end += 1
+    return datagrams[start:end]
+
+
+def _send_run(udp: socket.socket, run: list[bytes]) -> None:
+    if len(run) > 1:
+        cut = [(socket.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("=H", len(run[0])))]
+        try:
+            udp.sendmsg(run, cut)
+            return
+        except BlockingIOError:
+            raise
+        except OSError:  # a path that cannot: larger than its MTU, or a device without checksums
+            pass
+    for data in run:
+        udp.send(data)

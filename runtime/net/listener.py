@@ -17,6 +17,7 @@ nothing, or something else than the page says, loses its connection, and nobody 
 
 import asyncio
 import contextlib
+import os
 import secrets
 import socket
 import ssl
@@ -28,9 +29,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from semseal.runtime.defense import mix
 from semseal.runtime.errors import SemsealError
+from semseal.runtime.files import named
 from semseal.runtime.frame import Frame
 from semseal.runtime.net import wire
 from semseal.runtime.net.air import MAX_LATE_S, Simulation
@@ -295,7 +298,6 @@ class Listener:
 
     def _decoded(self, header: bytes, arriving: Arriving, mixed: bool, name: str) -> tuple[Outcome, str]:
         """What a frame gave; its picture is in the folder. Runs in the one thread that decodes."""
-        begun = time.thread_time()
         symbols, lost = arriving.symbols(), arriving.lost
         if lost == 1:
             return Outcome.LOST, "none of its symbols arrived"
@@ -308,7 +310,6 @@ class Listener:
         (reception,) = self._receiver.receive_each([Frame(symbols, header)])
         decoded = time.thread_time()
         self._tally.seconds["simulate"] += simulated - arrived
-        self._tally.seconds["transport"] += arrived - begun + ready - simulated
         self._tally.seconds["decode"] += decoded - ready
         if reception.image is None:
             assert reception.error is not None  # a noise tensor is of a mode that is not sent here
@@ -316,8 +317,7 @@ class Listener:
             return Outcome.REFUSED, reception.error.message.removeprefix("frame 0: ") + few
         pixels = np.rint(reception.image * 255).astype(np.uint8).transpose(1, 2, 0)
         try:
-            with open(self._folder / name, "xb") as file:
-                Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+            _write(self._folder / name, pixels)
         except FileExistsError:
             return Outcome.AGAIN, ""
         self._tally.seconds["write"] += time.thread_time() - decoded
@@ -341,7 +341,7 @@ class Listener:
 
     def _take_datagrams(self, udp: socket.socket, buffer: memoryview) -> None:
         """Those that are here, a few at a time: everybody else has a turn in between."""
-        begun, counts, now = time.thread_time(), self._tally.datagrams, time.monotonic()
+        counts, now = self._tally.datagrams, time.monotonic()
         for _ in range(_AT_ONCE):
             try:
                 size = udp.recv_into(buffer)
@@ -357,7 +357,18 @@ class Listener:
                 counts["simulated-loss"] += 1
             else:
                 counts["taken" if arriving.put(*found[1:], now) else "misfit"] += 1
-        self._tally.seconds["transport"] += time.thread_time() - begun
+
+
+def _write(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """Write a new file, whole or not at all. Raises OSError with the file's path."""
+    unfinished = path.parent / f".{path.name}.part"
+    with named(path):
+        try:
+            with open(unfinished, "wb") as file:
+                Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+            os.link(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 async def _gathered(arriving: Arriving) -> None:

@@ -26,6 +26,7 @@ from semseal.runtime.errors import SendError, TransportError
 from semseal.runtime.frame import Frame
 from semseal.runtime.link import Transmitter
 from semseal.runtime.net import wire
+from semseal.runtime.net.address import send
 from semseal.runtime.net.air import MAX_LATE_S, Simulation
 from semseal.runtime.net.identity import sender_context
 from semseal.runtime.net.record import Recording
@@ -41,7 +42,7 @@ PART_S = 10.0
 DRAIN_S = 10.0  # for what is on its way when the sender is stopped
 FIRST_WAIT_S, MAX_WAIT_S = 0.1, 5.0  # before a connection is tried again, doubled each time
 MAX_ATTEMPTS = 5  # of one picture, each on a connection of its own
-BURST = 16  # datagrams that leave at once
+BURST = 32  # datagrams that leave at once
 
 _ARRIVED = (Outcome.PICTURE, Outcome.AGAIN)
 _HANG_UPS = 3  # before anything was said, one after the other: then the other end does not want this one
@@ -324,15 +325,12 @@ class Speaker:
             assert frame is not None  # it was announced
             begun = time.thread_time()
             symbols = self._simulation.through(frame.symbols)
+            self._tally.seconds["simulate"] += time.thread_time() - begun
             made = wire.datagrams(symbols, frame.header, self._hello.real_bytes, self._hello.datagrams)
-            simulated = time.thread_time()
-            self._tally.seconds["simulate"] += simulated - begun
-            begun = simulated
             leaving, late = self._simulation.arrange(made)
-            self._tally.seconds["transport"] += time.thread_time() - begun
             await self._pace(connection.udp, leaving)
             if late:
-                asyncio.get_running_loop().call_later(random.uniform(0, MAX_LATE_S), _send, connection.udp, late)  # noqa: S311
+                asyncio.get_running_loop().call_later(random.uniform(0, MAX_LATE_S), send, connection.udp, late)  # noqa: S311
             self._tally.datagrams["sent"] += len(leaving) + len(late)
             self._tally.datagrams["simulated-loss"] += self._hello.datagrams - len(leaving) - len(late)
             connection.writer.write(wire.numbered(Kind.SENT, flight.number))
@@ -346,12 +344,10 @@ class Speaker:
             if self._due > now:
                 await asyncio.sleep(self._due - now)
             self._due = max(self._due, now - 0.01) + burst_s  # what was missed is made up for 10 ms back
-            begun = time.thread_time()
-            unsent = _send(udp, datagrams[start : start + BURST])
-            self._tally.seconds["transport"] += time.thread_time() - begun
+            unsent = send(udp, datagrams[start : start + BURST])
             while unsent:
                 await asyncio.sleep(0.001)
-                unsent = _send(udp, unsent)
+                unsent = send(udp, unsent)
 
     async def _listen(self, connection: _Connection) -> None:
         """What the receiver says."""
@@ -397,15 +393,3 @@ async def _closed(connection: _Connection) -> None:
     with contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(1.0):
             await connection.writer.wait_closed()
-
-
-def _send(udp: socket.socket, datagrams: list[bytes]) -> list[bytes]:
-    """Send what the system takes now, and return the rest."""
-    for i, data in enumerate(datagrams):
-        try:
-            udp.send(data)
-        except BlockingIOError:
-            return datagrams[i:]
-        except OSError:  # what the network says of an earlier one; the connection tells whether somebody is there
-            continue
-    return []
