@@ -15,6 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from semseal.runtime.link import Transmitter
 from semseal.runtime.net import wire
+from semseal.runtime.net.address import send
 from semseal.runtime.net.assembly import MAX_UNRAISED, Arriving, concealed
 from semseal.runtime.net.identity import RECEIVER, SENDER, certificate, name, sender_context
 from semseal.runtime.net.listener import MAX_UNPROVEN
@@ -235,6 +236,18 @@ def test_datagrams_fit_the_size_that_was_asked_for():
                 assert wire.is_sane(told)
                 first = next(wire.datagrams(np.zeros(n, np.complex64), HEADER, 2, count))
                 assert len(first) <= size
+
+
+@pytest.mark.parametrize("sizes", [[], [40], [40] * 3, [1200] * 200, [60, 60, 56, 56, 60], [64] * 70 + [9000], [65507, 65507]])
+def test_datagrams_leave_as_they_are_whatever_their_sizes(sizes):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as there:
+        there.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**22)
+        there.bind(("127.0.0.1", 0))
+        there.settimeout(20)
+        here.connect(there.getsockname())
+        made = [secrets.token_bytes(size) for size in sizes]
+        assert send(here, made) == []
+        assert [there.recv(2**16) for _ in made] == made
 
 
 def test_mutated_datagrams_change_nothing_but_what_they_fit():
