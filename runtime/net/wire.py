@@ -201,7 +201,8 @@ def datagrams(symbols: NDArray[np.complex64], header: bytes, real_bytes: int, co
     n, most = len(symbols), -(-len(symbols) // count)
     reals = np.zeros((most * count, 2), REAL_TYPES[real_bytes])
     reals[:n] = symbols.view(np.float32).reshape(n, 2)
-    data = reals.reshape(most, count, 2).transpose(1, 0, 2).tobytes()  # one datagram behind the other
+    whole = reals.view(f"<u{2 * real_bytes}")  # I and Q as one number, which moves ten times as fast
+    data = whole.reshape(most, count).T.tobytes()  # one datagram behind the other
     for index in range(count):
         head = _DATAGRAM.pack(_DATAGRAM_MAGIC, VERSION, real_bytes, session, counter, index, count)
         start, size = index * most * 2 * real_bytes, -(-(n - index) // count) * 2 * real_bytes
