@@ -61,10 +61,6 @@ class Recording:
         if len(self._frames) == 1:
             self._describe()  # of a process that is killed, this is left
 
-    @property
-    def full(self) -> bool:
-        return len(self._frames) == MAX_FRAMES
-
     def __enter__(self) -> "Recording":
         return self
 
