@@ -32,6 +32,7 @@ from semseal.runtime.cli_audit import audit, demo
 from semseal.runtime.errors import SemsealError
 from semseal.runtime.files import shown
 from semseal.runtime.keycommands import keygen, keys
+from semseal.runtime.net.commands import receive, send
 from semseal.runtime.options import FILE, FOLDER, PLAN_ENGINES, LazyChoice, Size, deployable, example, served, written
 from semseal.runtime.trust.command import check
 
@@ -313,6 +314,8 @@ cli.add_command(bench)
 cli.add_command(check)
 cli.add_command(keygen)
 cli.add_command(keys)
+cli.add_command(send)
+cli.add_command(receive)
 
 # packages that extras bring, by the name of their import; where a verb needs an extra whole, that is told by the verb
 EXTRAS = {
@@ -321,6 +324,7 @@ EXTRAS = {
     **dict.fromkeys(("jinja2", "joblib", "matplotlib"), "cpu,audit"),
     **dict.fromkeys(("psutil", "hdrh"), "cpu,bench"),
     "cyclonedx": "check",
+    **dict.fromkeys(("av", "prometheus_client", "sigmf"), "net"),
     "onnxruntime": "cpu",
     "openvino": "openvino",
     "tensorrt": "tensorrt",

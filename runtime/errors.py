@@ -7,6 +7,7 @@
                   ├─ HeaderError     a frame that must not be decoded
                   │   └─ ReceiveError    frames that gave no picture; holds the pictures of the others
                   ├─ KeyFileError    a key or key file of the link that cannot be used
+                  ├─ TransportError  a connection between two ends of a link that cannot be had
                   ├─ SigningError    an owner's key that cannot be used, or a signature that does not hold
                   ├─ PictureError    a source of pictures that cannot be used
                   ├─ TrainingError   a run that cannot be started, continued or read
@@ -71,6 +72,10 @@ class ReceiveError(HeaderError):
 
 class KeyFileError(SemsealError):
     """A key or key file that cannot be used; the message never holds key bytes."""
+
+
+class TransportError(SemsealError):
+    """A connection between two ends of a link that cannot be had, or an address that cannot be used."""
 
 
 class SigningError(SemsealError):

@@ -60,7 +60,7 @@ def example(*lines: str) -> str:
 
 def written(command: Any, out_required: bool = True) -> Any:
     """The options of every verb that writes a bundle."""
-    return _with_options(
+    return with_options(
         command,
         click.option("--out", "bundle", required=out_required, type=FOLDER, metavar="BUNDLE", help="bundle folder to write"),
         click.option(
@@ -77,7 +77,7 @@ def written(command: Any, out_required: bool = True) -> Any:
 
 def deployable(command: Any, out_required: bool = True) -> Any:
     """The options of what is made from graphs."""
-    return _with_options(
+    return with_options(
         written(command, out_required),
         click.option(
             "--precision",
@@ -98,7 +98,7 @@ def deployable(command: Any, out_required: bool = True) -> Any:
 
 def served(command: Any) -> Any:
     """The options of what is made for other programs."""
-    return _with_options(
+    return with_options(
         command,
         click.option(
             "--triton", type=FOLDER, metavar="DIR", help="write models for Triton Inference Server into this repository"
@@ -116,7 +116,7 @@ def served(command: Any) -> Any:
     )
 
 
-def _with_options(command: Any, *options: Any) -> Any:
+def with_options(command: Any, *options: Any) -> Any:
     for option in reversed(options):  # as stacked decorators apply
         command = option(command)
     return command

@@ -47,6 +47,7 @@ ORDER = (
     ("runtime.receiver",),
     ("runtime.link",),
     ("runtime.roundtrip",),
+    ("runtime.net",),
     ("runtime.doctor", "runtime.attacks", "runtime.trust"),
     ("runtime.audit", "runtime.bench"),
     ("train",),

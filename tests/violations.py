@@ -14,6 +14,7 @@ from semseal import check
 from semseal.runtime.defense import mix
 from semseal.runtime.defense.schemes import scheme_sets
 from semseal.runtime.link import Receiver, Transmitter
+from semseal.runtime.net.record import Recording
 from semseal.runtime.signing import write_private
 from semseal.runtime.trust.keyset import new_keyset, revoke, write_keyset
 
@@ -270,6 +271,14 @@ def stored_frame(place):
     (place.device / "frame.bin").write_bytes(frame.to_bytes())
 
 
+def stored_recording(place):
+    """As semseal send --record leaves it."""
+    alice = Transmitter(place.bundle, KEY, "mix", owner=place.asked["owner"])
+    with Recording(place.device / "air", "sender", "made up") as recording:
+        for frame in alice.send(np.full((2, 3, SIDE, SIDE), 0.3, np.float32)):
+            recording.add(frame.header, frame.symbols)
+
+
 def silent_graph(place):
     """Black gives no number, as where a model divides by its own power."""
     model = place.graph()
@@ -524,7 +533,8 @@ VIOLATIONS = [
     ("S04", folded), ("S04", unused), ("S04", plan_without_index), ("S04", plan_of_mix_without_signs),
     ("D01", defended_by("permute")), ("D01", defended_by("permute+substitute")), ("D02", defended_by("none")),
     ("D03", version_1),
-    ("P02", silent_graph), ("P03", stored_frame), ("E02", unknown_operator), ("V02", another_version), ("K01", key_mode),
+    ("P02", silent_graph), ("P03", stored_frame), ("P03", stored_recording),
+    ("E02", unknown_operator), ("V02", another_version), ("K01", key_mode),
     ("K03", key_with_two_names), ("K04", equal_key), ("K05", key_in_an_open_folder), ("K06", key_as_link),
     ("K07", left_beside_the_key), ("K07", left_beside_the_bundle), ("K07", left_in_the_bundle), ("K07", editors_copy),
     ("K08", owners_key), ("K08", owners_key_of_the_user), ("K09", damaged_key), ("K10", keyset_for_all),

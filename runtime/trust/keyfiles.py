@@ -1,12 +1,14 @@
 """Rules about key files: those of the link, of the owner, and what stored frames would tell."""
 
 import base64
+import json
 import os
 import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 from semseal.runtime import signing
 from semseal.runtime.defense.keys import KEY_SIZE
 from semseal.runtime.errors import KeyFileError
@@ -24,6 +26,7 @@ NO_FOLDER = "no folder of the deployment was named (--folder DIR)"
 MAX_FRAME_BYTES = 2**28
 NOISELESS = 1e-4  # by which the power of a frame without noise may differ from 1
 _FRAME = b"SSF1"
+_RECORDED, _DESCRIBED = ".sigmf-data", ".sigmf-meta"
 _OWNER_KEY = b"semseal-owner-key-v1"
 _KEY = b"semseal-key-v1"
 _LOOK = 64  # bytes at the start of a file, which name its format
@@ -244,12 +247,14 @@ def holds_owners_key(d: Deployment) -> Outcome:
 
 
 def holds_quiet_frames(d: Deployment) -> Outcome:
-    """Frames on disk as the transmitter made them."""
+    """Frames on disk as the transmitter made them, also in recordings."""
     if d.asked.folder is None:
         return NO_FOLDER
     problems = []
     for entry in d.beside:
         path = d.asked.folder / entry.name
+        if entry.kind == "file" and path.suffix == _RECORDED and _is_quiet(path):
+            problems.append(Problem(str(path), "is a recording of what the transmitter made, without the noise of a channel"))
         if entry.kind != "file" or (read_regular(path, len(_FRAME)) or b"") != _FRAME:
             continue
         try:
@@ -259,3 +264,19 @@ def holds_quiet_frames(d: Deployment) -> Outcome:
         if len(frame.symbols) and abs(power(frame.symbols) - 1) < NOISELESS:
             problems.append(Problem(str(path), "is a frame as the transmitter made it, without the noise of a channel"))
     return problems
+
+
+def _is_quiet(path: Path) -> bool:
+    """Whether the first frame of a recording in SigMF has the power of symbols without noise."""
+    try:
+        first = json.loads(read_regular(path.with_suffix(_DESCRIBED), MAX_FRAME_BYTES) or b"")["annotations"][0]
+        start, count = int(first["core:sample_start"]), int(first["core:sample_count"])
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        return False  # of a kind that tells no frames apart
+    if not (start >= 0 and count > 0 and start + count <= MAX_FRAME_BYTES // 8):
+        return False
+    data = (read_regular(path, 8 * (start + count)) or b"")[8 * start :]
+    if len(data) < 8 * count:
+        return False
+    with np.errstate(all="ignore"):  # whatever the bytes are
+        return abs(power(np.frombuffer(data, "<c8")) - 1) < NOISELESS
