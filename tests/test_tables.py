@@ -58,7 +58,7 @@ def test_the_terminal_gets_every_part(earlier, tmp_path):
     first = "Tables I to IV, faces-10db" if len(earlier.bundles) == 1 else "Table I, no defence"
     beside = ["side by side, Eve "] * (len(earlier.bundles) > 1)
     parts = [first, "adaptive attacks, faces-", "games, faces-", *beside, "orderings, paired",
-             "what an eavesdropper sees", "Mix holds, with gaps", "Not measured, or not everywhere", "matching advantage: how",
+             "what an eavesdropper sees", "Mix holds, with gaps", "Not measured under every defence and at every place", "matching advantage: how",
              str(tmp_path / "report.html")]  # fmt: skip
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
