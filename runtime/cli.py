@@ -31,18 +31,7 @@ from semseal.runtime.cli_audit import audit, demo
 from semseal.runtime.errors import SemsealError
 from semseal.runtime.files import shown
 from semseal.runtime.keycommands import keygen, keys
-from semseal.runtime.options import (
-    FILE,
-    FOLDER,
-    NUMBER,
-    PLAN_ENGINES,
-    POSITIVE,
-    LazyChoice,
-    Size,
-    deployable,
-    example,
-    written,
-)
+from semseal.runtime.options import FILE, FOLDER, NUMBER, PLAN_ENGINES, POSITIVE, LazyChoice, Size, deployable, example, written
 from semseal.runtime.trust.command import check
 
 if TYPE_CHECKING:

@@ -415,7 +415,11 @@ def test_a_manifest_read_from_an_older_bundle_is_written_in_this_format(made):
 
 def test_what_is_no_bundle_is_named(tmp_path):
     (tmp_path / "file").touch()
-    for path, words in ((tmp_path, "is not a bundle"), (tmp_path / "file", "is not a bundle"), (tmp_path / "none", "there is no bundle")):
+    for path, words in (
+        (tmp_path, "is not a bundle"),
+        (tmp_path / "file", "is not a bundle"),
+        (tmp_path / "none", "there is no bundle"),
+    ):
         with pytest.raises(BundleError, match=rf"(?s){words}.*semseal export"):
             open_bundle(path)
 

@@ -102,7 +102,9 @@ def train(
         turn = config.model.network == "edge" and not pictures.whole
         _loop(training, crops, valid.to(fabric.device), turn, start, out, progress)
     if fabric.global_rank == 0:
-        progress.console.print(shown(f"{out} is complete; next: semseal export {out} --out BUNDLE"), markup=False, soft_wrap=True)
+        progress.console.print(
+            shown(f"{out} is complete; next: semseal export {out} --out BUNDLE"), markup=False, soft_wrap=True
+        )
 
 
 def _begin(

@@ -39,13 +39,9 @@ from semseal.runtime.options import FOLDER, POSITIVE, PRECISION, NumberRange, ex
 @click.option("--threads", type=click.IntRange(1), help="of engines on the CPU  [default: all cores]")
 @click.option("--seconds", type=NumberRange(0.1), help="for each form and batch  [default: 15, with --quick 3]")
 @click.option("--deadline-ms", type=POSITIVE, default=33.0, show_default=True, help="of a request")
-@click.option(
-    "--rate", "rates_hz", multiple=True, type=POSITIVE, help="requests a second; may be repeated"
-)
+@click.option("--rate", "rates_hz", multiple=True, type=POSITIVE, help="requests a second; may be repeated")
 @click.option("--against", metavar="OTHER", help="a bundle, a results.json, or a venv or python with another version")
-@click.option(
-    "--margin", type=POSITIVE, default=0.05, show_default=True, help="a ratio within it is 1"
-)
+@click.option("--margin", type=POSITIVE, default=0.05, show_default=True, help="a ratio within it is 1")
 @click.option("--owner", metavar="KEY", help="public key that signed the bundle, or its file")
 @click.option("--out", "folder", type=FOLDER, metavar="DIR", help="write results.json, report.html and the forms for CI there")
 def bench(bundle: str, quick: bool, against: str | None, folder: Path | None, **asked: Any) -> None:
