@@ -297,11 +297,7 @@ def verified_manifest(path: Path, owner: str | Path | None) -> bytes:
                 raise OSError(errno.EFBIG, f"larger than {MAX_MANIFEST_BYTES} bytes")
             signature = None if is_packaged(path) else _read_signature(path, folder)
     except OSError as error:
-        packaged = ", ".join(sorted(folder.name for folder in MODELS.iterdir()))
-        raise BundleError(
-            f"{path} is not a bundle: {MANIFEST}: {_reason(error)}",
-            f"make one: {_EXPORT} --out {path}, or take a packaged one: {packaged}",
-        ) from None
+        raise no_bundle(path, f"{MANIFEST}: {_reason(error)}") from None
     if signature is not None:
         try:
             pinned = signing.pinned_owner(owner)
@@ -428,6 +424,13 @@ def _read(folder: int, name: str, limit: int) -> bytes:
             return file.read(limit + 1)
     finally:
         os.close(handle)
+
+
+def no_bundle(path: Path, reason: str) -> BundleError:
+    """The error for what is not there, or is no bundle for this reason."""
+    packaged = ", ".join(sorted(folder.name for folder in MODELS.iterdir()))
+    message = f"{path} is not a bundle: {reason}" if os.path.lexists(path) else f"there is no bundle {path}"
+    return BundleError(message, f"make one: {_EXPORT} --out {path}, or take a packaged one: {packaged}")
 
 
 def _reason(error: OSError) -> str:

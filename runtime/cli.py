@@ -33,7 +33,19 @@ from semseal.runtime.errors import SemsealError
 from semseal.runtime.files import shown
 from semseal.runtime.keycommands import keygen, keys
 from semseal.runtime.net.commands import receive, send
-from semseal.runtime.options import FILE, FOLDER, PLAN_ENGINES, LazyChoice, Size, deployable, example, served, written
+from semseal.runtime.options import (
+    FILE,
+    FOLDER,
+    NUMBER,
+    PLAN_ENGINES,
+    POSITIVE,
+    LazyChoice,
+    Size,
+    deployable,
+    example,
+    served,
+    written,
+)
 from semseal.runtime.trust.command import check
 
 if TYPE_CHECKING:
@@ -68,7 +80,7 @@ def cli() -> None:
 @click.option("--c", type=int, help="feature channels: bandwidth ratio c/96  [default: 16]")
 @click.option("--steps", type=int, help="updates")
 @click.option("--batch", type=int, help="pictures per update, over all devices")
-@click.option("--lr", type=float, help="peak step size of Adam")
+@click.option("--lr", type=POSITIVE, help="peak step size of Adam")
 @click.option("--precision", type=click.Choice(["32-true", "bf16-mixed"]), help="arithmetic of the layers")
 @click.option("--save-every", type=int, help="steps from one checkpoint to the next; Ctrl-C writes one too")
 @click.option("--seed", type=int, help="of all that is random: weights, crops, noise  [default: 0]")
@@ -189,7 +201,7 @@ def _check_goals(
 @cli.command(epilog=example("semseal pack --transmitter encoder.onnx --receiver decoder.onnx --out bundle --snr 10"))
 @click.option("--transmitter", required=True, type=FILE, metavar="T.onnx", help="image [batch, 3, H, W] in 0..1 to features")
 @click.option("--receiver", required=True, type=FILE, metavar="R.onnx", help="features back to the image")
-@click.option("--snr", type=float, default=10.0, show_default=True, help="main channel's SNR in dB that it is meant for")
+@click.option("--snr", type=NUMBER, default=10.0, show_default=True, help="main channel's SNR in dB that it is meant for")
 @deployable
 def pack(transmitter: Path, receiver: Path, snr: float, bundle: Path, sign: Path | None, force: bool, **deployed: Any) -> None:
     """Bring your own model: any pair of ONNX files becomes a bundle, with power normalisation and the scheme index."""
@@ -258,7 +270,7 @@ def _print_pin(key: "Ed25519PrivateKey") -> None:
 def _print_parity(bundle: "Bundle") -> None:
     parity = bundle.manifest["parity"]
     reference, *rows = parity["rows"]
-    pictures = f"{parity['pictures']} pictures of {parity['data']}"
+    pictures = f"{parity['pictures']} pictures of {'a folder' if parity['data'] == 'folder' else parity['data']}"
     title = (
         f"{bundle.path}: PSNR in dB on {pictures}, difference from the reference; bandwidth ratio {bundle.bandwidth_ratio:.4f}"
     )
@@ -271,7 +283,7 @@ def _print_parity(bundle: "Bundle") -> None:
     table.add_row(*names, *(f"{psnr:.2f}" for psnr in reference["psnr"].values()))
     for row in rows:
         names = [row[column] for column in ("engine", "transmitter", "receiver")]
-        table.add_row(*names, *(f"{psnr - reference['psnr'][snr]:+.4f}" for snr, psnr in row["psnr"].items()))
+        table.add_row(*names, *(_difference(psnr - reference["psnr"][snr]) for snr, psnr in row["psnr"].items()))
     out.print(table)
     for name, difference in parity["differences"].items():
         low, high = difference["power_per_symbol"]
@@ -284,6 +296,11 @@ def _print_parity(bundle: "Bundle") -> None:
     for graph, providers in parity["providers"].items():
         counts = ", ".join(f"{sum(operators.values())} nodes on {name}" for name, operators in providers.items())
         _say(f"{graph}.onnx in ONNX Runtime: {counts}")
+
+
+def _difference(db: float) -> str:
+    """In dB with its sign, and none where nothing is left of it."""
+    return f"{db:+.4f}" if abs(db) >= 0.00005 else "0.0000"
 
 
 def _say(line: str) -> None:

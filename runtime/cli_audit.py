@@ -13,7 +13,8 @@ from semseal.runtime.bundle import PRECISIONS
 from semseal.runtime.channel import CHANNELS
 from semseal.runtime.defense.defenses import BY_NAME
 from semseal.runtime.engine import ENGINES
-from semseal.runtime.options import FOLDER, NEW_FILE, PRECISION, LazyChoice, example
+from semseal.runtime.files import check_writable
+from semseal.runtime.options import FOLDER, NEW_FILE, NUMBER, PRECISION, LazyChoice, example
 
 if TYPE_CHECKING:
     from semseal.runtime.audit.settings import Settings
@@ -40,7 +41,7 @@ class Budget(click.ParamType):
             bound = float(number)
         except ValueError:
             bound = math.nan
-        if math.isnan(bound):
+        if not math.isfinite(bound):
             self.fail(f"{value!r} is not RATE or NAME=VALUE, such as 0.02 or linkability=0.55", param, ctx)
         return (name if sign else "identification"), bound
 
@@ -79,14 +80,14 @@ class Budget(click.ParamType):
 @click.option(
     "--eve-snr",
     "eve_snrs",
-    type=float,
+    type=NUMBER,
     multiple=True,
     help="Eve's SNR in dB; may be repeated  [default: 0 10 20, with --quick 10]",
 )
 @click.option(
     "--main-snr",
     "main_snrs",
-    type=float,
+    type=NUMBER,
     multiple=True,
     help="Bob's SNR in dB, with a bundle for a range of them; may be repeated  [default: the middle]",
 )
@@ -167,6 +168,8 @@ def _check_gate(settings: "Settings", budgets: tuple[tuple[str, float], ...], ju
         raise click.UsageError("--junit writes what becomes of budgets: give one, such as --budget identification=0.02")
     if junit is not None and not junit.absolute().parent.is_dir():
         raise click.UsageError(f"--junit {junit}: the folder {junit.parent} is not there")
+    if junit is not None:
+        check_writable(junit)  # before the minutes or hours that the audit takes
     try:
         check_budgets(dict(budgets), settings)
     except AuditError as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from semseal.runtime.files import shown
-from semseal.runtime.options import NEW_FILE, UserPath, example
+from semseal.runtime.options import NEW_FILE, NumberRange, UserPath, example
 
 if TYPE_CHECKING:
     from semseal.runtime.trust.keyset import Key
@@ -93,7 +93,7 @@ def _life(key: "Key") -> str:
 @click.argument("file", type=_KEYSET)
 @click.option(
     "--overlap",
-    type=click.FloatRange(0, 3650),
+    type=NumberRange(0, 3650),
     default=7.0,
     show_default=True,
     metavar="DAYS",
@@ -125,7 +125,8 @@ def revoke(file: Path, key_id: str) -> None:
     from semseal.runtime.trust.keyset import revoke as revoked
 
     keyset = change_keyset(file, lambda old: revoked(old, key_id))
-    _say(f"{file}: revoked; bring it to the other end: semseal keys peer {file} OTHER")
+    gone = next(key.id for key in keyset.keys if key.id.startswith(key_id))
+    _say(f"{file}: key {gone} is revoked; bring it to the other end: semseal keys peer {file} OTHER")
     if keyset.primary is None:
         _say(f"there is no key left to send with: semseal keys rotate {file}")
 

@@ -1,5 +1,6 @@
 """The options that several verbs share, and the types of what they take."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,28 @@ FILE = UserPath(exists=True, dir_okay=False, path_type=Path)
 NEW_FILE = UserPath(dir_okay=False, path_type=Path)
 PRECISION = click.Choice(PRECISIONS)
 PLAN_ENGINES = click.Choice([engine for engine in ENGINES if engine.startswith("tensorrt")])  # the others run the graphs
+
+
+class _Finite(click.ParamType):
+    """Mixed into a type of numbers: not nan, which click finds within any bounds, and not inf."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+class Number(_Finite, click.types.FloatParamType):
+    """A finite number."""
+
+
+class NumberRange(_Finite, click.FloatRange):
+    """A finite number within bounds."""
+
+
+NUMBER = Number()
+POSITIVE = NumberRange(0, min_open=True)
 
 
 class LazyChoice(click.ParamType):

@@ -81,7 +81,8 @@ class Pictures:
         """What a user is told after ``taken`` of ``wanted`` pictures were had for ``purpose``: those skipped, and too few."""
         lines = [f"skipped {name}: {reason}" for name, reason in self.reasons().items()]
         if taken < wanted:
-            lines.append(f"{purpose}: {taken} pictures, where {wanted} are usual; {shown(self.spec)} has no more")
+            had = f"{taken} picture{'' if taken == 1 else 's'}"
+            lines.append(f"{purpose}: {had}, where {wanted} are usual; {shown(self.spec)} has no more")
         return lines
 
     def identity(self) -> str:

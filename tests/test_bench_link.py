@@ -177,7 +177,7 @@ def test_a_fresh_process_tells_what_starting_costs(edge_bundle):
 def test_a_process_that_cannot_run_the_link_says_why(edge_bundle):
     with pytest.raises(EngineError, match="cannot be run"):
         Process(where(edge_bundle), python="/nowhere/python")
-    with pytest.raises(EngineError, match=r"could not run the link: (.|\n)*is not a bundle"):
+    with pytest.raises(EngineError, match=r"could not run the link: (.|\n)*there is no bundle"):
         Process(where("/nowhere"))
 
 

@@ -414,8 +414,13 @@ def test_a_manifest_read_from_an_older_bundle_is_written_in_this_format(made):
 
 
 def test_what_is_no_bundle_is_named(tmp_path):
-    for path in (tmp_path, tmp_path / "none"):
-        with pytest.raises(BundleError, match=r"(?s)is not a bundle.*semseal export"):
+    (tmp_path / "file").touch()
+    for path, words in (
+        (tmp_path, "is not a bundle"),
+        (tmp_path / "file", "is not a bundle"),
+        (tmp_path / "none", "there is no bundle"),
+    ):
+        with pytest.raises(BundleError, match=rf"(?s){words}.*semseal export"):
             open_bundle(path)
 
 

@@ -141,6 +141,8 @@ def test_what_is_not_looked_at_is_said_with_the_reason(place):
 def test_what_is_no_bundle_and_files_that_are_not_there(place, tmp_path):
     with pytest.raises(BundleError, match="is not a bundle"):
         check(tmp_path)
+    with pytest.raises(BundleError, match="there is no bundle"):
+        check(tmp_path / "nowhere")
     for name in ("keys", "folder", "results", "benchmark"):
         with pytest.raises(CheckError, match="nowhere"):
             check(place.bundle, **{**place.asked, name: tmp_path / "nowhere"})

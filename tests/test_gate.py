@@ -138,6 +138,11 @@ def test_misuse_is_not_held_against_a_defence():
     ("budgets", "attacks", "defenses", "words"),
     [
         ({"guess": 0.5}, EVERY_ATTACK, ("mix",), "no budget is named 'guess'"),
+        ({"identification": 30.0}, EVERY_ATTACK, ("mix",), "identification=30 decides nothing"),
+        ({"linkability": -0.1}, EVERY_ATTACK, ("mix",), "linkability=-0.1 decides nothing"),
+        ({"ssim": 1.5}, EVERY_ATTACK, ("mix",), "ssim=1.5 decides nothing"),
+        ({"psnr": float("inf")}, EVERY_ATTACK, ("mix",), "psnr=inf decides nothing"),
+        ({"advantage": float("nan")}, EVERY_ATTACK, ("mix",), "advantage=nan decides nothing"),
         ({"linkability": 0.5}, ("identification",), ("mix",), "judges the attack 'linkability'"),
         ({"psnr": 15}, ("identification",), ("mix",), "judges attacks that end in pictures"),
         ({"identification": 0.5}, PICTURES, ("mix",), "judges the attack 'identification'"),

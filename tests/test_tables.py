@@ -1,5 +1,6 @@
 """The tables of made-up audits, and of the two whose results are in docs/."""
 
+import dataclasses
 import io
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ from semseal.runtime.audit.tables import (
     tally_table,
     verdict_table,
 )
+from semseal.runtime.audit.wording import limits
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,6 +46,20 @@ def test_tables_fit_a_terminal_of_80_columns(earlier):
         assert len(lines) <= table.row_count + 10  # one line for each row
 
 
+def test_only_what_was_measured_is_told_of():
+    said = "\n".join(limits(made_up(11, ("row-ordering", "identification"))))
+    assert "white-box" not in said.split("Not measured: ")[0]
+    assert "12 pictures: the intervals are wide." in said
+    said = "\n".join(limits(made_up(11, ("white-box", "row-ordering"))))
+    assert " for white-box: the intervals are wide." in said
+    results = made_up(11, ("row-ordering", "identification"))
+    rows = tuple(row for row in results.rows if (row.attack, row.defense) != ("row-ordering", "permute"))
+    never, partly = limits(dataclasses.replace(results, rows=rows))[-2:]
+    assert never.startswith("Not measured: ")
+    assert "row-ordering" not in never
+    assert partly == "Not measured under every defence: row-ordering."
+
+
 def test_a_terminal_says_void_in_one_word():
     attacks = tuple(name for name in PICTURES if name != "reused-stream")  # which sees here
     table = leakage_tables(made_up(11, attacks, control=11), 10.0, "fp32")[0]
@@ -58,8 +74,8 @@ def test_the_terminal_gets_every_part(earlier, tmp_path):
     first = "Tables I to IV, faces-10db" if len(earlier.bundles) == 1 else "Table I, no defence"
     beside = ["side by side, Eve "] * (len(earlier.bundles) > 1)
     parts = [first, "adaptive attacks, faces-", "games, faces-", *beside, "orderings, paired",
-             "what an eavesdropper sees", "Mix holds, with gaps", "Not measured, or not everywhere", "matching advantage: how",
-             str(tmp_path / "report.html")]  # fmt: skip
+             "what an eavesdropper sees", "Mix holds, with gaps", "Not measured under every defence and at every place",
+             "matching advantage: how", str(tmp_path / "report.html")]  # fmt: skip
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
 

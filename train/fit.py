@@ -98,9 +98,13 @@ def train(
         training = _begin(config, out, start, init, crops, fabric, lines)
         _check_room(training, out)
         for line in lines + remarks:
-            progress.console.print(shown(line), markup=False)
+            progress.console.print(shown(line), markup=False, soft_wrap=True)
         turn = config.model.network == "edge" and not pictures.whole
         _loop(training, crops, valid.to(fabric.device), turn, start, out, progress)
+    if fabric.global_rank == 0:
+        progress.console.print(
+            shown(f"{out} is complete; next: semseal export {out} --out BUNDLE"), markup=False, soft_wrap=True
+        )
 
 
 def _begin(
@@ -246,7 +250,7 @@ def _decoded(pictures: Pictures, config: TrainConfig, out: Path, fabric: Fabric,
         skipped = decode(pictures, *wanted, out, lambda done, of: progress.update(bar, completed=done, total=of))
         progress.remove_task(bar)
         for name, reason in skipped.items():
-            progress.console.print(f"skipped {name}: {reason} ({len(skipped)} of {len(pictures.paths)})", markup=False)
+            progress.console.print(f"skipped {name}: {reason}", markup=False, soft_wrap=True)
     fabric.barrier()
     return Crops(out, config.batch // fabric.world_size, *size, config.seed, fabric.global_rank)
 
@@ -328,8 +332,9 @@ def _open_run(config: TrainConfig, out: Path, resume: bool, init: Path | None, f
         kept = ""
         if start:
             kept = "".join(json.dumps(row) + "\n" for row in _read_log(out) if row["step"] <= start)
-        write_atomically(out / LOG, kept.encode())
-        write_atomically(out / "config.json", config.to_json().encode())
+        with _or_none(out, fabric, remove=not resume):
+            write_atomically(out / LOG, kept.encode())
+            write_atomically(out / "config.json", config.to_json().encode())
     fabric.barrier()
     return start
 

@@ -11,6 +11,7 @@ where it must win, has no figure: such a budget is not kept.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,8 @@ class _Figure:
     attacks: tuple[str, ...]
     upper: Callable[[Row], float | None]  # None: this row is not meant
     unit: str = ""
+    least: float = 0.0
+    most: float = 1.0
 
 
 def _area(row: Row) -> float | None:
@@ -66,17 +69,22 @@ def _game(attack: Attack) -> _Figure:
 
 _PICTURES = tuple(attack.name for attack in ATTACKS if not attack.game and not attack.misuse)
 FIGURES = {attack.name: _game(attack) for attack in ATTACKS if attack.game and not attack.misuse} | {
-    "psnr": _Figure("Eve's PSNR", _PICTURES, _upper_of("psnr"), " dB"),
-    "ssim": _Figure("Eve's SSIM", _PICTURES, _upper_of("ssim")),
-    "advantage": _Figure("Eve's matching advantage", _PICTURES, _upper_of("matching_advantage_db"), " dB"),
+    "psnr": _Figure("Eve's PSNR", _PICTURES, _upper_of("psnr"), " dB", -math.inf, math.inf),
+    "ssim": _Figure("Eve's SSIM", _PICTURES, _upper_of("ssim"), least=-1.0),
+    "advantage": _Figure("Eve's matching advantage", _PICTURES, _upper_of("matching_advantage_db"), " dB", -math.inf, math.inf),
 }
 
 
 def check_budgets(budgets: Mapping[str, float], settings: Settings) -> None:
-    """Raises AuditError for a budget that has no such name, or whose attack or defence is not measured."""
-    for name in budgets:
+    """Raises AuditError for a budget that has no such name or bound, or whose attack or defence is not measured."""
+    for name, bound in budgets.items():
         if name not in FIGURES:
             raise AuditError(f"no budget is named {name!r}", f"choose among {', '.join(FIGURES)}")
+        least, most = FIGURES[name].least, FIGURES[name].most
+        if not (math.isfinite(bound) and least <= bound <= most):
+            among = f"from {least:g} to {most:g}" if math.isfinite(most) else "finite"
+            percent = f": {bound:g} % is {name}={bound / 100:g}" if 1 < bound <= 100 and most == 1 else ""
+            raise AuditError(f"--budget {name}={bound:g} decides nothing", f"give a value that is {among}{percent}")
         if not set(FIGURES[name].attacks) & set(settings.attacks):
             other = "attacks that end in pictures" if len(FIGURES[name].attacks) > 1 else f"the attack {name!r}"
             raise AuditError(

@@ -323,7 +323,8 @@ def _claim(out: Path, identity: dict[str, Any]) -> None:
         except ValueError:
             raise AuditError(f"{file} is damaged", "choose another --out") from None
         differing = ", ".join(name for name in identity if found.get(name) != json.loads(text)[name])
-        raise AuditError(f"{out} holds another audit: {differing} differ", "choose another --out")
+        older = "another version of semseal measured it: " if found.get("code") != identity["code"] else ""
+        raise AuditError(f"{out} holds another audit: {differing} differ", f"{older}choose another --out")
     if out.is_file() or (out.is_dir() and not file.exists() and any(out.iterdir())):
         raise AuditError(f"{out} is neither empty nor an audit", "choose another --out")
     (out / "cells").mkdir(parents=True, exist_ok=True)

@@ -207,11 +207,8 @@ def print_results(console: Console, results: Results, folder: Path, asked: Setti
         console.print(tally_table(results))
     for name, reason in results.skipped.items():
         console.print(f"skipped {name}: {reason}", markup=False, soft_wrap=True)
-    console.print(
-        f"{settings.pictures} {results.pictures}; {optimised()} on {settings.optimised_pictures}; "
-        f"SSIM: {results.ssim}; seed {settings.seed}",
-        soft_wrap=True,
-    )
+    few = f"; {names} on {settings.optimised_pictures}" if (names := optimised(results)) else ""
+    console.print(f"{settings.pictures} {results.pictures}{few}; SSIM: {results.ssim}; seed {settings.seed}", soft_wrap=True)
     console.print(verdict_table(results))
     for sentence in headline(results) + limits(results):
         console.print(sentence, markup=False, soft_wrap=True)

@@ -81,11 +81,15 @@ def limits(results: Results) -> list[str]:
     settings, found = results.settings, verdicts(results)
     said = []
     if settings.pictures < FEW_PICTURES:
-        said.append(f"{settings.pictures} pictures, {settings.optimised_pictures} for {optimised()}: the intervals are wide.")
+        few = f", {settings.optimised_pictures} for {names}" if (names := optimised(results)) else ""
+        said.append(f"{settings.pictures} pictures{few}: the intervals are wide.")
     if any(row.verdict is not None for row in results.rows):
         # where none of n pictures leaks, at most 3 / n of all do, with 95 % confidence
-        rare = " or ".join(map(str, dict.fromkeys(count // 3 for count in (settings.pictures, settings.optimised_pictures))))
-        said.append(f"These are means over pictures: a leak of fewer than one picture in {rare} may have been missed.")
+        rare = f"one picture in {settings.pictures // 3}"
+        fewer = settings.optimised_pictures // 3
+        if optimised(results) and fewer != settings.pictures // 3:
+            rare += f", and in {fewer} for {optimised(results)},"
+        said.append(f"These are means over pictures: a leak of fewer than {rare} may have been missed.")
     void = sorted({name for verdict in found for name in verdict.void})
     if void:
         said.append(
@@ -95,7 +99,11 @@ def limits(results: Results) -> list[str]:
     missing = sorted({name for verdict in found for name in verdict.missing})
     if missing:
         everywhere = len(results.bundles) * len(settings.eve_snrs) * len(settings.precisions) == 1
-        said.append(f"Not measured{'' if everywhere else ', or not everywhere'}: {_listed(missing)}.")
+        measured = {row.attack for row in results.judged}
+        if never := [name for name in missing if name not in measured]:
+            said.append(f"Not measured: {_listed(never)}.")
+        if partly := [name for name in missing if name in measured]:
+            said.append(f"Not measured under every defence{'' if everywhere else ' and at every place'}: {_listed(partly)}.")
     gains = [(verdict.defense, verdict.misuse.matching_advantage_db) for verdict in found if verdict.misuse]
     if gains:
         told = _listed([f"{gain:.1f} dB under {BY_NAME[name].title}" for name, gain in gains])
@@ -105,9 +113,11 @@ def limits(results: Results) -> list[str]:
     return said
 
 
-def optimised() -> str:
-    """The attacks that are measured on few pictures."""
-    return _listed([attack.name for attack in ATTACKS if attack.optimised])
+def optimised(results: Results | None = None) -> str:
+    """The attacks that take few pictures; of ``results`` those that were measured, "" for none."""
+    measured = None if results is None else {row.attack for row in results.judged}
+    names = [attack.name for attack in ATTACKS if attack.optimised and (measured is None or attack.name in measured)]
+    return _listed(names) if names else ""
 
 
 def counts(verdict: Verdict) -> str:

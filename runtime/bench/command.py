@@ -9,7 +9,8 @@ import click
 from rich.console import Console
 from semseal.runtime.defense.defenses import BY_NAME
 from semseal.runtime.engine import ENGINES
-from semseal.runtime.options import FOLDER, PRECISION, example
+from semseal.runtime.files import check_writable
+from semseal.runtime.options import FOLDER, POSITIVE, PRECISION, NumberRange, example
 
 
 @click.command(
@@ -36,15 +37,11 @@ from semseal.runtime.options import FOLDER, PRECISION, example
     help="images at once, all stages; may be repeated  [default: 1]",
 )
 @click.option("--threads", type=click.IntRange(1), help="of engines on the CPU  [default: all cores]")
-@click.option("--seconds", type=click.FloatRange(0.1), help="for each form and batch  [default: 15, with --quick 3]")
-@click.option("--deadline-ms", type=click.FloatRange(0, min_open=True), default=33.0, show_default=True, help="of a request")
-@click.option(
-    "--rate", "rates_hz", multiple=True, type=click.FloatRange(0, min_open=True), help="requests a second; may be repeated"
-)
+@click.option("--seconds", type=NumberRange(0.1), help="for each form and batch  [default: 15, with --quick 3]")
+@click.option("--deadline-ms", type=POSITIVE, default=33.0, show_default=True, help="of a request")
+@click.option("--rate", "rates_hz", multiple=True, type=POSITIVE, help="requests a second; may be repeated")
 @click.option("--against", metavar="OTHER", help="a bundle, a results.json, or a venv or python with another version")
-@click.option(
-    "--margin", type=click.FloatRange(0, min_open=True), default=0.05, show_default=True, help="a ratio within it is 1"
-)
+@click.option("--margin", type=POSITIVE, default=0.05, show_default=True, help="a ratio within it is 1")
 @click.option("--owner", metavar="KEY", help="public key that signed the bundle, or its file")
 @click.option("--out", "folder", type=FOLDER, metavar="DIR", help="write results.json, report.html and the forms for CI there")
 def bench(bundle: str, quick: bool, against: str | None, folder: Path | None, **asked: Any) -> None:
@@ -59,6 +56,8 @@ def bench(bundle: str, quick: bool, against: str | None, folder: Path | None, **
 
     chosen = {name: value for name, value in asked.items() if value not in (None, ())}
     plan = dataclasses.replace(QUICK if quick else Plan(), **chosen)
+    if folder is not None:
+        check_writable(folder / "results.json")  # before the minutes that the rest takes
     results = measure(bundle, plan, against)
     report.show(results, Console(width=report.COLUMNS, emoji=False))
     if folder is not None:

@@ -8,7 +8,7 @@ import click
 from semseal.runtime.channel import CHANNELS
 from semseal.runtime.defense.defenses import MODES
 from semseal.runtime.engine import ENGINES
-from semseal.runtime.options import FILE, FOLDER, NEW_FILE, PRECISION, UserPath, example
+from semseal.runtime.options import FILE, FOLDER, NEW_FILE, POSITIVE, PRECISION, NumberRange, UserPath, example
 from semseal.runtime.trust.finding import FORMATS
 
 
@@ -33,9 +33,9 @@ from semseal.runtime.trust.finding import FORMATS
 @click.option("--channel", type=click.Choice(CHANNELS), help="from Alice to Bob  [default: as trained]")
 @click.option("--eve-channel", type=click.Choice(CHANNELS), help="from Alice to Eve  [default: as Bob's]")
 @click.option("--results", type=FILE, metavar="RESULTS.json", help="of semseal audit")
-@click.option("--budget", type=click.FloatRange(0, 1), metavar="RATE", help="of Eve's naming the picture, upper 95 % bound")
+@click.option("--budget", type=NumberRange(0, 1), metavar="RATE", help="of Eve's naming the picture, upper 95 % bound")
 @click.option("--benchmark", type=FILE, metavar="RESULTS.json", help="of semseal bench")
-@click.option("--deadline-ms", type=click.FloatRange(0, min_open=True), help="of the benchmark")
+@click.option("--deadline-ms", type=POSITIVE, help="of the benchmark")
 @click.option("--waivers", type=FILE, metavar="FILE", help="findings that somebody answers for, in TOML")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
 @click.option("--out", type=NEW_FILE, metavar="FILE", help="write it there  [default: print it]")

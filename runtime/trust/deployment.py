@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from semseal.runtime.bundle import MANIFEST, Bundle, is_packaged, packaged_bundle, parse_manifest, verified_manifest
+from semseal.runtime.bundle import MANIFEST, Bundle, is_packaged, no_bundle, packaged_bundle, parse_manifest, verified_manifest
 from semseal.runtime.defense.defenses import BY_NAME
 from semseal.runtime.defense.keys import KEY_SIZE, generate_key
 from semseal.runtime.errors import BundleError, CheckError, SemsealError, SendError
@@ -96,7 +96,7 @@ class Deployment:
         by_name = not Path(given).exists() and Path(given).name == given and packaged_bundle(given).is_dir()
         self.path = packaged_bundle(given) if by_name else expanded(given)
         if not os.path.lexists(self.path / MANIFEST):
-            raise BundleError(f"{self.path} is not a bundle: there is no {MANIFEST} in it", "semseal export RUN --out BUNDLE")
+            raise no_bundle(self.path, f"there is no {MANIFEST} in it")
         if asked.keys is not None and not os.path.lexists(asked.keys):
             raise CheckError(f"there is no key file {asked.keys}", f"make one: semseal keygen {asked.keys}")
         if asked.folder is not None and not asked.folder.is_dir():
