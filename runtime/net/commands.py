@@ -21,7 +21,7 @@ from semseal.runtime.channel import CHANNELS
 from semseal.runtime.engine import ENGINES
 from semseal.runtime.files import check_writable, shown
 from semseal.runtime.net.address import Address, bound, shown_address
-from semseal.runtime.options import FOLDER, NEW_FILE, PRECISION, UserPath, example, with_options
+from semseal.runtime.options import FOLDER, NEW_FILE, POSITIVE, PRECISION, NumberRange, UserPath, example, with_options
 from semseal.runtime.progress import told
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 MAX_TOLD = 20  # lines about single pictures; the rest is counted
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # of malloc.h
 _KEYS = UserPath(dir_okay=False, path_type=Path)
-_POSITIVE = click.FloatRange(0, min_open=True)
 _LINK = ("engine", "precision", "threads", "owner", "allow_older")
 
 
@@ -44,11 +43,9 @@ def _both(command: Any) -> Any:
         click.option("--threads", type=click.IntRange(1), help="of engines on the CPU  [default: all cores]"),
         click.option("--owner", metavar="KEY", help="public key that signed the bundle, or its file"),
         click.option("--allow-older", is_flag=True, help="take a bundle older than one that was opened here"),
-        click.option(
-            "--snr", type=click.FloatRange(-20, 100), metavar="DB", help="simulate noise at this end  [default: none]"
-        ),
+        click.option("--snr", type=NumberRange(-20, 100), metavar="DB", help="simulate noise at this end  [default: none]"),
         click.option("--channel", type=click.Choice(CHANNELS), help="simulate it at this end, with --snr  [default: awgn]"),
-        click.option("--loss", type=click.FloatRange(0, 100), metavar="PERCENT", help="simulate datagrams that are lost"),
+        click.option("--loss", type=NumberRange(0, 100), metavar="PERCENT", help="simulate datagrams that are lost"),
         click.option("--seed", type=click.IntRange(0), help="of what is simulated  [default: another each time]"),
         click.option("--record", type=NEW_FILE, metavar="FILE", help="also write the symbols, as SigMF"),
         click.option("--metrics", type=Address(), metavar="HOST:PORT", help="serve /metrics for Prometheus there"),
@@ -70,11 +67,9 @@ def _both(command: Any) -> Any:
     "--symbols", type=click.Choice(["float16", "float32"]), default="float16", show_default=True, help="as datagrams carry them"
 )
 @click.option("--datagram-bytes", type=click.IntRange(64, 8972), default=1200, show_default=True, help="at most")
-@click.option("--symbol-rate", type=_POSITIVE, default=5e6, show_default=True, metavar="HZ", help="symbols a second, at most")
+@click.option("--symbol-rate", type=POSITIVE, default=5e6, show_default=True, metavar="HZ", help="symbols a second, at most")
 @click.option("--reorder", is_flag=True, help="simulate datagrams that arrive in another order")
-@click.option(
-    "--retry", type=click.FloatRange(0), default=60.0, show_default=True, metavar="SECONDS", help="without a receiver"
-)
+@click.option("--retry", type=NumberRange(0), default=60.0, show_default=True, metavar="SECONDS", help="without a receiver")
 @_both
 def send(bundle: str, pictures: tuple[Path, ...], keys: Path, address: tuple[str, int], **asked: Any) -> None:
     """Send pictures, folders of pictures, or videos to semseal receive.
