@@ -190,8 +190,10 @@ def complaint(gates: Sequence[Gate]) -> tuple[str, str]:
         said.append(f"{gate.what} {what}, the budget is {gate.bound:g}{unit}")
     if all(gate.figure is None for gate in failed):
         hint = "measure it: leave out --quick, which gives attacks too few steps, or choose attacks with --attack"
-    else:
+    elif any(gate.cell is not None and DEFENSES[gate.cell.defense].broken for gate in failed):
         hint = "choose a defence that holds (mix), or measure on more --pictures, which narrows the bound"
+    else:
+        hint = "measure on more --pictures, which narrows the bound; if it stays, Eve sees that much: do not deploy this link"
     return f"over the leakage budget: {'; '.join(said)}", hint
 
 
