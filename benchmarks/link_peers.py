@@ -5,10 +5,14 @@
     naive in OpenVINO              the same graphs
     ours                           Transmitter.send and Receiver.receive, with headers and checks; undefended and under mix
 
-Every answer is compared with that of the reference, as all stages of ``semseal bench`` are.
+Every answer is compared with that of the reference, as all stages of ``semseal bench`` are. Libraries keep threads busy for a
+while after a run, which would slow whoever comes next: so each waits PAUSE_S first.
 """
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -37,6 +41,7 @@ from semseal.train.model import DeepJSCC
 ENGINES, PRECISIONS, DEFENSES = ("onnxruntime-cpu", "openvino"), ("fp32", "int8"), ("none", "mix")
 EAGER = "torch eager"
 MAX_ROUNDS = 700
+PAUSE_S = 0.05
 
 
 def network_of(bundle: Bundle) -> EdgeCodec | DeepJSCC:
@@ -149,12 +154,18 @@ def measure(name: str, threads: int | None, compiled: bool, seconds: float, only
     runs = {form: stage for form, stage in runs.items() if not only or form == EAGER or form in only}
     for stage in runs.values():
         stage.verify()
+    runs = {form: replace(stage, prepare=partial(_rested, stage)) for form, stage in runs.items()}
     taken = interleave(runs, rounds_within(runs, seconds, MAX_ROUNDS))
     ratios = {form: paired(taken[EAGER], seconds) for form, seconds in taken.items()}
     _print(name, taken, ratios)
     return {
         form: {"p50_ms": summarize(seconds).p50_ms, "of_torch_eager": vars(ratios[form])} for form, seconds in taken.items()
     }
+
+
+def _rested(stage: Stage) -> tuple[Any, ...]:
+    time.sleep(PAUSE_S)
+    return stage.prepare()
 
 
 def _print(name: str, taken: dict[str, Seconds], ratios: dict[str, Ratio]) -> None:
