@@ -41,7 +41,15 @@ from semseal.runtime.channel import SILENCE
 from semseal.runtime.defense import mix
 from semseal.runtime.defense.keys import derive
 from semseal.runtime.gpu import mix_cluster, mix_launches
-from semseal.runtime.gpu.mix_source import COMMON, MAX_IN_REGISTERS, STRUCTURE, core_of, macros, matrices_source
+from semseal.runtime.gpu.mix_source import (
+    COMMON,
+    MAX_IN_REGISTERS,
+    STRUCTURE,
+    core_of,
+    macros,
+    matrices_source,
+    rest_may_be_taken,
+)
 
 if TYPE_CHECKING:
     from cuda.core import Buffer, Device, Kernel, ObjectCode, Stream
@@ -54,6 +62,8 @@ MAX_PORTABLE = 8  # blocks of a cluster that every GPU with clusters takes
 LAUNCH_THREADS = 128
 ALONE_THREADS = 256  # of a block that has a multiprocessor for itself: some make the key stream, some fetch the image
 STRUCTURE_THREADS = 1024
+MAX_RMS_OFF = 1e-6  # of values on air from the reference's, root mean square, see docs/wire.md
+MAX_LARGEST_OFF = 2e-4  # of the value that takes what rounding left of the power
 
 
 @dataclass(frozen=True)
@@ -99,10 +109,10 @@ class MixLayout:
         """Blocks for each image in a launch."""
         if self.together:
             return self.together
-        few = self.size < 2**14
+        one = rest_may_be_taken(self.a, self.b, self.c)
         chunks = {axis: -(-m // 8) if m > MAX_IN_REGISTERS else 1 for axis, m in (("a", self.a), ("b", self.b))}
         if kernel.startswith(("load", "out")):
-            return 1 if few else min(128, -(-self.size // (16 * self.threads)))
+            return 1 if one else min(128, -(-self.size // (16 * self.threads)))
         if kernel == "stream":
             work = -(-stream_words(self.reals) // 16)
         elif kernel.startswith("rows"):
@@ -130,7 +140,7 @@ def launches_layout(reals: int, channels: int = 1) -> MixLayout:
     _check(reals, channels)
     a, b, c = mix.factors(reals)
     size, threads = a * b * c, LAUNCH_THREADS
-    warps, parts = threads // 32, 1 if size < 2**14 else min(128, -(-size // (16 * threads)))
+    warps, parts = threads // 32, 1 if rest_may_be_taken(a, b, c) else min(128, -(-size // (16 * threads)))
     loud = -(-(2 * size + -(-stream_words(reals) // 16) * 16 + a * b + c) // 2) * 2
     work = loud + 4 * parts * warps + 2 * -(-a * b // threads) * warps
     return MixLayout(reals, channels, a, b, c, 0, threads, 1, 0, work)
@@ -301,8 +311,8 @@ def rounding(values: int) -> float:
     """The largest difference from ``mix.mix`` and ``mix.unmix`` that is to be expected among so many values, at power 1.
 
     Sums are added in another order, so that the differences are nearly normal, of a deviation of 1.7e-7 to 4.7e-7, which
-    was computed, growing with the lengths of the products. The largest real of an image of few, which takes what rounding
-    left of the power, is off by 2e-5 at most.
+    was computed, growing with the lengths of the products. The largest real of an image that takes what rounding left of the
+    power is off by MAX_LARGEST_OFF at most.
     """
     return 6e-7 * math.sqrt(2 * math.log(2 * values))
 
