@@ -27,6 +27,7 @@ from semseal.runtime.gpu.mix_kernel import (
     compile_kernels,
     compile_structure,
     launches_layout,
+    layout_for,
     packet_keys,
     rounding,
     stream_words,
@@ -134,13 +135,28 @@ def test_nvrtc_takes_cores_of_every_kind_and_the_structure_kernel():
 
 def test_what_suits_a_gpu():
     """Shared memory that a block may have: compute capability 9.0 and 10.0, 12.0, and one without clusters."""
-    for room in (232448, 101376):
-        few, many = suited(room, PAPER, 16)
-        assert (few.together, few.resident, many.together, many.resident) == (MAX_PORTABLE, 1, 4, 4)
-    few, many = suited(0, PAPER, 16)
-    assert few == many == launches_layout(PAPER, 16)
-    assert suited(232448, 10000, 1)[0].together == 0  # columns of 316
-    assert suited(101376, 200000, 1)[0].together == 0
+    for room, blocks in ((232448, [8, 4, 2, 1]), (101376, [8, 4, 2])):
+        fitting = suited(room, PAPER, 16)
+        assert [shape.together for shape in fitting] == blocks
+        assert fitting[0] == cluster_layout(PAPER, MAX_PORTABLE, 16, alone=True)
+        assert fitting[1:] == tuple(cluster_layout(PAPER, together, 16) for together in blocks[1:])
+        assert all(shape.arena <= room for shape in fitting)
+    assert suited(0, PAPER, 16) == (launches_layout(PAPER, 16),)
+    assert suited(232448, 10000, 1) == (launches_layout(10000),)  # columns of 316
+    assert suited(101376, 200000, 1) == (launches_layout(200000),)
+
+
+@pytest.mark.parametrize(
+    ("multiprocessors", "room", "expected"),
+    [
+        (132, 232448, {1: 8, 16: 8, 17: 4, 33: 4, 34: 2, 64: 2, 66: 2, 67: 1, 1024: 1}),  # an H100
+        (170, 101376, {1: 8, 21: 8, 22: 4, 42: 4, 43: 2, 1024: 2}),  # an RTX 5090
+        (132, 0, {1: 0, 1024: 0}),
+    ],
+)
+def test_every_block_has_a_multiprocessor_where_there_are_enough(multiprocessors, room, expected):
+    fitting = suited(room, PAPER, 16)
+    assert {batch: layout_for(fitting, batch, multiprocessors).together for batch in expected} == expected
 
 
 # the same source on the CPU
