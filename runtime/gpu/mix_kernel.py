@@ -37,7 +37,8 @@ Measured on one (commit 6f07d25, 1.98 GHz, copies of 2.94 TB/s; benchmarks/resul
 
 Many images take what the four bounds are in sequence: blocks that share a multiprocessor do not overlap them, so the fewer
 blocks have an image, the less crosses between them, and one block is best (32 % of the copy, un-mixing 38 %). At batch 64 one
-block each leaves half of the GPU idle, and two are best (467 ns). For one image, clocks up to each barrier, 27,770 to the last:
+block each leaves half of the GPU idle, and two are best (467 ns). One block's ``unmix`` spills a few of its 64 registers on
+9.0 (NVRTC 13.5; what 13.0 did, by which this was timed, was not looked at). For one image, clocks up to each barrier, 27,770 to the last:
 
     key stream                               2,740    computed 1,900
     features in                              2,620
