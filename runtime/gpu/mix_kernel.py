@@ -38,7 +38,8 @@ Measured on one (commit 6f07d25, 1.98 GHz, copies of 2.94 TB/s; benchmarks/resul
 Many images take what the four bounds are in sequence: blocks that share a multiprocessor do not overlap them, so the fewer
 blocks have an image, the less crosses between them, and one block is best (32 % of the copy, un-mixing 38 %). At batch 64 one
 block each leaves half of the GPU idle, and two are best (467 ns). One block's ``unmix`` spills a few of its 64 registers on
-9.0 (NVRTC 13.5; what 13.0 did, by which this was timed, was not looked at). For one image, clocks up to each barrier, 27,770 to the last:
+9.0 (NVRTC 13.5; what 13.0 did, by which this was timed, was not looked at). For one image,
+clocks up to each barrier, 27,770 to the last:
 
     key stream                               2,740    computed 1,900
     features in                              2,620
@@ -226,8 +227,9 @@ class MixKernel:
         """``shape``: that layout and no other. Raises ValueError for one that the blocks of this GPU cannot hold."""
         self._device, self.dtype, room = device, dtype, device_room(device)
         self._fitting = suited(room, reals, channels) if shape is None else (shape,)
-        if max(shape.arena for shape in self._fitting) > room:
-            raise ValueError(f"an image takes {shape.arena} bytes of each of {shape.together} blocks, more than there are")
+        for fits in self._fitting:
+            if fits.arena > room:
+                raise ValueError(f"an image takes {fits.arena} bytes of each of {fits.together} blocks, more than there are")
         self._kernels: dict[MixLayout, dict[str, Kernel]] = {}
         self._compiled(self._fitting[0])  # what single images take; others when a batch wants them
 
