@@ -20,9 +20,8 @@ from semseal.runtime.gpu.device import capture
 from semseal.runtime.gpu.engines import Plan, open_plan
 from semseal.runtime.metrics import psnr
 from semseal.runtime.pictures import open_pictures
-from semseal.runtime.roundtrip import measure
 from semseal.runtime.signing import generate_owner, public_text
-from shared import attempt, links
+from shared import attempt, links, through
 
 BUNDLE = packaged_bundle("photos-10db")
 PARITY_DB = {"fp32": 0.02, "fp16": 0.02, "int8": 0.10}  # goals: PSNR against the CPU's fp32
@@ -47,7 +46,7 @@ class Engines:
         self.bundle = open_bundle(BUNDLE)
         self.images = open_pictures("photos", "valid").take(6, self.bundle.height, self.bundle.width)
         self.cpu = {side: open_engine("onnxruntime-cpu", self.bundle.graph(side)) for side in ("transmitter", "receiver")}
-        self.expected_db = measure(BUNDLE, "onnxruntime-cpu")
+        self.expected_db = through(BUNDLE, "onnxruntime-cpu")
         self._lacking: dict[str, EngineError] = {}
 
     def graph(self, name: str, precision: str) -> dict[str, Any]:

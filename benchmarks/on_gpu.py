@@ -39,8 +39,7 @@ from semseal.runtime.environment import environment
 from semseal.runtime.errors import EngineError
 from semseal.runtime.files import write_atomically
 from semseal.runtime.gpu.device import open_device
-from semseal.runtime.roundtrip import measure
-from shared import attempt, failures, links
+from shared import attempt, failures, links, through
 
 FOLDER = Path(__file__).parent
 PACKAGES = ("semseal", "numpy", "cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc", "onnxruntime", "onnxruntime-gpu", "tensorrt",
@@ -123,7 +122,7 @@ def parts(device: Any, results: dict[str, Any]) -> list[tuple[str, str, Callable
 def edge_links() -> dict[str, Any]:
     """A model whose scale is in the header, through the whole link."""
     bundle = packaged_bundle("edge")
-    expected_db = measure(bundle, "onnxruntime-cpu")
+    expected_db = through(bundle, "onnxruntime-cpu")
     return {precision: links(bundle, "onnxruntime-cuda", precision, expected_db, None) for precision in ("fp32", "fp16")}
 
 

@@ -30,9 +30,8 @@ from semseal.runtime.environment import environment, read_text
 from semseal.runtime.errors import EngineError, SemsealError
 from semseal.runtime.files import write_atomically
 from semseal.runtime.gpu.device import open_device
-from semseal.runtime.roundtrip import measure as measure_link
 from semseal.runtime.signing import generate_owner, public_text
-from shared import failures, links
+from shared import failures, links, through
 
 PACKAGES = ("semseal", "numpy", "onnxruntime", "tensorrt", "cuda-core", "cuda-bindings")
 
@@ -85,7 +84,7 @@ def main(name: str, seconds: float, out: Path) -> None:
         start = time.perf_counter()
         bundle = add_plans(open_bundle(name), Path(folder) / "here", "tensorrt", key, (1, 1, 2))
         build_seconds = time.perf_counter() - start
-        owner, expected_db = public_text(key), measure_link(name, "onnxruntime-cpu")
+        owner, expected_db = public_text(key), through(name, "onnxruntime-cpu")
         trips = {p: links(bundle.path, "tensorrt", p, expected_db, owner) for p in bundle.manifest["precisions"]}
         plan = Plan(engines=("tensorrt",), defenses=("none", "permute", "mix"), seconds=seconds, owner=owner)
         measured = bench(str(bundle.path), plan)

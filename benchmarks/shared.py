@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from semseal.runtime.bench.measure import Stage
+from semseal.runtime.bench.stages import pictures
 from semseal.runtime.defense.defenses import MODES
 from semseal.runtime.errors import SemsealError
 from semseal.runtime.roundtrip import complaint, measure
@@ -25,6 +26,11 @@ def attempt(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         return {"value": None, "reason": failures[-1]}
 
 
+def through(bundle: Path | str, name: str, precision: str = "fp32", defense: str = "none", owner: str | None = None) -> float:
+    """PSNR in dB of a round trip of pictures with a texture: they come through at some 30 dB by any model, not at 50."""
+    return measure(bundle, name, precision, defense, owner, pictures)
+
+
 def links(bundle: Path, name: str, precision: str, expected_db: float, owner: str | None) -> dict[str, Any]:
     """PSNR in dB of a round trip from send to receive, by defence.
 
@@ -34,7 +40,7 @@ def links(bundle: Path, name: str, precision: str, expected_db: float, owner: st
     found: dict[str, Any] = {}
     for defense in MODES:
         what = f"{name} {precision} {defense}"
-        found[defense] = attempt(what, measure, bundle, name, precision, defense, owner)
+        found[defense] = attempt(what, through, bundle, name, precision, defense, owner)
         if isinstance(found[defense], float):
             wrong = complaint(found[defense], expected_db, precision, defense)
         else:

@@ -7,6 +7,7 @@ every frame which symbol meets which noise: that alone moves the PSNR of these p
 """
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ SNR_DB = 20.0
 KEY = bytes(range(32))  # protects nothing: both ends are here
 TOLERANCE_DB = {"fp32": 0.02, "fp16": 0.05, "int8": 0.3}
 DEFENSE_TOLERANCE_DB = 0.3  # besides, where there is a defence: six standard deviations
+
+Pictures = Callable[[int, int, int], NDArray[np.float32]]  # count, height, width
 
 
 def round_trip(
@@ -55,15 +58,20 @@ def complaint(found_db: float, expected_db: float, precision: str, defense: str)
 
 
 def measure(
-    bundle: str | Path, engine: str, precision: str = "fp32", defense: str = "none", owner: str | Path | None = None
+    bundle: str | Path,
+    engine: str,
+    precision: str = "fp32",
+    defense: str = "none",
+    owner: str | Path | None = None,
+    pictures: Pictures | None = None,
 ) -> float:
-    """The PSNR of ``round_trip``, compared with nothing."""
+    """The PSNR of ``round_trip``, compared with nothing; of ``smooth_images`` unless ``pictures`` makes others."""
     key = None if defense == "none" else KEY
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BrokenDefenseWarning)
         alice = Transmitter(bundle, key, defense, engine, precision, owner=owner)
     bob = Receiver(bundle, key, engine, precision, owner=owner)
-    images = smooth_images(2, alice.bundle.height, alice.bundle.width)
+    images = (pictures or smooth_images)(2, alice.bundle.height, alice.bundle.width)
     frames = alice.send(images)
     symbols = np.stack([frame.symbols for frame in frames])
     noise = channel.draw_noise(len(symbols), symbols.shape[1], np.random.default_rng(0))

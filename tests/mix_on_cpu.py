@@ -2,7 +2,9 @@
 
 import ctypes
 import hashlib
+import re
 import subprocess
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,10 @@ from semseal.runtime.gpu import mix_launches
 from semseal.runtime.gpu.mix_kernel import KEY_WORDS, MixLayout, structure_source
 
 SHIM = Path(__file__).parent / "mix_shim.h"
+HEADER = threading.Lock()  # of the one that all libraries of a folder share
 # a place outside an array in registers, or a shift by 32, ends the process
 CHECKS = ["-fsanitize=bounds,alignment,signed-integer-overflow,shift", "-fsanitize-undefined-trap-on-error"]
-FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-Wno-unknown-pragmas", *CHECKS]
+FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-Wno-unknown-pragmas", *CHECKS]
 TOGETHER = r"""
 extern "C" const char* run_mix(feature* features, unsigned* keys, float* on_air, float* scales, int batch, int order)
 {
@@ -118,15 +121,23 @@ class OnCpu:
 
 
 def compiled(folder: Path, source: str, macros: list[str]) -> ctypes.CDLL:
-    code = f'#include "{SHIM}"\n#include <string>\n{source}'
+    code = f'#include "library.h"\n#include "{SHIM}"\n{source}'
     name = hashlib.sha256((" ".join(macros) + code + SHIM.read_text()).encode()).hexdigest()[:16]
     library = folder / f"{name}.so"
     if not library.exists():
+        header = folder / "library.h"
+        with HEADER:
+            if not header.exists():  # of the library's headers, which take longer than the rest
+                header.write_text("".join(re.findall(r"#include <.*>\n", SHIM.read_text())) + "#include <string>\n")
+                _gcc("-x", "c++-header", header, "-o", f"{header}.gch")
         (folder / f"{name}.cpp").write_text(code)
-        command = ["g++", *FLAGS, *macros, "-o", library, folder / f"{name}.cpp"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        _gcc("-shared", *macros, folder / f"{name}.cpp", "-o", library)
     return ctypes.CDLL(str(library))
+
+
+def _gcc(*arguments: str | Path) -> None:
+    done = subprocess.run(["g++", *FLAGS, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 STRUCTURE = r"""

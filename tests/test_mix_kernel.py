@@ -5,7 +5,10 @@ benchmarks/on_gpu.py.
 """
 
 import io
+import itertools
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +22,21 @@ from semseal.runtime.defense import mix
 from semseal.runtime.defense.keys import derive
 from semseal.runtime.gpu import mix_cluster, mix_launches
 from semseal.runtime.gpu.mix_kernel import (
+    MAX_LARGEST_OFF,
     MAX_PORTABLE,
+    MAX_RMS_OFF,
     MixLayout,
     cluster_layout,
     compile_kernels,
     compile_structure,
     launches_layout,
+    layout_for,
     packet_keys,
     rounding,
     stream_words,
     suited,
 )
+from semseal.runtime.gpu.mix_source import rest_may_be_taken
 
 K, SESSION, DIGEST = bytes(range(32)), bytes(range(100, 116)), bytes(range(50, 82))
 PAPER, SMALL = 32400, 192
@@ -37,8 +44,18 @@ FLOAT, HALF = np.dtype(np.float32), np.dtype(np.float16)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("mix_kernels")
+def folder(tmp_path_factory, request) -> Path:
+    """Where libraries are; those of the tests of the reference are made on all cores at once."""
+    folder, names = tmp_path_factory.mktemp("mix_kernels"), ("reals", "channels", "together", "dtype")
+    wanted = [item.callspec.params for item in request.session.items if "within_rounding" in item.name]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda row: OnCpu(folder, layout_of(*(row[name] for name in names[:3])), row[names[3]]), wanted))
+    return folder
+
+
+def layout_of(reals: int, channels: int, together: int) -> MixLayout:
+    """Of so many blocks, 8 of which have a multiprocessor each; 0: of several launches."""
+    return cluster_layout(reals, together, channels, together == 8) if together else launches_layout(reals, channels)
 
 
 def draw(rng: np.random.Generator, batch: int, reals: int, dtype: np.dtype = FLOAT) -> tuple[np.ndarray, np.ndarray]:
@@ -61,10 +78,11 @@ def check(kernel: OnCpu, batch: int, seed: int = 0, order: int = 2) -> None:
     keys, packed = mix.derive_keys(K, SESSION, counters, DIGEST, shape.reals), packet_keys(K, SESSION, counters, DIGEST)
     on_air, scales = kernel.mix(planar(x, shape.channels), packed, order)
     off = np.abs(on_air - mix.mix(unit, keys))
-    if shape.size < 2**14:
-        largest = np.abs(on_air).argmax(axis=1)
-        assert off[np.arange(batch), largest].max() <= 2e-5
-        off[np.arange(batch), largest] = 0
+    if rest_may_be_taken(shape.a, shape.b, shape.c):
+        takes = np.arange(batch), np.abs(on_air).argmax(axis=1)
+        assert off[takes].max() <= MAX_LARGEST_OFF
+        off[takes] = 0
+    assert np.sqrt(np.square(off, dtype=np.float64).mean()) <= MAX_RMS_OFF
     assert off.max() <= rounding(off.size)
     power = np.square(on_air, dtype=np.float64).sum(axis=1) / (shape.size / 2)
     assert np.abs(power - 1).max() <= 1e-8
@@ -83,6 +101,8 @@ def check(kernel: OnCpu, batch: int, seed: int = 0, order: int = 2) -> None:
 
 # NVRTC
 
+# bytes of stack, stores and loads; this layout was the fastest on an H100 for many images
+SPILLS = {("sm_90", 1): {"unmix": 96}}
 EVERY = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "sm_121"]
 
 
@@ -98,24 +118,35 @@ def report(shape: MixLayout, arch: str, dtype: np.dtype) -> dict[str, tuple[int,
     return found
 
 
-@pytest.mark.parametrize("dtype", [FLOAT, HALF], ids=str)
-@pytest.mark.parametrize("arch", EVERY)
-def test_several_launches_for_every_generation_without_a_spill(arch, dtype):
-    found = report(launches_layout(PAPER, 16), arch, dtype)
+@pytest.mark.parametrize(
+    ("arch", "channels", "dtype"), [*((arch, 1, FLOAT) for arch in EVERY), ("sm_75", 16, HALF), ("sm_90", 16, HALF)], ids=str
+)
+def test_several_launches_for_every_generation_without_a_spill(arch, channels, dtype):
+    found = report(launches_layout(PAPER, channels), arch, dtype)
     assert set(found) == {*mix_launches.MIX, *mix_launches.UNMIX}
     assert all(spilled == 0 and lines == 3 for _, spilled, lines in found.values()), found
     assert max(registers for registers, _, _ in found.values()) <= 128  # four blocks fit every multiprocessor
 
 
-@pytest.mark.parametrize(("together", "alone"), [(4, False), (8, False), (8, True)])
-@pytest.mark.parametrize("arch", ["sm_90", "sm_100", "sm_120", "sm_121"])
-def test_clusters_where_there_are_any_without_a_spill(arch, together, alone):
-    shape = cluster_layout(PAPER, together, 16, alone)
-    found = report(shape, arch, FLOAT)
+@pytest.mark.parametrize(
+    ("arch", "together", "channels", "dtype"),
+    [
+        *(("sm_90", together, 1, FLOAT) for together in (8, 4, 2, 1)),
+        *(("sm_120", together, 1, FLOAT) for together in (8, 4, 2)),
+        ("sm_100", 8, 16, FLOAT),
+        ("sm_100", 1, 16, HALF),
+        ("sm_121", 4, 16, FLOAT),
+    ],
+    ids=str,
+)
+def test_clusters_where_there_are_any_without_a_spill(arch, together, channels, dtype):
+    shape = layout_of(PAPER, channels, together)
+    found = report(shape, arch, dtype)
     assert set(found) == {"mix", "unmix"}
-    assert all(spilled == 0 and lines == 3 for _, spilled, lines in found.values()), found
+    spills = SPILLS.get((arch, together), {})
+    assert all(spilled <= spills.get(name, 0) and lines == 3 for name, (_, spilled, lines) in found.items()), found
     assert all(registers * shape.threads * shape.resident <= 65536 for registers, _, _ in found.values())
-    assert shape.resident * shape.threads == (256 if alone else 1024)
+    assert shape.resident * shape.threads == (256 if together == 8 else 1024)
 
 
 def test_nvrtc_takes_cores_of_every_kind_and_the_structure_kernel():
@@ -130,13 +161,28 @@ def test_nvrtc_takes_cores_of_every_kind_and_the_structure_kernel():
 
 def test_what_suits_a_gpu():
     """Shared memory that a block may have: compute capability 9.0 and 10.0, 12.0, and one without clusters."""
-    for room in (232448, 101376):
-        few, many = suited(room, PAPER, 16)
-        assert (few.together, few.resident, many.together, many.resident) == (MAX_PORTABLE, 1, 4, 4)
-    few, many = suited(0, PAPER, 16)
-    assert few == many == launches_layout(PAPER, 16)
-    assert suited(232448, 10000, 1)[0].together == 0  # columns of 316
-    assert suited(101376, 200000, 1)[0].together == 0
+    for room, blocks in ((232448, [8, 4, 2, 1]), (101376, [8, 4, 2])):
+        fitting = suited(room, PAPER, 16)
+        assert [shape.together for shape in fitting] == blocks
+        assert fitting[0] == cluster_layout(PAPER, MAX_PORTABLE, 16, alone=True)
+        assert fitting[1:] == tuple(cluster_layout(PAPER, together, 16) for together in blocks[1:])
+        assert all(shape.arena <= room for shape in fitting)
+    assert suited(0, PAPER, 16) == (launches_layout(PAPER, 16),)
+    assert suited(232448, 10000, 1) == (launches_layout(10000),)  # columns of 316
+    assert suited(101376, 200000, 1) == (launches_layout(200000),)
+
+
+@pytest.mark.parametrize(
+    ("multiprocessors", "room", "expected"),
+    [
+        (132, 232448, {1: 8, 16: 8, 17: 4, 33: 4, 34: 2, 64: 2, 66: 2, 67: 1, 1024: 1}),  # an H100
+        (170, 101376, {1: 8, 21: 8, 22: 4, 42: 4, 43: 2, 1024: 2}),  # an RTX 5090
+        (132, 0, {1: 0, 1024: 0}),
+    ],
+)
+def test_every_block_has_a_multiprocessor_where_there_are_enough(multiprocessors, room, expected):
+    fitting = suited(room, PAPER, 16)
+    assert {batch: layout_for(fitting, batch, multiprocessors).together for batch in expected} == expected
 
 
 # the same source on the CPU
@@ -147,8 +193,8 @@ def test_what_suits_a_gpu():
     ("reals", "channels", "together", "dtype", "batch"),
     [
         (SMALL, 4, 1, np.float32, 3),
-        (SMALL, 1, 2, np.float32, 1),
-        (SMALL, 4, 8, np.float16, 2),
+        (SMALL, 4, 2, np.float16, 2),
+        (SMALL, 4, 8, np.float32, 1),
         (SMALL, 4, 16, np.float32, 1),
         (2, 1, 8, np.float32, 2),
         (1984, 31, 8, np.float32, 2),
@@ -158,22 +204,47 @@ def test_what_suits_a_gpu():
         (PAPER, 1, 8, np.float32, 1),
         (PAPER, 16, 4, np.float16, 1),
         (100000, 4, 8, np.float32, 1),  # 56 x 56 x 32
+        (16320, 16, 8, np.float32, 2),  # 32 x 32 x 16: the last factor is nearly a power of two
+        (16258, 1, 1, np.float16, 2),
         (SMALL, 4, 0, np.float32, 3),
         (2048, 16, 0, np.float16, 2),
         (10000, 8, 0, np.float32, 2),  # columns of 316
         (PAPER, 16, 0, np.float32, 2),
+        (16320, 16, 0, np.float32, 2),
         (200000, 1, 0, np.float32, 1),  # 76 x 60 x 44
     ],
 )
 def test_the_reference_within_rounding(folder, reals, channels, together, dtype, batch):
-    shape = cluster_layout(reals, together, channels, together == 8) if together else launches_layout(reals, channels)
+    shape = layout_of(reals, channels, together)
     kernel = OnCpu(folder, shape, dtype)
     assert all(kernel.blocks(name) == shape.blocks(name) for name in kernel.launches)
     check(kernel, batch)
 
 
 @pytest.mark.compiler
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("together", [0, 8])
+def test_without_what_rounding_left_the_power_would_tell_pictures_apart(folder, together):
+    shape = cluster_layout(16320, together, 16) if together else launches_layout(16320, 16)
+    source = shape.source().replace("return MAY_TAKE_REST && (FEW || sticks(factor));", "return false;")
+    assert source != shape.source()
+    with pytest.raises(AssertionError, match="1e-08"):
+        check(OnCpu(folder, shape, source=source), 2)
+
+
+@pytest.mark.parametrize("reals", [SMALL, 10000, 16256, 16258, 16320, 16322, PAPER, 100000])
+def test_where_the_largest_value_takes_what_rounding_left(reals, monkeypatch):
+    """The kernels tell by the size what the reference tells by the last factor."""
+    factors, normalize = [], mix.normalize
+    monkeypatch.setattr(mix, "normalize", lambda on_air: factors.append(normalize(on_air)) or factors[-1])
+    _, unit = draw(np.random.default_rng(reals), 1, reals)
+    mix.mix(unit, mix.derive_keys(K, SESSION, [reals], DIGEST, reals))
+    exponent = np.log2(factors[0][1][0])
+    taken = mix.padded_size(reals) < mix.FEW or abs(exponent - round(exponent)) < mix.STICKS
+    assert rest_may_be_taken(*mix.factors(reals)) == taken == (reals <= 16320)
+
+
+@pytest.mark.compiler
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_the_reference_for_any_size(folder, data):
     channels = data.draw(st.integers(1, 24))
@@ -190,7 +261,7 @@ def test_the_reference_for_any_size(folder, data):
 @pytest.mark.parametrize("order", range(4))
 @pytest.mark.parametrize("together", [0, 8])
 def test_the_order_of_threads_and_blocks_changes_no_bit(folder, order, together):
-    kernel = OnCpu(folder, cluster_layout(PAPER, together, 16) if together else launches_layout(PAPER, 16))
+    kernel = OnCpu(folder, layout_of(PAPER, 16, together))
     x, _ = draw(np.random.default_rng(7), 1, PAPER)
     keys = packet_keys(K, SESSION, [7], DIGEST)
     on_air, scales = kernel.mix(x, keys, order)
@@ -201,10 +272,10 @@ def test_the_order_of_threads_and_blocks_changes_no_bit(folder, order, together)
 
 
 @pytest.mark.compiler
-@pytest.mark.parametrize("reals", [SMALL, 2820, PAPER, 100000])
-def test_the_key_material_to_the_bit(folder, reals):
+@pytest.mark.parametrize(("reals", "channels"), [(SMALL, 4), (2820, 1), (PAPER, 16)])
+def test_the_key_material_to_the_bit(folder, reals, channels):
     """What the first launches leave in the workspace: the stream, pads, the order of rows and of columns."""
-    kernel = OnCpu(folder, launches_layout(reals))
+    kernel = OnCpu(folder, launches_layout(reals, channels))
     shape, counters = kernel.shape, [0, 1, 2**32 - 1, 2**64 - 1]
     kernel.mix(np.ones((4, reals), np.float32), packet_keys(K, SESSION, counters, DIGEST))
     kernel.unmix(np.ones((4, shape.size), np.float32), packet_keys(K, SESSION, counters, DIGEST))
@@ -225,7 +296,7 @@ def test_the_key_material_to_the_bit(folder, reals):
 @pytest.mark.parametrize("together", [0, 8])
 def test_pads_to_the_bit(folder, together):
     """Of silence only the pads are mixed: those of the reference, whatever their power."""
-    kernel = OnCpu(folder, cluster_layout(SMALL, together) if together else launches_layout(SMALL))
+    kernel = OnCpu(folder, layout_of(SMALL, 4, together))
     keys = mix.derive_keys(K, SESSION, [3], DIGEST, SMALL)
     on_air, scales = kernel.mix(np.zeros((1, SMALL), np.float32), packet_keys(K, SESSION, [3], DIGEST))
     back = kernel.unmix(on_air, packet_keys(K, SESSION, [3], DIGEST))
@@ -239,28 +310,29 @@ def test_pads_to_the_bit(folder, together):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
 @pytest.mark.parametrize("together", [0, 8])
 def test_features_that_are_not_finite_have_no_scale(folder, bad, together):
-    kernel = OnCpu(folder, cluster_layout(SMALL, together) if together else launches_layout(SMALL))
+    kernel = OnCpu(folder, layout_of(SMALL, 4, together))
     x, _ = draw(np.random.default_rng(5), 3, SMALL)
     x[1, 17] = bad
     _, scales = kernel.mix(x, packet_keys(K, SESSION, range(3), DIGEST))
     assert (np.isfinite(scales) & (scales > 0)).tolist() == [True, False, True]
 
 
+BARRIER = r"    meet\(\);|    __syncthreads\(\);"
+BARRIERS = len(re.findall(BARRIER, mix_cluster.SOURCE))
+
+
 @pytest.mark.compiler
-@pytest.mark.parametrize("barrier", range(len(re.findall(r"    meet\(\);|    __syncthreads\(\);", mix_cluster.SOURCE))))
+@pytest.mark.parametrize("barrier", range(BARRIERS))
 def test_every_barrier_is_needed_and_its_lack_is_seen(folder, barrier):
-    shape = cluster_layout(SMALL, 4, 4)
-    count = -1
-
-    def without(match: re.Match) -> str:
-        nonlocal count
-        count += 1
-        return "    ;" if count == barrier else match[0]
-
-    source = re.sub(r"    meet\(\);|    __syncthreads\(\);", without, shape.source())
-    assert source != shape.source()
+    shape, numbers = cluster_layout(SMALL, 4, 4), itertools.count()
+    source = re.sub(BARRIER, lambda match: f"    if (lacks != {next(numbers)}) {match[0].strip()}", shape.source())
+    assert next(numbers) == BARRIERS
+    kernel = OnCpu(folder, shape, source='static int lacks;\nextern "C" void lack(int barrier) { lacks = barrier; }\n' + source)
+    kernel.library.lack(BARRIERS)
+    check(kernel, 2)
+    kernel.library.lack(barrier)
     with pytest.raises(AssertionError, match=r"race|met different barriers"):
-        check(OnCpu(folder, shape, source=source), 2)
+        check(kernel, 2)
 
 
 @pytest.mark.compiler

@@ -14,6 +14,7 @@ from semseal.runtime.bundle import open_bundle, packaged_bundle
 from semseal.runtime.defense import index
 from semseal.runtime.engine import open_engine
 from semseal.runtime.errors import BundleError, EngineError, GraphError
+from semseal.runtime.gpu.mix_kernel import compile_kernels, compile_structure, suited
 from semseal.runtime.pixels import with_pixels
 from semseal.runtime.signing import owner_key
 
@@ -97,6 +98,27 @@ def test_packaged_graphs_with_mix_build_and_the_keys_stay_inputs(side, precision
     assert described(layer_report("tensorrt-rtx", plan, graph)["inputs"]) == MIXED[side]
     for name, *_ in KEYS:
         assert name.encode() in plan
+
+
+@builds
+@pytest.mark.parametrize(("capability", "room"), [(86, 0), (89, 0), (120, 101376)])
+def test_plans_and_the_mix_kernels_behind_them_build(capability, room):
+    """What ``FusedMix`` takes: the plain plan of a side, and kernels for the float32 symbols between them."""
+    bundle, arch = open_bundle("photos-10db"), f"sm_{capability}"
+    for side, first, last in (("transmitter", "image", "symbols"), ("receiver", "symbols", "image")):
+        files = plan_files("tensorrt-rtx", {(side, "fp32"): bundle.graph(side)}, capabilities=[capability])
+        plan, report = files[f"engines/{side}.fp32.tensorrt-rtx.engine"], files[f"engines/{side}.fp32.tensorrt-rtx.engine.json"]
+        told = json.loads(report)
+        assert len(plan) > 100_000
+        assert [tensor["name"] for tensor in told["inputs"]] == [first, "index"]
+        (output,) = told["outputs"]
+        assert (output["name"], output["dtype"]) == (last, "float32")
+    reals, channels = 2 * bundle.n_symbols, int(bundle.manifest["model"]["c"])
+    shapes = suited(room, reals, 1)
+    assert (shapes[0].together == 0) == (room == 0)
+    codes = [compile_kernels(shape, np.dtype(np.float32), arch) for shape in shapes]
+    codes.append(compile_structure(reals, channels, 1, np.dtype(np.float32), arch))
+    assert all(code.code[:4] == b"\x7fELF" for code in codes)
 
 
 @builds

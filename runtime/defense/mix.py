@@ -65,8 +65,8 @@ _ORDERS = range(4, 513)  # of a and b
 _NARROWEST, _WIDEST = 8, 64  # c; in rows of 4, features that fill one row can be told, if barely
 _TURNS = ROUNDS // 2 + 1  # round the clock, at most, of a digit of a row
 _SLACK = 100  # one part in so many may be added to the size where that is cheaper to compute
-_FEW = 2**14  # reals, below which rounding to float32 moves the power by up to 1e-8
-_STICKS = 4e-6  # from a power of two, in powers of two: by such a factor all values round to what they were, whatever the power
+FEW = 2**14  # reals, below which rounding to float32 moves the power by up to 1e-8
+STICKS = 4e-6  # from a power of two, in powers of two: by such a factor all values round to what they were, whatever the power
 _LANES = 16  # floats in the widest registers of today's processors
 _PAD_UNIT = np.float32(math.sqrt(1.5) * 2.0**-32)  # the sum of four 32-bit words has a deviation of 2^32 / sqrt(3)
 
@@ -268,7 +268,7 @@ def normalize(on_air: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray
         # NumPy widens, multiplies and rounds a part of the image at a time, which stays in the caches
         np.multiply(image, factors[i], out=image, dtype=np.float64, casting="same_kind")
         exponent = math.log2(factors[i])
-        if image.size < _FEW or abs(exponent - round(exponent)) < _STICKS:
+        if image.size < FEW or abs(exponent - round(exponent)) < STICKS:
             largest = np.abs(image).argmax()
             image[largest] += (image.size / 2 - _energy(image)) / (2 * float(image[largest]))
     return images.reshape(on_air.shape), factors

@@ -398,7 +398,8 @@ def _open_session(name: str, onnxruntime: Any, graph: bytes, stream: "Stream") -
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    settings = {"device_id": "0", "user_compute_stream": str(int(stream.handle))}
+    # no device_id: it is 0, and ONNX Runtime 1.26 and later warn where one is named and the provider is no plugin
+    settings = {"user_compute_stream": str(int(stream.handle))}
     if name == "onnxruntime-cuda":
         settings |= {"enable_cuda_graph": "1", "use_tf32": "0"}
         # channels last is 15 to 20 % faster, but not with what is quantized, and not for every operator

@@ -20,7 +20,6 @@ constexpr int SUMS = G * WARPS;  // of the warps of an image
 static_assert(THREADS % 32 == 0 && SLICES * C <= THREADS, "a thread holds one column");
 // threads that make the stream and nothing else, while the others fetch the image; none where other blocks fill the time
 constexpr int MAKERS = RESIDENT == 1 && CHUNK * 2 <= THREADS ? (CHUNK + 31) / 32 * 32 : 0, LOADERS = THREADS - MAKERS;
-constexpr bool FEW = SIZE < 16384;
 
 // the shared memory of a block, in bytes
 constexpr int TILE_AT = 0, STREAM_AT = TILE_AT + 4 * TILE_ROWS * PITCH, SUMS_AT = (STREAM_AT + CHUNK * 17 * 4 + 15) / 16 * 16;
@@ -335,7 +334,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
     const double factor = sqrt(SIZE / 2 / total(m, 2));
     const span<float> out = on_air + (size_t)image * SIZE;
     if (rank == 0 && m.thread == 0) scales[image] = (float)(factor * for_features / SOFTER);
-    if (!FEW) {
+    if (!takes_rest(factor)) {
         #pragma unroll 8
         for (int e = m.thread; e < kept * C; e += THREADS)
             out[row_of(rank, e / C) * C + e % C] = (float)(factor * m.tile[e / C * PITCH + e % C]);

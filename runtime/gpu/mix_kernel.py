@@ -4,9 +4,9 @@
     unmix   symbols as received ── un-mixed ──> features
 
 Each kernel expands the ChaCha20 stream from the packet's key and makes signs, pads, the order of rows and of columns itself.
-From compute capability 9.0 on an image is in the shared memory of the blocks of one cluster (``mix_cluster``): 8 that have a
-multiprocessor each where there are few images, 4 where there are many. Elsewhere, and for columns of more than 64 values, there
-are several launches with the image in L2 (``mix_launches``).
+From compute capability 9.0 on an image is in the shared memory of the blocks of one cluster (``mix_cluster``): 8, 4, 2 or 1,
+the most that have a multiprocessor each. Elsewhere, and for columns of more than 64 values, there are several launches with the
+image in L2 (``mix_launches``).
 
 What bounds the time of an image of 32,400 reals (32 x 32 x 32 on air) on an H100, computed before anything was measured, for
 132 multiprocessors at 1.75 GHz and copies of 3.0 TB/s:
@@ -24,9 +24,40 @@ work: four share a multiprocessor's registers, 64 for each of 1,024 threads. For
 each) and 7 passes of a thread through its 32 values (700 clocks each) come one after the other: about 8 us. Several
 launches are 10: about 15 us.
 
+Measured on one (commit 6f07d25, 1.98 GHz, copies of 2.94 TB/s; benchmarks/results/nvidia-h100-80gb-hbm3.json):
+
+    batch 1024, ns an image    8 blocks    4      2      1    several launches
+    mix                        356         337    297    273  2,941
+    computed, all in sequence              350    313    240
+    un-mixing                  308         299    262    235  2,545
+
+    one image, us              8 blocks, a multiprocessor each    4       2       1       several launches
+    mix                        15.5                               19.5    25.0    29.3    52.0
+    un-mixing                  13.3                               17.5    22.4    26.2    42.8
+
+Many images take what the four bounds are in sequence: blocks that share a multiprocessor do not overlap them, so the fewer
+blocks have an image, the less crosses between them, and one block is best (32 % of the copy, un-mixing 38 %). At batch 64 one
+block each leaves half of the GPU idle, and two are best (467 ns). One block's ``unmix`` spills a few of its 64 registers on
+9.0 (NVRTC 13.5; what 13.0 did, by which this was timed, was not looked at). For one image,
+clocks up to each barrier, 27,770 to the last:
+
+    key stream                               2,740    computed 1,900
+    features in                              2,620
+    pads, their power and the features'      2,670
+    tables, first rows                       3,680    the pass through rows is 700 of it, as the second rows say
+    second rows                                810    computed 700
+    b, twice                    1,590 and    1,520    computed 950 each, the barrier behind it counted
+    a and the shuffle           2,510 and    3,020    computed 950 each, the way between blocks not counted
+    a, the second time          2,790 and      190
+    last rows, their power                   3,640    computed 950
+
+So what crosses between blocks takes three times what was computed, sums over all blocks and the tables, which nothing was
+computed for, a third of the time.
+
 The result is that of ``semseal.runtime.defense.mix`` within ``rounding``, since sums are added in another order; pads,
 signs and orders are the same bits. The tests compile this source for eight GPU generations and run it on the CPU under a
-checker of races and bounds; benchmarks/on_gpu.py does the rest.
+checker of races and bounds; benchmarks/on_gpu.py does the rest. What changed after that commit, the number of blocks by the
+batch and where the largest value takes what rounding left, has not run on a GPU.
 """
 
 import math
@@ -41,7 +72,15 @@ from semseal.runtime.channel import SILENCE
 from semseal.runtime.defense import mix
 from semseal.runtime.defense.keys import derive
 from semseal.runtime.gpu import mix_cluster, mix_launches
-from semseal.runtime.gpu.mix_source import COMMON, MAX_IN_REGISTERS, STRUCTURE, core_of, macros, matrices_source
+from semseal.runtime.gpu.mix_source import (
+    COMMON,
+    MAX_IN_REGISTERS,
+    STRUCTURE,
+    core_of,
+    macros,
+    matrices_source,
+    rest_may_be_taken,
+)
 
 if TYPE_CHECKING:
     from cuda.core import Buffer, Device, Kernel, ObjectCode, Stream
@@ -54,6 +93,8 @@ MAX_PORTABLE = 8  # blocks of a cluster that every GPU with clusters takes
 LAUNCH_THREADS = 128
 ALONE_THREADS = 256  # of a block that has a multiprocessor for itself: some make the key stream, some fetch the image
 STRUCTURE_THREADS = 1024
+MAX_RMS_OFF = 1e-6  # of values on air from the reference's, root mean square, see docs/wire.md
+MAX_LARGEST_OFF = 2e-4  # of the value that takes what rounding left of the power
 
 
 @dataclass(frozen=True)
@@ -99,10 +140,10 @@ class MixLayout:
         """Blocks for each image in a launch."""
         if self.together:
             return self.together
-        few = self.size < 2**14
+        one = rest_may_be_taken(self.a, self.b, self.c)
         chunks = {axis: -(-m // 8) if m > MAX_IN_REGISTERS else 1 for axis, m in (("a", self.a), ("b", self.b))}
         if kernel.startswith(("load", "out")):
-            return 1 if few else min(128, -(-self.size // (16 * self.threads)))
+            return 1 if one else min(128, -(-self.size // (16 * self.threads)))
         if kernel == "stream":
             work = -(-stream_words(self.reals) // 16)
         elif kernel.startswith("rows"):
@@ -130,7 +171,7 @@ def launches_layout(reals: int, channels: int = 1) -> MixLayout:
     _check(reals, channels)
     a, b, c = mix.factors(reals)
     size, threads = a * b * c, LAUNCH_THREADS
-    warps, parts = threads // 32, 1 if size < 2**14 else min(128, -(-size // (16 * threads)))
+    warps, parts = threads // 32, 1 if rest_may_be_taken(a, b, c) else min(128, -(-size // (16 * threads)))
     loud = -(-(2 * size + -(-stream_words(reals) // 16) * 16 + a * b + c) // 2) * 2
     work = loud + 4 * parts * warps + 2 * -(-a * b // threads) * warps
     return MixLayout(reals, channels, a, b, c, 0, threads, 1, 0, work)
@@ -184,31 +225,38 @@ class MixKernel:
         self, device: "Device", reals: int, channels: int, dtype: "np.dtype[Any]", shape: MixLayout | None = None
     ) -> None:
         """``shape``: that layout and no other. Raises ValueError for one that the blocks of this GPU cannot hold."""
-        self._device, self.dtype = device, dtype
-        self._few, self._many = suited(device_room(device), reals, channels) if shape is None else (shape, shape)
-        if max(self._few.arena, self._many.arena) > device_room(device):
-            raise ValueError(
-                f"an image takes {self._few.arena} bytes of each of {self._few.together} blocks, more than there are"
-            )
-        self._kernels = {shape: self._compiled(shape) for shape in (self._few, self._many)}
+        self._device, self.dtype, room = device, dtype, device_room(device)
+        self._fitting = suited(room, reals, channels) if shape is None else (shape,)
+        for fits in self._fitting:
+            if fits.arena > room:
+                raise ValueError(f"an image takes {fits.arena} bytes of each of {fits.together} blocks, more than there are")
+        self._kernels: dict[MixLayout, dict[str, Kernel]] = {}
+        self._compiled(self._fitting[0])  # what single images take; others when a batch wants them
 
     def _compiled(self, shape: MixLayout) -> dict[str, "Kernel"]:
+        if shape in self._kernels:
+            return self._kernels[shape]
         code = _compiled_once(shape, self.dtype, f"sm_{self._device.arch}")
         names = ("mix", "unmix") if shape.together else (*mix_launches.MIX, *mix_launches.UNMIX)
         kernels = {name: code.get_kernel(name) for name in names}
         if shape.together:
             for kernel in kernels.values():
                 _allow(kernel, shape, self._device)
+        self._kernels[shape] = kernels
         return kernels
 
     def layout(self, batch: int) -> MixLayout:
-        """What a batch is worked on with: for few images more blocks have each."""
-        return self._few if batch * self._few.together <= self._device.properties.multiprocessor_count else self._many
+        """What a batch is worked on with."""
+        return layout_for(self._fitting, batch, self._device.properties.multiprocessor_count)
 
     def workspace(self, batch: int, stream: "Stream") -> "Buffer":
-        """What the kernels need for up to ``batch`` images; used by one launch at a time."""
-        words = max(self._few.work, self._many.work) * batch
-        return self._device.allocate(max(256, 4 * words), stream=stream)
+        """What the kernels need for ``batch`` images, used by one launch at a time.
+
+        This compiles the kernels of such a batch, so that no capture has to.
+        """
+        shape = self.layout(batch)
+        self._compiled(shape)
+        return self._device.allocate(max(256, 4 * shape.work * batch), stream=stream)
 
     def mix(
         self,
@@ -253,7 +301,7 @@ class MixKernel:
         from cuda.core import LaunchConfig, launch
 
         config = LaunchConfig(grid=batch * shape.blocks(name), block=shape.threads, shmem_size=shape.arena)
-        launch(stream, config, self._kernels[shape][name], *buffers)
+        launch(stream, config, self._compiled(shape)[name], *buffers)
 
 
 @lru_cache(maxsize=32)
@@ -301,8 +349,8 @@ def rounding(values: int) -> float:
     """The largest difference from ``mix.mix`` and ``mix.unmix`` that is to be expected among so many values, at power 1.
 
     Sums are added in another order, so that the differences are nearly normal, of a deviation of 1.7e-7 to 4.7e-7, which
-    was computed, growing with the lengths of the products. The largest real of an image of few, which takes what rounding
-    left of the power, is off by 2e-5 at most.
+    was computed, growing with the lengths of the products. The largest real of an image that takes what rounding left of the
+    power is off by MAX_LARGEST_OFF at most.
     """
     return 6e-7 * math.sqrt(2 * math.log(2 * values))
 
@@ -313,19 +361,22 @@ def device_room(device: "Device") -> int:
     return int(device.properties.max_shared_memory_per_block_optin) if clusters else 0
 
 
-def suited(room: int, reals: int, channels: int) -> tuple[MixLayout, MixLayout]:
-    """For one image and for many: blocks that form clusters, of ``room`` bytes each, or several launches."""
-    fitting: list[MixLayout] = []
-    for together, alone in ((8, True), (8, False), (4, False)):
+def suited(room: int, reals: int, channels: int) -> tuple[MixLayout, ...]:
+    """From one image to many: blocks that form clusters, of ``room`` bytes each, or several launches."""
+    fitting: dict[int, MixLayout] = {}
+    for together, alone in ((8, True), (8, False), (4, False), (2, False), (1, False)):
         try:
             shape = cluster_layout(reals, together, channels, alone)
         except ValueError:
             continue
         if shape.arena <= room:
-            fitting.append(shape)
-    if not fitting:
-        fitting = [launches_layout(reals, channels)]
-    return fitting[0], fitting[-1]
+            fitting.setdefault(together, shape)
+    return tuple(fitting.values()) or (launches_layout(reals, channels),)
+
+
+def layout_for(fitting: Sequence[MixLayout], batch: int, multiprocessors: int) -> MixLayout:
+    """The first by which every block of a batch has a multiprocessor, else the last: blocks that wait for each other least."""
+    return next((shape for shape in fitting if batch * shape.together <= multiprocessors), fitting[-1])
 
 
 def packet_keys(key: bytes, session: bytes, counters: Sequence[int], model_digest: bytes) -> NDArray[np.uint32]:

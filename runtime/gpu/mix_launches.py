@@ -9,8 +9,8 @@ SOURCE = r"""
 constexpr int WARPS = THREADS / 32, OUTPUTS = 8;
 constexpr int A_CHUNKS = A > MAX_IN_REGISTERS ? (A + OUTPUTS - 1) / OUTPUTS : 1;
 constexpr int B_CHUNKS = B > MAX_IN_REGISTERS ? (B + OUTPUTS - 1) / OUTPUTS : 1;
-constexpr bool FEW = SIZE < 16384;
-constexpr int SHARES = (SIZE + 16 * THREADS - 1) / (16 * THREADS), PARTS = FEW ? 1 : SHARES < 128 ? SHARES : 128;
+constexpr int SHARES = (SIZE + 16 * THREADS - 1) / (16 * THREADS);
+constexpr int PARTS = MAY_TAKE_REST ? 1 : SHARES < 128 ? SHARES : 128;  // one block must see what rounding left
 constexpr int STREAM_PARTS = (BLOCKS + THREADS - 1) / THREADS, ROW_PARTS = (ROWS + THREADS - 1) / THREADS;
 constexpr int A_PARTS = (B * C * A_CHUNKS + THREADS - 1) / THREADS, B_PARTS = (A * C * B_CHUNKS + THREADS - 1) / THREADS;
 
@@ -359,18 +359,19 @@ extern "C" __global__ void __launch_bounds__(THREADS) out(span<unsigned> work, s
     factors(m, p.thread, for_features, for_pads);
     if (p.at == 0) scales[p.image] = (float)(factor * for_features / SOFTER);
     const span<float> to = on_air + (size_t)p.image * SIZE;
+    const bool rest = takes_rest(factor);
     double energy = 0;
     unsigned long long largest = 0;
     #pragma unroll 4
     for (int e = p.at; e < SIZE; e += PARTS * THREADS) {
         const float x = (float)(factor * m.x[e]);
         to[e] = x;
-        if (!FEW) continue;
+        if (!rest) continue;
         energy += (double)x * x;
         const unsigned long long key = (unsigned long long)(bits_of(x) & 0x7fffffffu) << 32 | (0xffffffffu - e);
         largest = key > largest ? key : largest;
     }
-    if (!FEW) return;
+    if (!rest) return;
     // rounding left something of the power, which the largest takes; one block has the image
     energy = across(energy), largest = largest_of(largest);
     __syncthreads();  // all have read the sums, whose place this takes

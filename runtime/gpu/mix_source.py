@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from semseal.runtime.defense.mix import hadamard
+from semseal.runtime.defense.mix import FEW, STICKS, hadamard
 
 MAX_IN_REGISTERS = 64  # values of a vector that a thread holds
+MAX_FACTOR_OFF = 1e-5  # in powers of two: of the last factor, from what it is without rounding
 
 COMMON = r"""
 #pragma nv_diag_suppress 177  // none of the kernels needs all of this
@@ -73,6 +74,16 @@ constexpr int BLOCKS = (WORDS + 15) / 16;  // of ChaCha20
 constexpr int KEY = 10;                    // words of an image's key: 8, and the counter's two
 constexpr int MASK_WORDS = (C + 31) / 32;
 static_assert(P * Q == ROWS && SIZE % 64 == 0 && C % 4 == 0, "");
+
+// Whether a factor is so near a power of two that every value rounds to what it was, see step 9 of docs/wire.md
+static __device__ bool sticks(double factor)
+{
+    const long long mantissa = (__double_as_longlong(factor) & 0xfffffffffffffll) | 0x3ff0000000000000ll;
+    const double one_to_two = __longlong_as_double(mantissa);
+    return one_to_two < STICKS || one_to_two > 2 / STICKS;
+}
+// Whether the largest value takes what rounding left of the power. Most sizes settle it when they are compiled
+static __device__ bool takes_rest(double factor) { return MAY_TAKE_REST && (FEW || sticks(factor)); }
 
 // Block number `block` of the stream: out(i, word) takes its 16 words
 template <class Key, class Out>
@@ -221,12 +232,23 @@ def matrices_source(a: int, b: int, c: int) -> str:
     return "".join(out)
 
 
+def rest_may_be_taken(a: int, b: int, c: int) -> bool:
+    """Whether this size has images of which the largest value takes what rounding left of the power.
+
+    The kernels' factor is SOFTER but for the rounding of step 1 and of sums, some 1e-6 of it; the reference's is that times a
+    power of two.
+    """
+    exponent = math.log2(a * b * c**1.5)
+    return a * b * c < FEW or abs(exponent - round(exponent)) < STICKS + MAX_FACTOR_OFF
+
+
 def macros(reals: int, a: int, b: int, c: int, channels: int, half: bool, least_power: float) -> list[tuple[str, str]]:
     """The constants that any of the sources is compiled with."""
     rows = a * b
     q = max(m for m in range(1, math.isqrt(rows) + 1) if rows % m == 0)
     sizes: dict[str, Any] = {"A": a, "B": b, "C": c, "REALS": reals, "P": rows // q, "Q": q, "CHANNELS": channels}
     sizes |= {"HALF": int(half), "LEAST_POWER": f"{least_power:.9e}f", "SOFTER": f"{1 / (rows * c**1.5):.17e}"}
+    sizes |= {"FEW": f"(SIZE < {FEW})", "MAY_TAKE_REST": int(rest_may_be_taken(a, b, c)), "STICKS": f"{2.0**STICKS:.17e}"}
     return [(name, str(value)) for name, value in sizes.items()]
 
 
