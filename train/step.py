@@ -51,6 +51,7 @@ def update(
     assert norm is not None
     told = torch.tensor(float(stop), device=fabric.device)
     means = fabric.all_reduce(torch.stack([loss.detach(), mse.detach(), told]), reduce_op="mean")
+    assert isinstance(means, Tensor)
     # one copy from the device, so the host waits for it once
     mean_loss, mean_mse, stops, gradient = torch.cat([means, norm.detach().reshape(1)]).tolist()
     if math.isfinite(mean_loss) and math.isfinite(gradient):

@@ -331,7 +331,7 @@ def _copies(case: Case) -> list[Stage]:
         assert np.array_equal(image.host, case.images), "other pictures came back from the device"
 
     def check_download(_: Reals) -> None:
-        expected = case.reference.symbols.reshape(symbols.shape)
+        expected = case.reference.symbols.reshape(symbols.host.shape)
         symbols.host[...] = expected
         symbols.upload(stream)
         stream.sync()
