@@ -319,6 +319,8 @@ def test_what_cannot_be_attacked_is_said_before_anything_is_written(small_bundle
         audit_recording(small_bundle, air, "photos", out, CHEAP)
     assert not out.exists()
     (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "thesis.txt").write_text("mine")
-    with pytest.raises(AuditError, match="neither empty nor of a recording"):
-        audit_recording(small_bundle, air, "photos", tmp_path / "thesis", CHEAP)
+    for name, text in (("thesis.txt", "mine"), ("results.json", '{"what": "semseal bench"}')):
+        (tmp_path / "thesis" / name).write_text(text)
+        with pytest.raises(AuditError, match="neither empty nor of a recording"):
+            audit_recording(small_bundle, air, "photos", tmp_path / "thesis", CHEAP)
+        (tmp_path / "thesis" / name).unlink()

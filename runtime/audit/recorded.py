@@ -40,6 +40,7 @@ from semseal.runtime.progress import told
 
 RECORDED = tuple(attack.name for attack in ATTACKS if attack.recorded)
 DEFAULT = ("none", "permute+substitute", "mix")  # what Eve supposes, as far as the number of symbols lets her
+WHAT = "semseal audit --recording"
 SHOWN = 12  # pictures of each attack on the page
 UNKNOWN = "the pictures that were sent are not known: --sent names them"
 UNALIGNED = "no frame can be aligned with the pictures of --sent"
@@ -111,7 +112,7 @@ def _results(
     few = f"of fewer than {MIN_PICTURES} pictures there is no verdict" if verdict is None else None
     quiet = f"no noise can be told in it: {QUIET_DB:g} dB or more, and she takes hers for {QUIET_DB:g}"
     return RecordedResults(
-        what="semseal audit --recording",
+        what=WHAT,
         environment=environment(PACKAGES),
         bundle=link.name,
         digest=case.bundle.digest.hex(),
@@ -138,8 +139,13 @@ def _results(
 
 def _check_out(out: Path) -> None:
     """Empty, or that of a recording: what was made of one before is replaced."""
-    others = {path.name for path in out.iterdir()} - {"results.json", "report.html"} if out.is_dir() else set()
-    if out.is_file() or others:
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    earlier = out / "results.json"
+    if there and earlier.is_file():
+        with open(earlier, "rb") as file:
+            if f'"what": "{WHAT}"'.encode() in file.read(100):
+                there -= {"results.json", "report.html"}
+    if out.is_file() or there:
         raise AuditError(f"{out} is neither empty nor of a recording", "choose another --out")
     check_writable(out / "results.json")
 
