@@ -14,12 +14,13 @@ from semseal.runtime.channel import CHANNELS
 from semseal.runtime.defense.defenses import BY_NAME
 from semseal.runtime.engine import ENGINES
 from semseal.runtime.files import check_writable
-from semseal.runtime.options import FOLDER, NEW_FILE, NUMBER, PRECISION, LazyChoice, example
+from semseal.runtime.options import FOLDER, NEW_FILE, NUMBER, PRECISION, LazyChoice, UserPath, example
 
 if TYPE_CHECKING:
     from semseal.runtime.audit.settings import Settings
 
 out = Console(emoji=False)
+_ONE_OF = ("engines", "precisions", "main_snrs")  # of the options of ``audit``, with --recording
 
 
 def _attacks() -> Sequence[str]:
@@ -51,6 +52,7 @@ class Budget(click.ParamType):
         "semseal audit edge --data photos --out audit --quick",
         "semseal audit edge --data photos --out audit --quick --defense mix --budget 0.3",
         "semseal audit own edge --data photos --out both --engine openvino --precision int8",
+        "semseal audit edge --recording air --sent photographs --data photos --out recorded --quick",
     )
 )
 @click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...")
@@ -122,6 +124,19 @@ class Budget(click.ParamType):
 )
 @click.option("--junit", type=NEW_FILE, metavar="FILE", help="write the budgets as JUnit XML")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--recording",
+    type=NEW_FILE,
+    metavar="NAME",
+    help="attack what semseal send or receive --record wrote; --defense is then what Eve supposes",
+)
+@click.option(
+    "--sent",
+    multiple=True,
+    type=UserPath(path_type=Path),
+    metavar="PICTURES",
+    help="with --recording: what semseal send was given, to score what Eve gets; may be repeated",
+)
 def audit(
     bundles: tuple[str, ...],
     data: str,
@@ -129,6 +144,8 @@ def audit(
     jobs: int,
     budgets: tuple[tuple[str, float], ...],
     junit: Path | None,
+    recording: Path | None,
+    sent: tuple[Path, ...],
     **asked: Any,
 ) -> None:
     """Attack deployed engines and tabulate what leaks: Tables I to IV of the paper, and adaptive attacks.
@@ -137,6 +154,12 @@ def audit(
     The same command continues an interrupted audit.
     """
     settings = _settings(**asked)
+    if recording is not None:
+        refused = {"--budget": budgets, "--junit": junit, "--jobs": jobs > 1}
+        _audit_recording(bundles, recording, sent, data, folder, settings, asked, refused)
+        return
+    if sent:
+        raise click.UsageError("--sent goes with --recording")
     _check_gate(settings, budgets, junit)
     from semseal.runtime.audit.gate import complaint, write_junit
     from semseal.runtime.audit.run import audit as run_audit
@@ -154,6 +177,34 @@ def audit(
         message, hint = complaint(results.gate)
         click.echo(f"error: {message}\nhint: {hint}", err=True)
         sys.exit(1)
+
+
+def _audit_recording(
+    bundles: tuple[str, ...],
+    recording: Path,
+    sent: tuple[Path, ...],
+    data: str,
+    folder: Path,
+    settings: "Settings",
+    asked: dict[str, Any],
+    refused: dict[str, Any],
+) -> None:
+    """Attack what was recorded. ``asked`` are the options as given, ``refused`` some that mean nothing here."""
+    refused |= {"--eve-snr": asked["eve_snrs"], "--channel": asked["channel"]}
+    if given := [option for option, value in refused.items() if value]:
+        raise click.UsageError(f"{', '.join(given)}: not with --recording")
+    several = {"BUNDLE": bundles, **{f"--{name[:-1].replace('_', '-')}": asked[name] for name in _ONE_OF}}
+    if given := [option for option, value in several.items() if len(value) > 1]:
+        raise click.UsageError(f"{', '.join(given)}: one with --recording")
+    from semseal.runtime.audit.recorded import RECORDED, audit_recording
+    from semseal.runtime.audit.recordedpage import print_recorded
+
+    if unfit := [name for name in asked["attacks"] if name not in RECORDED]:
+        raise click.UsageError(f"--attack {unfit[0]} takes more than a recording; these do not: {', '.join(RECORDED)}")
+    results = audit_recording(
+        Path(bundles[0]), recording, data, folder, settings, tuple(dict.fromkeys(asked["defenses"])), sent
+    )
+    print_recorded(out, results, folder)
 
 
 def _check_gate(settings: "Settings", budgets: tuple[tuple[str, float], ...], junit: Path | None) -> None:

@@ -66,6 +66,7 @@ class Attack:
     published: bool = False  # the paper's own
     misuse: bool = False
     noiseless: bool = False  # does without Eve's channel, so that one of her SNRs is enough
+    recorded: bool = False  # needs no key, no chosen picture and one packet of each, so that it works on a recording
     of_scale: bool = False  # for models whose scale is in the header
 
 
@@ -80,7 +81,7 @@ def _white_box(scene: Scene, cell: Cell, advance: Advance) -> Images:
     told = _in_seconds(advance, WHITE_BOX_S)
     if not scene.bundle.has_scale:
         return whitebox.invert(scene.surrogate, received, start, scene.bundle.h, settings, advance=told)
-    if cell.defense != "none":
+    if not scene.knows_scales(DEFENSES[cell.defense]):
         return whitebox.invert(scene.surrogate_on_air, received, start, scene.bundle.h, settings, advance=told)
     scales = scene.scales[: len(few)]
     return whitebox.invert(scene.surrogate, received, start, scene.bundle.h, settings, advance=told, scales=scales)
@@ -91,7 +92,7 @@ def _black_box(scene: Scene, cell: Cell, advance: Advance) -> Images:
     network = blackbox.new_network(*scene.feature_shape, scene.bundle.height, scene.bundle.width, settings.seed)
     practice = scene.received_symbols(scene.attacker_images, defense, _snr(cell), 2)
     received = scene.received_symbols(scene.images, defense, _snr(cell), 1)
-    if defense.name == "none":  # the network is given them as loud as they were, where Eve knows that
+    if scene.knows_scales(defense):  # the network is given them as loud as they were, where Eve knows that
         practice, received = practice / scene.attacker_scales[:, None], received / scene.scales[:, None]
     steps, told = settings.blackbox_steps, _in_seconds(advance, BLACK_BOX_S)
     blackbox.train_inverse(network, practice, scene.attacker_images, steps=steps, seed=settings.seed, advance=told)
@@ -317,6 +318,7 @@ ATTACKS = (
         cost=lambda settings: WHITE_BOX_S * settings.optimised_pictures * settings.whitebox.steps,
         optimised=True,
         published=True,
+        recorded=True,
     ),
     Attack(
         "black-box",
@@ -326,14 +328,16 @@ ATTACKS = (
         _black_box,
         cost=lambda settings: BLACK_BOX_S * settings.blackbox_steps * blackbox.BATCH_SIZE,
         published=True,
+        recorded=True,
     ),
-    Attack("no-key", "feeds what she received straight to Bob's decoder", "nothing else", "none", _no_key),
+    Attack("no-key", "feeds what she received straight to Bob's decoder", "nothing else", "none", _no_key, recorded=True),
     Attack(
         "row-ordering",
         "puts the rows back in order by their likeness; no key, no scheme list",
         "images of her own",
         "permute",
         _row_ordering,
+        recorded=True,
     ),
     Attack(
         "brute-force",
@@ -350,6 +354,7 @@ ATTACKS = (
         "none",
         _learned_inverse,
         cost=lambda settings: LEARNED_S * settings.learned_steps * learned.BATCH_SIZE,
+        recorded=True,
     ),
     Attack(
         "set-inverse",
@@ -358,6 +363,7 @@ ATTACKS = (
         "permute",
         _set_inverse,
         cost=lambda settings: SET_S * settings.learned_steps * learned.BATCH_SIZE,
+        recorded=True,
     ),
     Attack(
         "row-matching",
@@ -367,6 +373,7 @@ ATTACKS = (
         _row_matching,
         cost=lambda settings: ROW_MATCHING_S * settings.optimised_pictures * settings.matching.steps,
         optimised=True,
+        recorded=True,
     ),
     Attack(
         "reused-scheme",

@@ -157,7 +157,7 @@ def _attacks_among(pictures: Pictures) -> list[str]:
 def _strips(results: Results, pictures: Pictures, images: Images) -> list[tuple[str, list[Strip]]]:
     """For each bundle, at its first place, a strip for each defence, Eve at the highest of her SNRs."""
     void, (px, _) = _void(results), _shown_px(results, pictures, images)
-    best, sent = max(results.settings.eve_snrs), Thumbnail("sent", _embedded(images[0], px))
+    best, sent = max(results.settings.eve_snrs), Thumbnail("sent", embedded(images[0], px))
     strips = []
     for place in results.firsts:
         here = []
@@ -199,7 +199,7 @@ def _shown_px(results: Results, pictures: Pictures, images: Images) -> tuple[int
 
 def _thumbnail(cell: Cell, pictures: Pictures, void: bool, px: int) -> Thumbnail:
     found = pictures[cell]
-    return Thumbnail(_name(cell), _embedded(found.shown[0], px), found.psnr[0], found.ssim[0], void)
+    return Thumbnail(_name(cell), embedded(found.shown[0], px), found.psnr[0], found.ssim[0], void)
 
 
 def _name(cell: Cell) -> str:
@@ -307,7 +307,8 @@ def _image(picture: NDArray[np.float32]) -> Image.Image:
     return Image.fromarray(np.round(picture.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0))
 
 
-def _embedded(picture: NDArray[np.float32], px: int) -> str:
+def embedded(picture: NDArray[np.float32], px: int) -> str:
+    """A picture as a data URL, its longer side of ``px`` pixels at most."""
     image, buffer = _image(picture), io.BytesIO()
     image.thumbnail((px, px))
     image.save(buffer, "WEBP", quality=60 if px == THUMBNAIL_PX else 90, method=6)

@@ -16,7 +16,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from joblib import Parallel, delayed, parallel_config
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from semseal.runtime.audit.attacks import BY_NAME, PICTURE_S
@@ -30,12 +29,10 @@ from semseal.runtime.audit.report import write_first_look, write_report
 from semseal.runtime.audit.results import AuditedBundle, Results
 from semseal.runtime.audit.scene import Images, Scene
 from semseal.runtime.audit.settings import Cell, Place, Settings
-from semseal.runtime.audit.surrogate import why_unsupported
 from semseal.runtime.audit.taken import MIN_PICTURES, take_pictures
 from semseal.runtime.audit.verdict import Games, Pictures, count_figures, game_rows, orderings, picture_rows
 from semseal.runtime.audit.wording import optimised
 from semseal.runtime.bundle import Bundle, open_bundle
-from semseal.runtime.engine import open_engine
 from semseal.runtime.environment import Environment, environment
 from semseal.runtime.errors import AuditError, GraphError
 from semseal.runtime.files import shown, write_atomically
@@ -194,13 +191,10 @@ def _optimised(cell: Cell) -> bool:
 
 def _unsupported(work: "_Work", agreement: dict[str, float]) -> str:
     """Why the transmitter at a place cannot be differentiated, empty if it can; ``agreement`` gets that of its surrogate."""
-    place, bundle = work.place, open_bundle(work.bundle)
+    place = work.place
     if _words(place) in agreement:
         return ""
-    told = [np.full(2, place.main_snr, np.float32)] if bundle.has_scale else []
-    inputs = [work.images[:2], np.arange(2 * bundle.h, dtype=np.int32).reshape(2, -1), *told]
-    deployed = open_engine(place.engine, bundle.program("transmitter", place.precision, place.engine))
-    if reason := why_unsupported(bundle.graph("transmitter", place.precision), deployed, inputs):
+    if reason := _scene(work).why_unsupported():
         return reason
     try:
         agreement[_words(place)] = round(_scene(work).surrogate_agreement_db(), 1)

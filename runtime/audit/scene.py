@@ -24,7 +24,7 @@ from semseal.runtime import channel, metrics
 from semseal.runtime.attacks.whitebox import DifferentiableTransmitter
 from semseal.runtime.audit.links import links, taps
 from semseal.runtime.audit.settings import Place, Settings
-from semseal.runtime.audit.surrogate import Surrogate
+from semseal.runtime.audit.surrogate import Surrogate, why_unsupported
 from semseal.runtime.bundle import Bundle
 from semseal.runtime.defense.defenses import BY_NAME, Defense
 from semseal.runtime.defense.header import HeaderSealer
@@ -114,6 +114,13 @@ class Scene:
             )
         return found
 
+    def why_unsupported(self) -> str:
+        """Why the transmitter cannot be differentiated, empty if it can."""
+        told = [np.full(2, self.main_snr, np.float32)] if self.bundle.has_scale else []
+        inputs = [self.attacker_images[:2], np.arange(2 * self.bundle.h, dtype=np.int32).reshape(2, -1), *told]
+        deployed = open_engine(self.engine, self.bundle.program("transmitter", self.precision, self.engine))
+        return why_unsupported(self.bundle.graph("transmitter", self.precision), deployed, inputs)
+
     @cached_property
     def scales(self) -> NDArray[np.float32]:
         """Of every image that is sent, as its header says; 1 for models without."""
@@ -124,9 +131,13 @@ class Scene:
         """The same of Eve's images."""
         return self._scales(self.attacker_images)
 
+    def knows_scales(self, defense: Defense) -> bool:
+        """Whether Eve reads the scale of every image that is sent: where nothing seals it."""
+        return defense.name == "none"
+
     def known_scales(self, defense: Defense) -> NDArray[np.float32]:
-        """What Eve takes for the scale of every image that is sent: the right one where it is not sealed."""
-        if defense.name == "none":
+        """What Eve takes for the scale of every image that is sent."""
+        if self.knows_scales(defense):
             return self.scales
         return np.full(len(self.images), np.exp(np.log(self.attacker_scales).mean()), np.float32)
 

@@ -36,12 +36,9 @@ def take_pictures(data: str, settings: Settings, height: int, width: int) -> Tak
     sent = open_pictures(data, "valid")
     images, skipped = _up_to(sent, settings.pictures, height, width)
     images = images[: len(images) // 2 * 2]
-    attackers, count = open_pictures(data, "test"), settings.attacker_pictures
-    attacker_images, more = _up_to(attackers, count, height, width)
+    count = settings.attacker_pictures
+    attacker_images, more = take_attacker_images(data, count, height, width)
     skipped |= more
-    if len(attacker_images) < count and (others := _training_pictures(data)):
-        lent, more = _up_to(others, count - len(attacker_images), height, width)
-        attacker_images, skipped = np.concatenate([attacker_images, lent]), skipped | more
     needed = min(count, MIN_ATTACKER_PICTURES)
     if len(images) < MIN_PICTURES or len(attacker_images) < needed:
         first = next((f"; {len(skipped)} skipped, first {name}: {reason}" for name, reason in skipped.items()), "")
@@ -65,6 +62,15 @@ def take_pictures(data: str, settings: Settings, height: int, width: int) -> Tak
         optimised_pictures=min(settings.optimised_pictures, len(images)),
     )
     return Taken(images, attacker_images, found, skipped)
+
+
+def take_attacker_images(data: str, count: int, height: int, width: int) -> tuple[NDArray[np.float32], dict[str, str]]:
+    """So many, or as many as there are, and what was skipped."""
+    found, skipped = _up_to(open_pictures(data, "test"), count, height, width)
+    if len(found) < count and (others := _training_pictures(data)):
+        lent, more = _up_to(others, count - len(found), height, width)
+        found, skipped = np.concatenate([found, lent]), skipped | more
+    return found, skipped
 
 
 def _training_pictures(data: str) -> Pictures | None:

@@ -16,7 +16,7 @@ void or were not measured. What is void, open or not measured never counts in it
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -114,7 +114,7 @@ def _picture_row(cell: Cell, cells: Pictures, among: int) -> PictureRow:
         below_bob_db=below.value,
         below_bob_95=below.half_width,
         control=BY_NAME[cell.attack].control,
-        verdict=_with_control(_judge_pictures(found, among), _picture_control_won(cell, cells)),
+        verdict=with_control(judge_pictures(found, among), _picture_control_won(cell, cells)),
     )
 
 
@@ -136,7 +136,7 @@ def game_rows(cells: Games, among: int) -> tuple[GameRow, ...]:
     for cell, games in cells.items():
         control, won = BY_NAME[cell.attack].control, _game_control_won(cell, cells)
         for game in games:
-            verdict = _with_control(_judge_game(game, among), won)
+            verdict = with_control(_judge_game(game, among), won)
             found = {**dataclasses.asdict(cell), **dataclasses.asdict(game)}
             rows.append(GameRow(**found, control=control, control_won=won, verdict=verdict))
     return tuple(rows)
@@ -157,9 +157,12 @@ def _control(cell: Cell) -> Cell:
 def _picture_control_won(cell: Cell, cells: Pictures) -> bool:
     """Whether the attack of ``cell`` was measured and won where it must."""
     control = cells.get(_control(cell))
-    if control is None:
-        return False
-    gain = paired(control, cells[_mean_picture(cell)])
+    return control is not None and control_won(control, cells[_mean_picture(cell)])
+
+
+def control_won(control: Reconstructions, mean_picture: Reconstructions) -> bool:
+    """Whether what an attack gave where it must win is clearly above the mean picture."""
+    gain = paired(control, mean_picture)
     return gain.half_width is not None and gain.value - gain.half_width > MIN_CONTROL_DB
 
 
@@ -169,7 +172,8 @@ def _game_control_won(cell: Cell, cells: Games) -> bool:
     return control is not None and all(game.value >= MIN_CONTROL_VALUE for game in control)
 
 
-def _judge_pictures(found: Reconstructions, among: int) -> str:
+def judge_pictures(found: Reconstructions, among: int) -> str:
+    """The verdict on the matching advantage of an attack, one of ``among`` figures, before its control counts."""
     scores = found.advantage.round(6)  # an Eve who gives one answer to everything has rounding errors only
     advantage = metrics.mean(scores)
     bounded = advantage.half_width is not None and abs(advantage.value) + advantage.half_width < MAX_NOTHING_DB
@@ -193,7 +197,7 @@ def _judge(p_value: float, bounded: bool, among: int) -> str:
     return "nothing" if bounded and p_value >= MAX_SUSPICIONS / among else "open"
 
 
-def _with_control(verdict: str, control_won: bool) -> str:
+def with_control(verdict: str, control_won: bool) -> str:
     """A failed control voids an attack that saw nothing; what an attack did see, it saw."""
     return verdict if control_won or verdict == "sees" else "void"
 
@@ -273,7 +277,7 @@ def _verdict(results: Results, defense: str) -> Verdict:
     missing = _missing(results, defense)
     return Verdict(
         defense=defense,
-        word=_word(words, bool(missing)),
+        word=word_of(words, bool(missing)),
         sees=words.count("sees"),
         nothing=words.count("nothing"),
         open=words.count("open"),
@@ -314,7 +318,8 @@ def _missing(results: Results, defense: str) -> tuple[str, ...]:
     )
 
 
-def _word(words: list[str | None], missing: bool) -> str:
+def word_of(words: Sequence[str | None], missing: bool) -> str:
+    """What the verdicts on single figures say together; ``missing``: some attacks were not measured."""
     if not words:
         return "not measured"
     if "sees" in words:

@@ -23,6 +23,12 @@ MAX_FRAMES = 100_000  # of one recording: its metadata are kept in memory until 
 DATA, META = ".sigmf-data", ".sigmf-meta"
 
 
+def files_of(path: Path) -> tuple[Path, Path]:
+    """The data and the metadata of a recording that is named with or without an ending."""
+    stem = path.with_suffix("") if path.suffix in (DATA, META) else path
+    return stem.with_name(stem.name + DATA), stem.with_name(stem.name + META)
+
+
 class Recording:
     """A recording that is being made, or none where there is no path. Used as a context, at whose end it is complete."""
 
@@ -36,8 +42,7 @@ class Recording:
         from sigmf import SigMFFile
 
         self._make: Any = SigMFFile
-        stem = path.with_suffix("") if path.suffix in (DATA, META) else path
-        self._data, self._meta = (stem.with_name(stem.name + ending) for ending in (DATA, META))
+        self._data, self._meta = files_of(path)
         with named(self._meta), open(self._meta, "xb"):
             pass
         try:
