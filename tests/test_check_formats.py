@@ -243,7 +243,8 @@ def test_the_plugin(place, tmp_path):
         "--semseal-check",
         "photos-10db",
     ]
-    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # where it is installed, it would be there twice
+    # where it is installed, it would be there twice; and options for this run are not that one's
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
     ran = subprocess.run([*command, "test_link.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert "1 failed, 2 passed" in ran.stdout, ran.stdout
     assert "SEMSEAL-K01" in ran.stdout

@@ -107,7 +107,7 @@ def test_keygen(tmp_path):
         (["train", "--preset", "edge", "--data", "photos", "--out", "run", "--init", "gone"], 3, "gone is not a run"),
         (["export", "nowhere", "--out", "bundle"], 3, "nowhere is not a run"),
         (["export", "edge"], 2, "nothing to write: give --out BUNDLE, or"),
-        (["export", "nowhere", "--triton", "models"], 3, "nowhere is not a bundle"),
+        (["export", "nowhere", "--triton", "models"], 3, "there is no bundle nowhere"),
         (["export", "edge", "--triton", "models", "--size", "64x64"], 2, "make a bundle: give --out BUNDLE"),
         (["export", "edge", "--oms", "edge.sig", "--triton-pixels"], 2, "are for --triton DIR"),
         (["export", "edge", "--triton", "models", "--triton-engine", "tensorrt"], 3, "holds no tensorrt engine"),

@@ -177,7 +177,7 @@ def test_a_line_says_pass_or_fail_with_figure_bound_and_place():
         "over the leakage budget: Eve's rate in naming the picture may be as high as 0.020004 (upper 95 % bound), "
         "the budget is 0.02"
     )
-    assert "a defence that holds" in hint
+    assert "measure on more --pictures" in hint  # it is mix already
     assert line(judged(results, identification=0.5)).startswith("gate: pass: identification 0.0200 <= 0.5 ")
 
 
