@@ -68,3 +68,12 @@ def test_train_takes_only_pictures_files_progress_and_errors_from_runtime():
         nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom | ast.Import)]
         names = {node.module if isinstance(node, ast.ImportFrom) else alias.name for node in nodes for alias in node.names}
         assert {name for name in names if name.startswith("semseal.runtime")} <= allowed, file
+
+
+def test_errors_can_be_imported_from():
+    program = (
+        "from semseal.errors import SemsealError\nimport semseal\nfrom semseal.runtime import errors\n"
+        "assert semseal.errors is errors and SemsealError is errors.SemsealError\n"
+    )
+    for order in (program, "import semseal; semseal.errors\n" + program):
+        subprocess.run([sys.executable, "-c", order], check=True)
