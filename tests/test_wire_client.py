@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 import wire_client
+import wire_mix
 from semseal.export.tensorrt import SIDES
 from semseal.runtime.bundle import open_bundle, packaged_bundle, parse_manifest, write_bundle
 from semseal.runtime.channel import awgn, draw_noise
@@ -54,10 +55,10 @@ def other_end(model):
 
 
 def test_it_shares_nothing_with_the_package():
-    tree = ast.parse(Path(wire_client.__file__).read_text())
-    imported = [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]
-    imported += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    own = {"numpy", "onnxruntime", "cryptography"} | sys.stdlib_module_names
+    nodes = [node for module in (wire_client, wire_mix) for node in ast.walk(ast.parse(Path(module.__file__).read_text()))]
+    imported = [name.name for node in nodes if isinstance(node, ast.Import) for name in node.names]
+    imported += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    own = {"numpy", "onnxruntime", "cryptography", "wire_mix"} | sys.stdlib_module_names
     assert {name.partition(".")[0] for name in imported} <= own
 
 
