@@ -12,7 +12,6 @@ where it must win, has no figure: such a budget is not kept.
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -23,7 +22,7 @@ from semseal.runtime.audit.settings import Cell, Place, Settings
 from semseal.runtime.audit.wording import beside
 from semseal.runtime.defense.defenses import BY_NAME as DEFENSES
 from semseal.runtime.errors import AuditError
-from semseal.runtime.files import write_atomically
+from semseal.runtime.files import write_atomically, xml_text
 
 Row = GameRow | PictureRow
 
@@ -210,19 +209,14 @@ def write_junit(file: Path, results: Results) -> None:
         "pictures": str(results.settings.pictures),
         "seed": str(results.settings.seed),
     }.items():
-        ElementTree.SubElement(properties, "property", {"name": name, "value": _printable(value)})
+        ElementTree.SubElement(properties, "property", {"name": name, "value": xml_text(value)})
     for gate in results.gate:
         case = ElementTree.SubElement(suite, "testcase", {"name": gate.name, "classname": "semseal-audit"})
-        said = _printable(line(gate))
+        said = xml_text(line(gate))
         if not gate.passed:
             kind = "unmeasured" if gate.figure is None else "budget"
             failure = ElementTree.SubElement(case, "failure", {"type": kind, "message": said})
-            failure.text = _printable(complaint([gate])[0])
+            failure.text = xml_text(complaint([gate])[0])
         ElementTree.SubElement(case, "system-out").text = said
     ElementTree.indent(document)
     write_atomically(file, ElementTree.tostring(document, "utf-8", xml_declaration=True) + b"\n")
-
-
-def _printable(text: str) -> str:
-    """Without what XML cannot hold, of names of files."""
-    return re.sub(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)

@@ -2,10 +2,9 @@
 
 import dataclasses
 import json
-import re
 from xml.etree import ElementTree
 
-from semseal.runtime.files import shown
+from semseal.runtime.files import shown, xml_text
 from semseal.runtime.trust.deployment import Deployment
 from semseal.runtime.trust.finding import Finding, Report
 from semseal.runtime.trust.rules import BY_ID
@@ -88,19 +87,19 @@ def as_junit(report: Report) -> str:
         counts["tests"] += 1
         found = [finding for finding in report.findings if finding.id == name]
         failing = [finding for finding in found if finding.fails]
-        said = _printable("; ".join(f"{finding.path}: {finding.message}" for finding in failing or found))
+        said = xml_text("; ".join(f"{finding.path}: {finding.message}" for finding in failing or found))
         if failing:
             counts["failures"] += 1
             failure = ElementTree.SubElement(case, "failure", {"type": failing[0].severity, "message": said})
-            failure.text = _printable(f"{BY_ID[name].why}\nhint: {failing[0].remedy}")
+            failure.text = xml_text(f"{BY_ID[name].why}\nhint: {failing[0].remedy}")
         elif name in reasons:
             counts["skipped"] += 1
-            ElementTree.SubElement(case, "skipped", {"message": _printable(f"not checked: {reasons[name]}")})
+            ElementTree.SubElement(case, "skipped", {"message": xml_text(f"not checked: {reasons[name]}")})
         elif found:
             counts["skipped"] += 1
             waiver = found[0].waiver
             why = found[0].severity if waiver is None else f"waived until {waiver.expiry} by {waiver.owner}: {waiver.reason}"
-            ElementTree.SubElement(case, "skipped", {"message": _printable(f"{why}: {said}")})
+            ElementTree.SubElement(case, "skipped", {"message": xml_text(f"{why}: {said}")})
     document = ElementTree.Element("testsuites", {"name": "semseal check"})
     document.append(suite)
     for element in (document, suite):
@@ -108,8 +107,3 @@ def as_junit(report: Report) -> str:
             element.set(name, str(count))
     ElementTree.indent(document)
     return ElementTree.tostring(document, "unicode", xml_declaration=True) + "\n"
-
-
-def _printable(text: str) -> str:
-    """Without what XML cannot hold, of names of files."""
-    return re.sub(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
