@@ -176,7 +176,7 @@ def device_times(plan: Plan, side: str, bundle: Bundle) -> dict[str, Any]:
     def copies(where: Any) -> None:
         for tensor in run.inputs:
             tensor.upload(where)
-        run.output.download(where)
+        run.outputs[0].download(where)
 
     alone = capture(stream, copies)
     flush = device.allocate(2 * device.properties.l2_cache_size, stream=stream)

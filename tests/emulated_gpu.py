@@ -20,8 +20,17 @@ from semseal.runtime.gpu import engines
 
 class Buffer:
     def __init__(self, size: int) -> None:
-        self.memory = np.full(size, 0xFF, np.uint8)
-        self.handle = self.memory.ctypes.data
+        self._hold(np.full(size, 0xFF, np.uint8))
+
+    @classmethod
+    def from_handle(cls, address: int, size: int, owner: "Buffer") -> "Buffer":
+        buffer, start = cls.__new__(cls), address - owner.handle
+        assert 0 <= start and start + size <= len(owner.memory)
+        buffer._hold(owner.memory[start : start + size])
+        return buffer
+
+    def _hold(self, memory: np.ndarray) -> None:
+        self.memory, self.handle = memory, memory.ctypes.data
 
     def copy_to(self, other: "Buffer", stream: Any) -> None:
         assert len(self.memory) == len(other.memory)
@@ -59,8 +68,10 @@ class Stream:
 
 
 class Builder:
+    """A graph as it is captured, and the graph: what is captured are nodes of the type KERNEL."""
+
     def __init__(self, stream: Stream) -> None:
-        self.stream, self.do = stream, stream.do
+        self.stream, self.do, self.graph_definition = stream, stream.do, SimpleNamespace(handle=self)
 
     def begin_building(self, mode: str) -> "Builder":
         self.stream.kept = self.works = []
@@ -96,27 +107,39 @@ class Device:
 class Session:
     """In place of ``engines.Session``: the same interface, on the CPU."""
 
-    captured = False
+    capturable = True
 
     def __init__(self, name: str, graph: bytes) -> None:
-        self.device, self.stream = Device(), Stream()
+        self.device, self.stream, self.captured, self.refused = Device(), Stream(), True, ""
         self.session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
         self.inputs, self.output = engines.session_ports(name, self.session)
 
     output_shape = engines.Session.output_shape
 
     def bind(self, shapes: Any, inputs: Any, output: Buffer) -> Callable[[], None]:
-        assert self.stream.kept is None  # what is bound here cannot be captured
+        assert self.stream.kept is None  # memory is taken, which nothing may do in a capture
         given = {
             port.name: _view(buffer, shape, port.dtype) for port, shape, buffer in zip(self.inputs, shapes, inputs, strict=True)
         }
         answer = _view(output, self.output_shape(shapes), self.output.dtype)
+        seen = 0
 
-        def run() -> None:
-            assert self.stream.kept is None
+        def work() -> None:
             answer[...] = self.session.run(None, given)[0]
 
+        def run() -> None:
+            nonlocal seen
+            seen += 1
+            if self.stream.kept is not None:
+                assert seen > 2, "captured before it had its memory"
+                if not self.capturable:
+                    raise RuntimeError("CUDA failure 900: operation not permitted when stream is capturing")
+            self.stream.do(work)
+
         return run
+
+    def refuse_capture(self, reason: str) -> None:
+        self.captured, self.refused = False, reason
 
 
 def _view(buffer: Buffer, shape: Any, dtype: Any) -> np.ndarray:
@@ -150,9 +173,12 @@ def emulate(monkeypatch, folder: Path) -> None:
 
         stream.do(work)
 
-    for name, ours in (("Program", Program), ("ProgramOptions", SimpleNamespace), ("LaunchConfig", SimpleNamespace),
+    for name, ours in (("Buffer", Buffer), ("Program", Program), ("ProgramOptions", SimpleNamespace), ("LaunchConfig", SimpleNamespace),
                        ("launch", launch), ("LegacyPinnedMemoryResource", Pinned)):  # fmt: skip
         monkeypatch.setattr(cuda.core, name, ours)
-    monkeypatch.setattr(driver, "cuKernelSetAttribute", lambda *given: (driver.CUresult.CUDA_SUCCESS,))
+    done = driver.CUresult.CUDA_SUCCESS
+    monkeypatch.setattr(driver, "cuKernelSetAttribute", lambda *given: (done,))
+    monkeypatch.setattr(driver, "cuGraphGetNodes", lambda graph, count=0: (done, graph.works[:count], len(graph.works)))
+    monkeypatch.setattr(driver, "cuGraphNodeGetType", lambda node: (done, driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_KERNEL))
     monkeypatch.setattr(driver, "CUdevice", lambda number: number)
     monkeypatch.setattr(engines, "Session", Session)

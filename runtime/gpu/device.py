@@ -1,7 +1,8 @@
 """The GPU of this machine: found or refused with a reason, its memory, and the call shape of the engines that run on it."""
 
+import itertools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,11 @@ from semseal.runtime.errors import EngineError
 from semseal.runtime.libraries import forks
 
 if TYPE_CHECKING:
-    from cuda.core import Device, Stream
+    from cuda.core import Buffer, Device, Stream
     from cuda.core.graph import Graph, GraphBuilder
 
 GATHERED_BY = ("index", "mix_rows", "mix_columns")  # inputs of a graph by whose values it gathers
+ALIGNED = 256  # bytes, as device memory that is allocated alone
 MAX_KEPT_SHAPES = 8  # shapes of the inputs whose buffers an engine keeps
 
 Shape = tuple[int, ...]
@@ -116,19 +118,57 @@ class Tensor:
     """A tensor in device memory (``device``), and in pinned host memory as the NumPy array ``host``."""
 
     def __init__(self, device: "Device", stream: "Stream", shape: Shape, dtype: Any = np.float32) -> None:
-        from cuda.core import LegacyPinnedMemoryResource
+        (tensor,) = Tensors(device, stream, [(shape, dtype)]).each
+        self._hold(tensor.device, tensor._pinned, tensor.host)
 
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        self.device = device.allocate(size, stream=stream)
-        self._pinned = LegacyPinnedMemoryResource().allocate(size)
-        self.host: NDArray[Any] = np.from_dlpack(self._pinned).view(dtype).reshape(shape)
-        self.host[...] = 0  # a first run comes before the first data, and an index of garbage would read anywhere
+    @classmethod
+    def within(cls, device: "Buffer", pinned: "Buffer", host: NDArray[Any]) -> "Tensor":
+        """One whose memory others hold."""
+        tensor = cls.__new__(cls)
+        tensor._hold(device, pinned, host)
+        return tensor
+
+    def _hold(self, device: "Buffer", pinned: "Buffer", host: NDArray[Any]) -> None:
+        self.device, self._pinned, self.host = device, pinned, host
 
     def upload(self, stream: "Stream | GraphBuilder") -> None:
         self._pinned.copy_to(self.device, stream=stream)
 
     def download(self, stream: "Stream | GraphBuilder") -> None:
         self.device.copy_to(self._pinned, stream=stream)
+
+
+class Tensors:
+    """Tensors (``each``) that lie behind one another in device memory and in pinned memory, so that one copy moves them all."""
+
+    def __init__(self, device: "Device", stream: "Stream", wanted: Iterable[tuple[Shape, Any]]) -> None:
+        """For shapes and dtypes."""
+        from cuda.core import Buffer, LegacyPinnedMemoryResource
+
+        kinds = [(shape, np.dtype(dtype), int(np.prod(shape)) * np.dtype(dtype).itemsize) for shape, dtype in wanted]
+        starts = [0, *itertools.accumulate(-(-size // ALIGNED) * ALIGNED for _, _, size in kinds)]
+        self._device, self._size = device.allocate(starts[-1], stream=stream), starts[-1]
+        self._pinned = LegacyPinnedMemoryResource().allocate(starts[-1])
+        memory = np.from_dlpack(self._pinned).view(np.uint8)
+        memory[...] = 0  # a first run comes before the first data, and an index of garbage would read anywhere
+        self.each = tuple(
+            Tensor.within(
+                Buffer.from_handle(int(self._device.handle) + start, size, owner=self._device),
+                Buffer.from_handle(int(self._pinned.handle) + start, size, owner=self._pinned),
+                memory[start : start + size].view(dtype).reshape(shape),
+            )
+            for start, (shape, dtype, size) in zip(starts[:-1], kinds, strict=True)
+        )
+
+    def upload(self, stream: "Stream | GraphBuilder") -> None:
+        self._pinned.copy_to(self._device, stream=stream)
+
+    def download(self, stream: "Stream | GraphBuilder") -> None:
+        self._device.copy_to(self._pinned, stream=stream)
+
+    def holds(self, address: int) -> bool:
+        """Whether an address is one of its pinned memory."""
+        return 0 <= address - int(self._pinned.handle) < self._size
 
 
 def capture(stream: "Stream", work: Callable[["Stream | GraphBuilder"], None]) -> "Graph":
