@@ -1,5 +1,6 @@
 """One request on an emulated GPU (emulated_gpu.py): captured as one CUDA graph, or in three launches where that is refused."""
 
+import warnings
 from types import SimpleNamespace
 
 import emulated_gpu
@@ -13,16 +14,21 @@ from semseal.runtime.engine import open_engine
 from semseal.runtime.gpu import engines
 from semseal.runtime.gpu.device import Tensors
 from semseal.runtime.gpu.request import refuse_host_work
-from semseal.runtime.roundtrip import smooth_images
 
+pytestmark = pytest.mark.compiler
 DONE = driver.CUresult.CUDA_SUCCESS
 KINDS = driver.CUgraphNodeType
 HOST, DEVICE = driver.CUmemorytype.CU_MEMORYTYPE_HOST, driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
 
 
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory):
+    return tmp_path_factory.mktemp("libraries")
+
+
 @pytest.fixture(autouse=True)
-def gpu(monkeypatch, tmp_path):
-    emulate(monkeypatch, tmp_path)
+def gpu(monkeypatch, libraries):
+    emulate(monkeypatch, libraries)
 
 
 @pytest.fixture
@@ -39,27 +45,60 @@ def sessions(monkeypatch):
     return opened
 
 
-def given(side, batch):
-    bundle = open_bundle("photos-10db")
-    images = smooth_images(batch, bundle.height, bundle.width)
-    plain = index.identity(batch * bundle.h).reshape(batch, bundle.h)
+def given(side, batch, bundle, pixels):
+    """The graph of a side, data of both kinds and what else it is told."""
+    images = np.random.default_rng(1).random((batch, 3, bundle.height, bundle.width), np.float32)
+    if pixels and side == "transmitter":
+        images = np.round(images.transpose(0, 2, 3, 1) * 255).astype(np.uint8)
+    told = [np.full(batch, 10, np.float32)] if bundle.has_scale else []
     if side == "receiver":
-        images = open_engine("onnxruntime-cpu", bundle.graph("transmitter"))(images, plain)
-    return bundle.graph(side), images, plain
+        plain = index.identity(batch * bundle.h).reshape(batch, bundle.h)
+        images = open_engine("onnxruntime-cpu", bundle.graph("transmitter"))(images, plain, *told)
+        told = [np.tile(np.float32([1, 0.1, 10]), (batch, 1))] if bundle.has_scale else []
+    return bundle.program(side, "fp32", "onnxruntime-cuda", pixels), images, told
 
 
-@pytest.mark.parametrize("capturable", [True, False])
+@pytest.fixture(params=["small_bundle", "edge_bundle"])
+def bundle(request):
+    """With and without power normalisation in the graph; rows are not as wide as they are many."""
+    return open_bundle(request.getfixturevalue(request.param))
+
+
+@pytest.mark.parametrize(("pixels", "capturable"), [(True, True), (False, False)])
 @pytest.mark.parametrize("side", ["transmitter", "receiver"])
-def test_changing_data_and_shapes_are_answered_with_and_without_a_capture(sessions, monkeypatch, side, capturable):
+def test_changing_data_and_shapes_are_answered_with_and_without_a_capture(
+    sessions, monkeypatch, bundle, side, pixels, capturable
+):
     monkeypatch.setattr(emulated_gpu.Session, "capturable", capturable)
-    graph, data, plain = given(side, 3)
-    here, there = open_engine("onnxruntime-cuda", graph), open_engine("onnxruntime-cpu", graph)
-    for batch in (slice(0, 1), slice(1, 3), slice(1, 2), slice(0, 2)):
-        table = index.identity(plain[batch].size).reshape(-1, plain.shape[1])
-        assert np.array_equal(here(data[batch], table), there(data[batch], table))
+    graph, data, told = given(side, 3, bundle, pixels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        here, there = open_engine("onnxruntime-cuda", graph), open_engine("onnxruntime-cpu", graph)
+    rng = np.random.default_rng(0)
+    for batch in (slice(0, 1), slice(1, 3), slice(1, 2)):
+        some = [array[batch] for array in (data, *told)]
+        table = rng.permutation(len(some[0]) * bundle.h).astype(np.int32).reshape(-1, bundle.h)
+        answer, expected = here(some[0], table, *some[1:]), there(some[0], table, *some[1:])
+        assert answer.shape == expected.shape and answer.dtype == expected.dtype
+        if pixels and side == "receiver":
+            assert np.array_equal(answer[:, -1], expected[:, -1])
+            assert np.abs(answer.astype(int) - expected).max() <= 1
+        else:
+            assert np.abs(answer - expected).max() < 2e-6 * np.abs(expected).max()
     (session,) = sessions
+    assert len(session.inputs) == 1 + len(told), "the graph was not cut"
     assert session.captured == capturable
     assert ("CUDA failure 900" in session.refused) == (not capturable)
+
+
+def test_a_picture_that_is_none_is_told_of_by_its_last_row(small_bundle):
+    bundle = open_bundle(small_bundle)
+    graph, symbols, _ = given("receiver", 3, bundle, pixels=True)
+    symbols[1, 20] = np.nan
+    here = open_engine("onnxruntime-cuda", graph)
+    plain = index.identity(3 * bundle.h).reshape(3, bundle.h)
+    for _ in range(2):
+        assert here(symbols, plain)[:, -1].min(axis=(1, 2)).tolist() == [1, 0, 1]
 
 
 def test_of_a_captured_graph_only_work_of_the_device_is_launched_again(monkeypatch):

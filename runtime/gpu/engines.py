@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from semseal.runtime.environment import compute_capability
 from semseal.runtime.errors import EngineError
+from semseal.runtime.gpu.cut import cut
 from semseal.runtime.gpu.device import (
     Engine,
     Inputs,
@@ -39,7 +40,8 @@ from semseal.runtime.gpu.device import (
     scattered,
     serve,
 )
-from semseal.runtime.gpu.request import request
+from semseal.runtime.gpu.request import Network, request
+from semseal.runtime.gpu.rows import Pictured, Rowed
 from semseal.runtime.gpu.scheme_kernel import SchemeKernel, tile_layout
 from semseal.runtime.libraries import INSTALL, MODULES, load_onnxruntime
 
@@ -72,16 +74,34 @@ def open_onnxruntime_gpu(name: str, graph: bytes) -> Engine:
 
     Raises EngineError with reason and fix; the engine raises ValueError for inputs that do not fit.
     """
-    session = Session(name, graph)
-    device, stream = session.device, session.stream
+    network = open_network(name, graph)
+    device, stream = network.device, network.stream
 
     def prepare(shapes: tuple[Shape, ...]) -> Run:
-        inputs = Tensors(device, stream, [(shape, port.dtype) for port, shape in zip(session.inputs, shapes, strict=True)])
-        output = Tensors(device, stream, [(session.output_shape(shapes), session.output.dtype)])
+        inputs = Tensors(device, stream, [(shape, port.dtype) for port, shape in zip(network.inputs, shapes, strict=True)])
+        output = Tensors(device, stream, [(network.output_shape(shapes), network.output.dtype)])
         buffers = [tensor.device for tensor in inputs.each]
-        return request(session, partial(session.bind, shapes, buffers, output.each[0].device), inputs, output)
+        return request(network, partial(network.bind, shapes, buffers, output.each[0].device), inputs, output)
 
-    return serve(device, stream, partial(gathered, session.inputs), prepare)
+    scatters = isinstance(network, Rowed) and network.scatters
+    return serve(device, stream, partial(scattered if scatters else gathered, network.inputs), prepare)
+
+
+def open_network(name: str, graph: bytes, mixes: bool = False) -> Network:
+    """A graph's network: cut, with our kernels for the rest, where they can be had; with ``mixes`` it ends at its rows."""
+    part = cut(graph) if name == "onnxruntime-cuda" else None
+    if part is None:
+        return Session(name, graph)
+    inner: Network = Session(name, part.graph)
+    try:
+        if part.pixels:
+            inner = Pictured(inner, part)
+        return inner if mixes else Rowed(inner, part)
+    except Exception as error:  # NVRTC missing or too old for this GPU, rows too long; it has no narrower base
+        warnings.warn(
+            f"engine {name} runs the graph as it is, which is slower: no kernels on {inner.device.name}: {error}", stacklevel=2
+        )
+        return Session(name, graph)
 
 
 class Session:

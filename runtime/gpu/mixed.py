@@ -4,7 +4,7 @@
     receiver      on air, keys ── unmix ── symbols ─┬─ network ─────────> image
                                                     └─ structure ───────> found, how far from white noise
 
-The network is the graph or plan without mix, whose rows stay where they are. All of it is one CUDA graph where the network can
+The network is the graph or plan without mix, whose rows stay where they are, or what ends at its rows (``cut``). All of it is one CUDA graph where the network can
 be captured (``semseal.runtime.gpu.request``).
 """
 
@@ -52,9 +52,9 @@ class FusedMix:
 
 
 def _transmitter(network: Network, reals: int, channels: int) -> Several:
-    image, index, *told = network.inputs
-    device, stream = network.device, network.stream
-    kernel = MixKernel(device, reals, 1, np.dtype(np.float32))
+    image, index, told = _inputs(network)
+    device, stream, dtype = network.device, network.stream, network.output.dtype
+    kernel = MixKernel(device, reals, 1, dtype)
     ports = (image, *told, _keys())
 
     def prepare(shapes: tuple[Shape, ...]) -> Run:
@@ -62,9 +62,9 @@ def _transmitter(network: Network, reals: int, channels: int) -> Several:
         taken = Tensors(device, stream, [(shape, port.dtype) for shape, port in zip(shapes, ports, strict=True)])
         given = Tensors(device, stream, [((batch, mix.padded_size(reals) // 2, 2), np.float32), ((batch,), np.float32)])
         inputs, (on_air, scales), unmoved = taken.each, given.each, _unmoved(network, index, batch)
-        symbols, work = device.allocate(4 * batch * reals, stream=stream), kernel.workspace(batch, stream)
-        buffers = [inputs[0].device, unmoved.device, *(tensor.device for tensor in inputs[1:-1])]
-        bound = [shapes[0], unmoved.host.shape, *shapes[1:-1]]
+        symbols, work = device.allocate(dtype.itemsize * batch * reals, stream=stream), kernel.workspace(batch, stream)
+        buffers = [inputs[0].device, *(tensor.device for tensor in (*unmoved, *inputs[1:-1]))]
+        bound = [shapes[0], *(tensor.host.shape for tensor in unmoved), *shapes[1:-1]]
 
         def behind(where: "Stream | GraphBuilder") -> None:
             kernel.mix(where, symbols, inputs[-1].device, on_air.device, scales.device, work, batch)
@@ -76,23 +76,23 @@ def _transmitter(network: Network, reals: int, channels: int) -> Several:
 
 
 def _receiver(network: Network, reals: int, channels: int) -> Several:
-    symbols_port, index, *told = network.inputs
-    device, stream = network.device, network.stream
-    kernel = MixKernel(device, reals, 1, np.dtype(np.float32))
+    symbols_port, index, told = _inputs(network)
+    device, stream, dtype = network.device, network.stream, symbols_port.dtype
+    kernel = MixKernel(device, reals, 1, dtype)
     checked = channels >= MIN_CHECKED_CHANNELS and reals >= MIN_CHECKED_REALS
-    structure = StructureKernel(device, reals, channels, 1, np.dtype(np.float32)) if checked else None
+    structure = StructureKernel(device, reals, channels, 1, dtype) if checked else None
     on_air = Port("symbols", np.dtype(np.float32), ("batch", mix.padded_size(reals) // 2, 2))
     ports = (on_air, *told, _keys())
 
     def prepare(shapes: tuple[Shape, ...]) -> Run:
         batch = shapes[0][0]
         taken = Tensors(device, stream, [(shape, port.dtype) for shape, port in zip(shapes, ports, strict=True)])
-        symbols, work = device.allocate(4 * batch * reals, stream=stream), kernel.workspace(batch, stream)
+        symbols, work = device.allocate(dtype.itemsize * batch * reals, stream=stream), kernel.workspace(batch, stream)
         unmoved = _unmoved(network, index, batch)
-        bound = [(batch, *symbols_port.axes[1:]), unmoved.host.shape, *shapes[1:-1]]
+        bound = [(batch, *symbols_port.axes[1:]), *(tensor.host.shape for tensor in unmoved), *shapes[1:-1]]
         given = Tensors(device, stream, [(network.output_shape(bound), network.output.dtype), ((batch,), np.float32)])
         inputs, (image, found) = taken.each, given.each
-        buffers = [symbols, unmoved.device, *(tensor.device for tensor in inputs[1:-1])]
+        buffers = [symbols, *(tensor.device for tensor in (*unmoved, *inputs[1:-1]))]
 
         def before(where: "Stream | GraphBuilder") -> None:
             kernel.unmix(where, inputs[0].device, inputs[-1].device, symbols, work, batch)
@@ -115,14 +115,22 @@ def _taken(ports: Sequence[Port], given: Inputs) -> Inputs:
     return given
 
 
-def _unmoved(network: Network, index: Port, batch: int) -> Tensor:
+def _inputs(network: Network) -> tuple[Port, Port | None, list[Port]]:
+    """The data, the index if there is one (a network that ends at its rows has none), and what else it is told."""
+    data, *told = network.inputs
+    return data, told.pop(0) if told and told[0].name == "index" else None, told
+
+
+def _unmoved(network: Network, index: Port | None, batch: int) -> tuple[Tensor, ...]:
     """The index that leaves every row where it is, on the device."""
+    if index is None:
+        return ()
     h = index.axes[1]
     assert isinstance(h, int)
     tensor = Tensor(network.device, network.stream, (batch, h), np.int32)
     tensor.host[...] = np.arange(batch * h, dtype=np.int32).reshape(batch, h)
     tensor.upload(network.stream)
-    return tensor
+    return (tensor,)
 
 
 def _keys() -> Port:
