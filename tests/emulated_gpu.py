@@ -51,7 +51,7 @@ class Buffer:
     @classmethod
     def from_handle(cls, address: int, size: int, owner: "Buffer") -> "Buffer":
         buffer, start = cls.__new__(cls), address - owner.handle
-        assert start >= 0 and start + size <= len(owner.memory)
+        assert 0 <= start <= start + size <= len(owner.memory)
         buffer._hold(owner.memory[start : start + size])
         return buffer
 
@@ -137,6 +137,7 @@ class Session:
     """In place of ``engines.Session``: the same interface, on the CPU."""
 
     capturable = True
+    once: frozenset[str] = frozenset()
 
     def __init__(self, name: str, graph: bytes) -> None:
         self.device, self.stream, self.captured, self.refused = Device(), Stream(), True, ""

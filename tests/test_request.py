@@ -79,7 +79,7 @@ def test_changing_data_and_shapes_are_answered_with_and_without_a_capture(
         some = [array[batch] for array in (data, *told)]
         table = rng.permutation(len(some[0]) * bundle.h).astype(np.int32).reshape(-1, bundle.h)
         answer, expected = here(some[0], table, *some[1:]), there(some[0], table, *some[1:])
-        assert answer.shape == expected.shape and answer.dtype == expected.dtype
+        assert (answer.shape, answer.dtype) == (expected.shape, expected.dtype)
         if pixels and side == "receiver":
             assert np.array_equal(answer[:, -1], expected[:, -1])
             assert np.abs(answer.astype(int) - expected).max() <= 1
@@ -146,5 +146,7 @@ def test_tensors_that_are_moved_together_lie_apart():
         tensor.host[...] = 0
     tensors.each[1].download(stream)
     assert [int(tensor.host.max()) for tensor in tensors.each] == [0, 2, 0]
+    far, near = Tensors(Device(), None, [((2,), np.int32), ((2,), np.int32)], near=(1,)).each
+    assert int(near.device.handle) == near.host.ctypes.data != int(far.device.handle)
     tensors.download(stream)
     assert [tensor.host.tolist() for tensor in tensors.each] == [[1] * 5, [[2] * 3] * 2, [3]]

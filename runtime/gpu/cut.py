@@ -4,20 +4,25 @@
     receiver      symbols ── gathered by index ─┤cut├─ rows ── network ── image ─┤cut├─ * 255, rounded ── bytes
 
 On a GPU every small operator costs a launch, 2 to 3 us; the ten behind a transmitter's rows do what one kernel does, and so do
-the nine behind a receiver's image as bytes (``semseal.runtime.gpu.scheme_kernel``, ``pixel_kernel``). For the same reason PReLU,
-which graphs write as Max(x, slope * x), becomes one operator again. Rows are [batch, h, w, c]: a row of the symbols is one run
-of them. An image between cuts is [batch, height, width, 3], as bytes are. Both are float16 where the graph would cast there.
+the nine behind a receiver's image as bytes (``semseal.runtime.gpu.scheme_kernel``, ``pixel_kernel``). For the same reason
+PReLU, which graphs write as Max(x, slope * x), becomes one operator again.
+
+Where ONNX Runtime computes with the channels last (``computes_in_half``), rows are [batch, h, w, c], of which one of the
+symbols is one run, and an image between cuts is [batch, height, width, 3], as bytes are. Elsewhere rows are [batch, c, h, w]
+and images [batch, 3, height, width], so that nobody has to turn them. Both are float16 where the graph would cast there.
 
 Only what is recognised to the last constant is cut. Bytes are read and written, so the ``onnx`` package is not needed.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from semseal.runtime.errors import SemsealError
 from semseal.runtime.gpu.device import Port
-from semseal.runtime.onnxfile import fields
+from semseal.runtime.onnxfile import check_onnx, fields
 from semseal.runtime.onnxwrite import (
     FLOAT,
     FLOAT16,
@@ -37,8 +42,8 @@ from semseal.runtime.onnxwrite import (
 from semseal.runtime.pixels import IMAGE
 
 SYMBOLS = "symbols"
-ROWS, PIXELS = "rows", "image_as_bytes_are"  # inputs or outputs of a graph that was cut there
-DTYPES = {
+ROWS, PLANES, PIXELS = "rows", "rows_as_planes", "image_as_bytes_are"  # inputs or outputs of a graph that was cut there
+DTYPES: dict[int, np.dtype[Any]] = {
     FLOAT: np.dtype(np.float32),
     UINT8: np.dtype(np.uint8),
     INT32: np.dtype(np.int32),
@@ -53,10 +58,12 @@ class Cut:
     """A graph with ``rows`` in place of symbols and index, and a picture in place of bytes if those were its ``pixels``.
 
     ``inputs`` and ``output`` are those of the whole graph; ``normalized``: its transmitter brought every image to power 1.
+    ``planes``: rows are [batch, c, h, w], not [batch, h, w, c].
     """
 
     graph: bytes
     rows: tuple[int, int, int]  # h, w, c
+    planes: bool
     normalized: bool
     pixels: bool
     inputs: tuple[Port, ...]
@@ -68,24 +75,30 @@ class Cut:
 
 
 def cut(model: bytes) -> Cut | None:
-    """The network of a graph that ``check_onnx`` passed; None for a graph of another form."""
-    graph, rest = take_apart(with_prelu(model))
+    """The network of a graph; None for one of another form, or for what is no graph."""
+    try:
+        check_onnx(model)
+        graph, rest = take_apart(model)
+    except (SemsealError, UnicodeDecodeError):
+        return None  # ONNX Runtime will say what is wrong with it
+    _join_prelu(graph)
+    last = computes_in_half(model)
     declared = [_port(value) for value in (*graph.inputs.values(), *graph.outputs.values())]
     ports = [port for port in declared if port is not None]
-    taken = {*_made(graph), *graph.constants, *graph.inputs} & {ROWS, PIXELS}
+    taken = {*_made(graph), *graph.constants, *graph.inputs} & {ROWS, PLANES, PIXELS}
     if len(graph.outputs) != 1 or len(graph.inputs) < 2 or len(ports) != len(declared) or taken:
         return None
     *inputs, output = ports
     sends = output.name == SYMBOLS
     pixels = (_bytes_in if sends else _bytes_out)(graph)
-    found = (_cut_transmitter if sends else _cut_receiver)(graph)
+    found = (_cut_transmitter if sends else _cut_receiver)(graph, last)
     if found is None:
         return None
-    rows, normalized = found
-    if pixels is not None:
+    rows, normalized, planes = found
+    if pixels is not None and last:
         (_picture_in if sends else _picture_out)(graph, pixels)
     _prune(graph)
-    return Cut(graph.encoded(rest), rows, normalized, pixels is not None, tuple(inputs), output)
+    return Cut(graph.encoded(rest), rows, planes, normalized, pixels is not None, tuple(inputs), output)
 
 
 def _port(declared: bytes) -> Port | None:
@@ -93,9 +106,18 @@ def _port(declared: bytes) -> Port | None:
     return Port(content_of(declared, 1).decode(), DTYPES[kind], tuple(axes_of(declared))) if kind in DTYPES else None
 
 
-def with_prelu(model: bytes) -> bytes:
-    """The graph with one operator for each Max(x, slope * x) whose slopes are at most 1."""
-    graph, rest = take_apart(model)
+def computes_in_half(model: bytes) -> bool:
+    """Whether some convolutions of a graph are in float16."""
+    try:
+        graph, _ = take_apart(model)
+    except (SemsealError, UnicodeDecodeError):
+        return False
+    weights = [graph.constants.get(node.inputs[1], b"") for node in graph.nodes if node.operator == "Conv"]
+    return any(_kind(weight) == FLOAT16 for weight in weights)
+
+
+def _join_prelu(graph: Graph) -> None:
+    """One operator for each Max(x, slope * x) whose slopes are at most 1."""
     made = _made(graph)
     for node in graph.nodes:
         if node.operator != "Max" or len(node.inputs) != 2:
@@ -111,11 +133,9 @@ def with_prelu(model: bytes) -> bytes:
             slopes = _numbers(graph, product.inputs[1])
             if slopes is not None and np.all(slopes <= 1):
                 node.operator, node.inputs = "PRelu", list(product.inputs)
-    _prune(graph)
-    return graph.encoded(rest)
 
 
-def _cut_transmitter(graph: Graph) -> tuple[tuple[int, int, int], bool] | None:
+def _cut_transmitter(graph: Graph, last: bool) -> tuple[tuple[int, int, int], bool, bool] | None:
     if "index" not in graph.inputs:
         return None
     made = _made(graph)
@@ -137,17 +157,28 @@ def _cut_transmitter(graph: Graph) -> tuple[tuple[int, int, int], bool] | None:
     if sizes is None:
         return None
     graph.nodes = [node for node in graph.nodes if node is not symbols]
-    _rename(graph, turned.outputs[0], ROWS)
     kind, widened = FLOAT, made.get(turned.inputs[0])
-    # what is only gathered is gathered as float32
-    if at_any_power is not None and widened is not None and _is_half(graph, widened):
-        kind, turned.inputs = FLOAT16, list(widened.inputs)
+    planes = at_any_power is not None and not last  # what is only gathered is gathered as rows, in float32
+    if planes:
+        graph.nodes.remove(turned)
+        _rename(graph, turned.inputs[0], PLANES)
+    else:
+        _rename(graph, turned.outputs[0], ROWS)
+        if at_any_power is not None and widened is not None and _is_half(graph, widened):
+            kind, turned.inputs = FLOAT16, list(widened.inputs)
     del graph.inputs["index"]
-    graph.outputs = {ROWS: declaration(ROWS, kind, ["batch", *sizes])}
-    return sizes, at_any_power is not None
+    name, axes = _laid_out(sizes, planes)
+    graph.outputs = {name: declaration(name, kind, ["batch", *axes])}
+    return sizes, at_any_power is not None, planes
 
 
-def _cut_receiver(graph: Graph) -> tuple[tuple[int, int, int], bool] | None:
+def _laid_out(sizes: tuple[int, int, int], planes: bool) -> tuple[str, tuple[int, int, int]]:
+    """What rows are called, and their axes."""
+    h, w, c = sizes
+    return (PLANES, (c, h, w)) if planes else (ROWS, sizes)
+
+
+def _cut_receiver(graph: Graph, last: bool) -> tuple[tuple[int, int, int], bool, bool] | None:
     if SYMBOLS not in graph.inputs or "index" not in graph.inputs:
         return None
     made = _made(graph)
@@ -176,10 +207,17 @@ def _cut_receiver(graph: Graph) -> tuple[tuple[int, int, int], bool] | None:
             return None
         kind = FLOAT16
         graph.nodes.remove(narrowed)
-    _rename(graph, users[0].outputs[0], ROWS)
+    if last:
+        _rename(graph, users[0].outputs[0], ROWS)
+    else:
+        graph.nodes = [node for node in graph.nodes if node not in turned]
+        for node in turned:
+            _rename(graph, node.outputs[0], PLANES)
     told = {name: value for name, value in graph.inputs.items() if name not in (SYMBOLS, "index")}
-    graph.inputs = {ROWS: declaration(ROWS, kind, ["batch", *sizes]), **told}
-    return (sizes[0], sizes[1], sizes[2]), False
+    rows = (sizes[0], sizes[1], sizes[2])
+    name, axes = _laid_out(rows, not last)
+    graph.inputs = {name: declaration(name, kind, ["batch", *axes]), **told}
+    return rows, False, not last
 
 
 def _bytes_in(graph: Graph) -> list[int | str] | None:
@@ -303,7 +341,7 @@ def _reals(symbols: Sequence[int | str]) -> int:
     return symbols[1] * symbols[2] if len(symbols) == 3 and isinstance(symbols[1], int) and isinstance(symbols[2], int) else 0
 
 
-def _numbers(graph: Graph, name: str) -> NDArray[np.generic] | None:
+def _numbers(graph: Graph, name: str) -> NDArray[Any] | None:
     """The elements of a constant, also of one in float16; None where it is none."""
     constant = graph.constants.get(name, b"")
     if _kind(constant) == FLOAT16:

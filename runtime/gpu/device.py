@@ -2,7 +2,7 @@
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -132,39 +132,59 @@ class Tensor:
         self.device, self._pinned, self.host = device, pinned, host
 
     def upload(self, stream: "Stream | GraphBuilder") -> None:
-        self._pinned.copy_to(self.device, stream=stream)
+        if int(self.device.handle) != int(self._pinned.handle):
+            self._pinned.copy_to(self.device, stream=stream)
 
     def download(self, stream: "Stream | GraphBuilder") -> None:
-        self.device.copy_to(self._pinned, stream=stream)
+        if int(self.device.handle) != int(self._pinned.handle):
+            self.device.copy_to(self._pinned, stream=stream)
 
 
 class Tensors:
-    """Tensors (``each``) that lie behind one another in device memory and in pinned memory, so that one copy moves them all."""
+    """Tensors (``each``) that lie behind one another in device memory and in pinned memory, so that one copy moves them all.
 
-    def __init__(self, device: "Device", stream: "Stream", wanted: Iterable[tuple[Shape, Any]]) -> None:
-        """For shapes and dtypes."""
-        from cuda.core import Buffer, LegacyPinnedMemoryResource
+    Of those in ``near`` the device's memory is the pinned memory itself: kernels reach it over the bus, and no copy is made.
+    That pays for what one kernel reads or writes once, and is not much.
+    """
+
+    def __init__(
+        self, device: "Device", stream: "Stream", wanted: Iterable[tuple[Shape, Any]], near: Container[int] = ()
+    ) -> None:
+        """For shapes and dtypes; ``near`` are places among them."""
+        from cuda.core import LegacyPinnedMemoryResource
 
         kinds = [(shape, np.dtype(dtype), int(np.prod(shape)) * np.dtype(dtype).itemsize) for shape, dtype in wanted]
-        starts = [0, *itertools.accumulate(-(-size // ALIGNED) * ALIGNED for _, _, size in kinds)]
-        self._device, self._size = device.allocate(starts[-1], stream=stream), starts[-1]
-        self._pinned = LegacyPinnedMemoryResource().allocate(starts[-1])
+        order = sorted(range(len(kinds)), key=lambda place: place in near)  # those that are copied come first
+        rooms = [-(-kinds[place][2] // ALIGNED) * ALIGNED for place in order]
+        ends = dict(zip(order, itertools.accumulate(rooms), strict=True))
+        starts = {place: ends[place] - room for place, room in zip(order, rooms, strict=True)}
+        self._size, copied = sum(rooms), sum(room for place, room in zip(order, rooms, strict=True) if place not in near)
+        self._pinned = LegacyPinnedMemoryResource().allocate(self._size)
+        self._moved = (device.allocate(copied, stream=stream), self._part(self._pinned, 0, copied)) if copied else None
         memory = np.from_dlpack(self._pinned).view(np.uint8)
         memory[...] = 0  # a first run comes before the first data, and an index of garbage would read anywhere
         self.each = tuple(
             Tensor.within(
-                Buffer.from_handle(int(self._device.handle) + start, size, owner=self._device),
-                Buffer.from_handle(int(self._pinned.handle) + start, size, owner=self._pinned),
-                memory[start : start + size].view(dtype).reshape(shape),
+                self._part(self._pinned if self._moved is None or place in near else self._moved[0], starts[place], size),
+                self._part(self._pinned, starts[place], size),
+                memory[starts[place] : starts[place] + size].view(dtype).reshape(shape),
             )
-            for start, (shape, dtype, size) in zip(starts[:-1], kinds, strict=True)
+            for place, (shape, dtype, size) in enumerate(kinds)
         )
 
+    @staticmethod
+    def _part(whole: "Buffer", start: int, size: int) -> "Buffer":
+        from cuda.core import Buffer
+
+        return Buffer.from_handle(int(whole.handle) + start, size, owner=whole)
+
     def upload(self, stream: "Stream | GraphBuilder") -> None:
-        self._pinned.copy_to(self._device, stream=stream)
+        if self._moved is not None:
+            self._moved[1].copy_to(self._moved[0], stream=stream)
 
     def download(self, stream: "Stream | GraphBuilder") -> None:
-        self._device.copy_to(self._pinned, stream=stream)
+        if self._moved is not None:
+            self._moved[0].copy_to(self._moved[1], stream=stream)
 
     def holds(self, address: int) -> bool:
         """Whether an address is one of its pinned memory."""

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from semseal.runtime.environment import compute_capability
 from semseal.runtime.errors import EngineError
-from semseal.runtime.gpu.cut import cut
+from semseal.runtime.gpu.cut import computes_in_half, cut
 from semseal.runtime.gpu.device import (
     Engine,
     Inputs,
@@ -40,7 +40,7 @@ from semseal.runtime.gpu.device import (
     scattered,
     serve,
 )
-from semseal.runtime.gpu.request import Network, request
+from semseal.runtime.gpu.request import Network, near, request
 from semseal.runtime.gpu.rows import Pictured, Rowed
 from semseal.runtime.gpu.scheme_kernel import SchemeKernel, tile_layout
 from semseal.runtime.libraries import INSTALL, MODULES, load_onnxruntime
@@ -53,6 +53,13 @@ TENSORRT = ("tensorrt", "tensorrt-rtx")
 PROVIDERS = {"onnxruntime-cuda": "CUDAExecutionProvider", "onnxruntime-tensorrt": "TensorrtExecutionProvider"}
 NUMBERS = ("bool", "double", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 DTYPES = {f"tensor({name})": np.dtype(name) for name in NUMBERS} | {"tensor(float)": np.dtype(np.float32)}  # in ONNX Runtime
+# Options of the CUDA provider, by what the convolutions are in; the next where the first fails. In float16 the best of cuDNN's
+# ready algorithms are FFTs, three times slower than what it builds for a convolution with its bias. In float32 the channels
+# last make it turn every tensor twice, and with the channels first fuse_conv_bias gives wrong answers (1.31.1).
+LAYOUTS: dict[str, list[dict[str, str]]] = {
+    "half": [{"prefer_nhwc": "1", "fuse_conv_bias": "1"}, {"prefer_nhwc": "1"}, {}],
+    "float": [{"prefer_nhwc": "0"}],
+}
 MAX_BATCH = 64  # images that the link sends in one run; a receiver may gather from twice as many frames
 MAX_CUDA_GRAPHS = 64  # ONNX Runtime frees its CUDA graphs with the session only; shapes after that many run without one
 
@@ -78,8 +85,10 @@ def open_onnxruntime_gpu(name: str, graph: bytes) -> Engine:
     device, stream = network.device, network.stream
 
     def prepare(shapes: tuple[Shape, ...]) -> Run:
-        inputs = Tensors(device, stream, [(shape, port.dtype) for port, shape in zip(network.inputs, shapes, strict=True)])
-        output = Tensors(device, stream, [(network.output_shape(shapes), network.output.dtype)])
+        wanted = [(shape, port.dtype) for port, shape in zip(network.inputs, shapes, strict=True)]
+        inputs = Tensors(device, stream, wanted, near(network.inputs, shapes, network.once))
+        shape = network.output_shape(shapes)
+        output = Tensors(device, stream, [(shape, network.output.dtype)], near([network.output], [shape], network.once))
         buffers = [tensor.device for tensor in inputs.each]
         return request(network, partial(network.bind, shapes, buffers, output.each[0].device), inputs, output)
 
@@ -110,6 +119,8 @@ class Session:
     Then each ``bind`` gives a session of its own, for the graph that is captured from it. Otherwise all share one, which
     captures CUDA graphs itself.
     """
+
+    once: frozenset[str] = frozenset()
 
     def __init__(self, name: str, graph: bytes) -> None:
         """Raises EngineError as ``open_onnxruntime_gpu``."""
@@ -248,6 +259,7 @@ class Plan:
     """
 
     captured = True
+    once: frozenset[str] = frozenset()
 
     def __init__(self, name: str, plan: bytes) -> None:
         """Raises EngineError as ``open_plan``."""
@@ -423,8 +435,7 @@ def _open_session(name: str, onnxruntime: Any, graph: bytes, stream: "Stream", o
     settings = {"user_compute_stream": str(int(stream.handle))}
     if name == "onnxruntime-cuda":
         settings |= {"enable_cuda_graph": str(int(own_graphs)), "use_tf32": "0"}
-        # channels last is 15 to 20 % faster, but not with what is quantized, and not for every operator
-        layouts = [{"prefer_nhwc": "1"}, {}] if b"QuantizeLinear" not in graph else [{}]
+        layouts = LAYOUTS["half" if computes_in_half(graph) else "float"]
     else:
         settings |= {"trt_cuda_graph_enable": "1", **tensorrt_profiles(onnxruntime, graph)}
         layouts = [{}]

@@ -4,8 +4,8 @@
     receiver      on air, keys ── unmix ── symbols ─┬─ network ─────────> image
                                                     └─ structure ───────> found, how far from white noise
 
-The network is the graph or plan without mix, whose rows stay where they are, or what ends at its rows (``cut``). All of it is one CUDA graph where the network can
-be captured (``semseal.runtime.gpu.request``).
+The network is the graph or plan without mix, whose rows stay where they are, or what ends at its rows (``cut``). All of it is
+one CUDA graph where the network can be captured (``semseal.runtime.gpu.request``).
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from semseal.runtime.defense import mix
 from semseal.runtime.errors import EngineError
+from semseal.runtime.gpu.cut import PLANES
 from semseal.runtime.gpu.device import Inputs, Port, Run, Shape, Tensor, Tensors, check_inputs, serve_several
 from semseal.runtime.gpu.mix_kernel import KEY_WORDS, MixKernel, StructureKernel
-from semseal.runtime.gpu.request import Network, request
+from semseal.runtime.gpu.request import Network, near, request
 from semseal.runtime.mixing import MIN_CHECKED_CHANNELS, MIN_CHECKED_REALS
 
 if TYPE_CHECKING:
@@ -54,13 +55,17 @@ class FusedMix:
 def _transmitter(network: Network, reals: int, channels: int) -> Several:
     image, index, told = _inputs(network)
     device, stream, dtype = network.device, network.stream, network.output.dtype
-    kernel = MixKernel(device, reals, 1, dtype)
+    kernel = MixKernel(device, reals, _channels(network.output), dtype)
     ports = (image, *told, _keys())
+    on_air_port, said = _on_air("on_air", reals), (Port("scales", np.dtype(np.float32), ("batch",)),)
+    once = network.once | {"keys", on_air_port.name, "scales"}
 
     def prepare(shapes: tuple[Shape, ...]) -> Run:
         batch = shapes[0][0]
-        taken = Tensors(device, stream, [(shape, port.dtype) for shape, port in zip(shapes, ports, strict=True)])
-        given = Tensors(device, stream, [((batch, mix.padded_size(reals) // 2, 2), np.float32), ((batch,), np.float32)])
+        wanted = [(shape, port.dtype) for shape, port in zip(shapes, ports, strict=True)]
+        taken = Tensors(device, stream, wanted, near(ports, shapes, once))
+        sizes = ((batch, mix.padded_size(reals) // 2, 2), (batch,))
+        given = Tensors(device, stream, [(size, np.float32) for size in sizes], near((on_air_port, *said), sizes, once))
         inputs, (on_air, scales), unmoved = taken.each, given.each, _unmoved(network, index, batch)
         symbols, work = device.allocate(dtype.itemsize * batch * reals, stream=stream), kernel.workspace(batch, stream)
         buffers = [inputs[0].device, *(tensor.device for tensor in (*unmoved, *inputs[1:-1]))]
@@ -78,19 +83,23 @@ def _transmitter(network: Network, reals: int, channels: int) -> Several:
 def _receiver(network: Network, reals: int, channels: int) -> Several:
     symbols_port, index, told = _inputs(network)
     device, stream, dtype = network.device, network.stream, symbols_port.dtype
-    kernel = MixKernel(device, reals, 1, dtype)
+    kernel = MixKernel(device, reals, _channels(symbols_port), dtype)
     checked = channels >= MIN_CHECKED_CHANNELS and reals >= MIN_CHECKED_REALS
-    structure = StructureKernel(device, reals, channels, 1, dtype) if checked else None
-    on_air = Port("symbols", np.dtype(np.float32), ("batch", mix.padded_size(reals) // 2, 2))
-    ports = (on_air, *told, _keys())
+    structure = StructureKernel(device, reals, channels, _channels(symbols_port), dtype) if checked else None
+    ports = (_on_air("symbols", reals), *told, _keys())
+    once = network.once | {"keys", "found", ports[0].name}
+    found_port = Port("found", np.dtype(np.float32), ("batch",))
 
     def prepare(shapes: tuple[Shape, ...]) -> Run:
         batch = shapes[0][0]
-        taken = Tensors(device, stream, [(shape, port.dtype) for shape, port in zip(shapes, ports, strict=True)])
+        wanted = [(shape, port.dtype) for shape, port in zip(shapes, ports, strict=True)]
+        taken = Tensors(device, stream, wanted, near(ports, shapes, once))
         symbols, work = device.allocate(dtype.itemsize * batch * reals, stream=stream), kernel.workspace(batch, stream)
         unmoved = _unmoved(network, index, batch)
         bound = [(batch, *symbols_port.axes[1:]), *(tensor.host.shape for tensor in unmoved), *shapes[1:-1]]
-        given = Tensors(device, stream, [(network.output_shape(bound), network.output.dtype), ((batch,), np.float32)])
+        sizes = (network.output_shape(bound), (batch,))
+        kinds = zip(sizes, (network.output.dtype, np.float32), strict=True)
+        given = Tensors(device, stream, kinds, near((network.output, found_port), sizes, once))
         inputs, (image, found) = taken.each, given.each
         buffers = [symbols, *(tensor.device for tensor in (*unmoved, *inputs[1:-1]))]
 
@@ -115,6 +124,11 @@ def _taken(ports: Sequence[Port], given: Inputs) -> Inputs:
     return given
 
 
+def _channels(rows: Port) -> int:
+    """How many lie behind one another in what a network gives or takes: 1 where rows are whole, or symbols already."""
+    return int(rows.axes[1]) if rows.name == PLANES else 1
+
+
 def _inputs(network: Network) -> tuple[Port, Port | None, list[Port]]:
     """The data, the index if there is one (a network that ends at its rows has none), and what else it is told."""
     data, *told = network.inputs
@@ -131,6 +145,10 @@ def _unmoved(network: Network, index: Port | None, batch: int) -> tuple[Tensor, 
     tensor.host[...] = np.arange(batch * h, dtype=np.int32).reshape(batch, h)
     tensor.upload(network.stream)
     return (tensor,)
+
+
+def _on_air(name: str, reals: int) -> Port:
+    return Port(name, np.dtype(np.float32), ("batch", mix.padded_size(reals) // 2, 2))
 
 
 def _keys() -> Port:

@@ -1,11 +1,13 @@
 r"""Pictures as bytes on a GPU, one launch for what eleven operators do in a graph (``semseal.runtime.pixels``).
 
-    unpack   bytes [batch, height, width, 3] ── / 255 ──> image [batch, height, width, 3], float32 or float16
-    pack     image [batch, height, width, 3] ── * 255, rounded half to even, 0..255 ──> bytes [batch, height + 1, width, 3]
-                                             └─ 1 where a colour has no NaN, else 0 ──> their last row
+    unpack   bytes [batch, height, width, 3] ── / 255 ──> image, float32 or float16
+    pack     image ── * 255, rounded half to even, 0..255 ──> bytes [batch, height + 1, width, 3]
+                  └─ 1 where all of a colour are numbers, else 0 ──> their last row
 
-A thread does one value: 97,200 for a picture of 180 x 180, which the caches hold, so a launch is what it costs. Of the blocks of
-a picture the one that ends last writes the row, by what all of them saw.
+An image is [batch, height, width, 3], or with ``planes`` [batch, 3, height, width].
+
+A thread does one value: 97,200 for a picture of 180 x 180, which the caches hold, so a launch is what it costs. Of the blocks
+of a picture the one that ends last writes the row, by what all of them saw.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -31,11 +33,17 @@ static __device__ float widen(real x) { return x; }
 static __device__ real narrow(float x) { return x; }
 #endif
 
+#if PLANES
+static __device__ size_t place(int i) { return (size_t)(i % 3) * (VALUES / 3) + i / 3; }  // of a byte in an image
+#else
+static __device__ size_t place(int i) { return i; }
+#endif
+
 extern "C" __global__ void unpack(const unsigned char* __restrict__ bytes, real* __restrict__ image)
 {
-    const size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x, size = (size_t)gridDim.x / PARTS * VALUES;
-    const size_t at = i / (PARTS * THREADS) * VALUES + i % (PARTS * THREADS);  // blocks of an image do not reach the next
-    if (i % (PARTS * THREADS) < VALUES && at < size) image[at] = narrow(__fdiv_rn((float)bytes[at], 255.0f));
+    const size_t start = blockIdx.x / PARTS * (size_t)VALUES;
+    const int i = blockIdx.x % PARTS * THREADS + threadIdx.x;
+    if (i < VALUES) image[start + place(i)] = narrow(__fdiv_rn((float)bytes[start + i], 255.0f));
 }
 
 // flags[2 * batch], zero before the first launch only: colours that miss a number, and blocks of the picture that are done
@@ -48,7 +56,7 @@ extern "C" __global__ void pack(const real* __restrict__ image, unsigned char* _
     unsigned char* to = bytes + picture * (VALUES + ROW);
     unsigned* missing = flags + 2 * picture;
     if (i < VALUES) {
-        const float x = widen(image[picture * VALUES + i]);
+        const float x = widen(image[picture * VALUES + place(i)]);
         to[i] = (unsigned char)fminf(fmaxf(rintf(x * 255.0f), 0.0f), 255.0f);
         if (!(x - x == 0)) {  // no number
             atomicOr(missing, 1u << i % 3);
@@ -67,10 +75,11 @@ extern "C" __global__ void pack(const real* __restrict__ image, unsigned char* _
 """
 
 
-def macros(height: int, width: int, dtype: "np.dtype[Any]") -> list[tuple[str, str]]:
+def macros(height: int, width: int, dtype: "np.dtype[Any]", planes: bool) -> list[tuple[str, str]]:
     values = 3 * height * width
     sizes = {
         "HALF": int(dtype == np.float16),
+        "PLANES": int(planes),
         "VALUES": values,
         "ROW": 3 * width,
         "PARTS": -(-values // THREADS),
@@ -82,11 +91,11 @@ def macros(height: int, width: int, dtype: "np.dtype[Any]") -> list[tuple[str, s
 class PixelKernel:
     """Both kernels for pictures of one size, on one device. Buffers are the caller's."""
 
-    def __init__(self, device: "Device", height: int, width: int, dtype: "np.dtype[Any]") -> None:
+    def __init__(self, device: "Device", height: int, width: int, dtype: "np.dtype[Any]", planes: bool) -> None:
         from cuda.core import Program, ProgramOptions
 
         options = ProgramOptions(
-            name="pixels", arch=f"sm_{device.arch}", std="c++17", define_macro=macros(height, width, dtype)
+            name="pixels", arch=f"sm_{device.arch}", std="c++17", define_macro=macros(height, width, dtype, planes)
         )
         code = Program(SOURCE, "c++", options).compile("cubin")
         self._unpack, self._pack = code.get_kernel("unpack"), code.get_kernel("pack")

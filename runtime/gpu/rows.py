@@ -15,6 +15,7 @@ from semseal.runtime.gpu.device import Port, Shape, axis_sizes
 from semseal.runtime.gpu.pixel_kernel import PixelKernel
 from semseal.runtime.gpu.request import Network
 from semseal.runtime.gpu.scheme_kernel import SchemeKernel, tile_layout
+from semseal.runtime.pixels import IMAGE
 
 if TYPE_CHECKING:
     from cuda.core import Buffer
@@ -45,21 +46,23 @@ class Pictured(_Around):
         super().__init__(inner)
         self._sends = part.sends
         self._picture = inner.inputs[0] if part.sends else inner.output
-        height, width = map(int, self._picture.axes[1:3])
-        self._size = (height, width, 3)
-        self._kernel = PixelKernel(self.device, height, width, self._picture.dtype)
+        self._size = tuple(map(int, self._picture.axes[1:]))
+        planes = self._picture.name == IMAGE
+        self._height, self._width = self._size[1:] if planes else self._size[:2]
+        self._kernel = PixelKernel(self.device, self._height, self._width, self._picture.dtype, planes)
         self.inputs = (part.inputs[0], *inner.inputs[1:]) if part.sends else inner.inputs
         self.output = inner.output if part.sends else part.output
+        self.once = frozenset({(self.inputs[0] if part.sends else self.output).name})
 
     def output_shape(self, shapes: Sequence[Shape]) -> Shape:
-        batch, *sizes = self.inner.output_shape(shapes)
-        return (batch, *sizes) if self._sends else (batch, sizes[0] + 1, *sizes[1:])
+        given = self.inner.output_shape([(shapes[0][0], *self._size), *shapes[1:]] if self._sends else shapes)
+        return given if self._sends else (given[0], self._height + 1, self._width, 3)
 
     def bind(self, shapes: Sequence[Shape], inputs: "Sequence[Buffer]", output: "Buffer") -> Callable[[], None]:
         batch, kernel = shapes[0][0], self._kernel
         image = self.buffer(self._picture, (batch, *self._size))
         if self._sends:
-            run = self.inner.bind(shapes, [image, *inputs[1:]], output)
+            run = self.inner.bind([(batch, *self._size), *shapes[1:]], [image, *inputs[1:]], output)
 
             def send() -> None:
                 kernel.unpack(self.stream, inputs[0], image, batch)
@@ -85,9 +88,11 @@ class Rowed(_Around):
         self._sends, self.scatters = part.sends, part.sends and part.normalized
         rows = inner.output if part.sends else inner.inputs[0]
         self._rows = rows
-        self._kernel = SchemeKernel(self.device, tile_layout(1, h, w * c), rows.dtype)
+        layout = tile_layout(c, h, w) if part.planes else tile_layout(1, h, w * c)
+        self._kernel = SchemeKernel(self.device, layout, rows.dtype)
         self.inputs = part.inputs
         self.output = part.output
+        self.once = inner.once | {"index", (self.output if part.sends else self.inputs[0]).name}
 
     def output_shape(self, shapes: Sequence[Shape]) -> Shape:
         axis_sizes(self.inputs, shapes)
