@@ -240,7 +240,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
         m.tile[at / C * PITCH + at % C] = x;
         noise += x * x;
     }
-    const double of_features = across(loud), of_pads = across(noise);
+    const double of_features = across((double)loud), of_pads = across((double)noise);
     give(m, 0, of_features), give(m, 1, of_pads);
     meet();
 

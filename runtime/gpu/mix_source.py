@@ -22,7 +22,7 @@ COMMON = r"""
 template <class T> using span = T*;
 #define INPUT(type) const type* __restrict__
 #define ARENA(name) extern __shared__ __align__(16) char name[]
-static __device__ double across(double v)  // the sum of a warp, in all of its lanes
+template <class T> static __device__ T across(T v)  // the sum of a warp, in all of its lanes
 {
     for (int d = 16; d; d /= 2) v += __shfl_xor_sync(~0u, v, d);
     return v;
@@ -129,6 +129,21 @@ static __device__ int place_of(int row, Turn turn)
         x += x < 0 ? P : 0;
         y -= (int)((unsigned long long)turn(t * TURN + x) * Q >> 32);
         y += y < 0 ? Q : 0;
+    }
+    return x * Q + y;
+}
+
+// And rows[i], the row in front that row i behind the shuffle was
+template <class Turn>
+static __device__ int source_of(int row, Turn turn)
+{
+    int x = row / Q, y = row % Q;
+    #pragma unroll
+    for (int t = 0; t < 3; t++) {
+        y += (int)((unsigned long long)turn(t * TURN + x) * Q >> 32);
+        y -= y < Q ? 0 : Q;
+        x += (int)((unsigned long long)turn(t * TURN + P + y) * P >> 32);
+        x -= x < P ? 0 : P;
     }
     return x * Q + y;
 }
