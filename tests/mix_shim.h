@@ -22,7 +22,7 @@
 #define __cluster_dims__(...)
 
 struct Index { unsigned x; };
-static Index threadIdx, blockIdx;
+static Index threadIdx, blockIdx, gridDim;
 using std::max;
 using std::min;
 
@@ -150,6 +150,9 @@ static void yield(Waits waits)
     block.waits[cuda.thread] = waits;
     swapcontext(&block.fibers[cuda.thread], &cuda.scheduler);
 }
+static int multiprocessors() { return 1; }
+template <class T> static void fetch_ahead(const T&, int) {}
+template <class T> static void store_once(const span<T>& to, T x) { to[0] = x; }
 static void __syncthreads() { yield(AT_BLOCK); }
 static void __syncwarp() { yield(AT_WARP); }
 static void begun() {}
@@ -294,7 +297,7 @@ static const char* launch(unsigned grid, unsigned threads, unsigned together, si
 {
     cuda.kernel = [](void* arguments) { (*(Kernel*)arguments)(); };
     cuda.arguments = &kernel;
-    cuda.fault[0] = 0, cuda.launch++;
+    cuda.fault[0] = 0, cuda.launch++, gridDim.x = grid;
     unsigned random = order * 7919 + 1;
     for (unsigned c = 0; c < grid / together; c++) {
         cuda.cluster = order == 1 ? grid / together - 1 - c : c, cuda.cluster_epoch = 0;

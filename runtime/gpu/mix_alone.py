@@ -36,7 +36,8 @@ enum { FROM_FEATURES, TO_SLICES, TO_PLACES, TO_SLICES_AGAIN, ENERGY, REST, EXCHA
 constexpr int ARRIVALS_AT = 0, TILE_BYTES = (4 * TILE_ROWS * PITCH + 15) / 16 * 16, TILES_AT = ARRIVALS_AT + 64;
 constexpr int STREAM_AT = TILES_AT + 4 * TILE_BYTES, PADS_AT = STREAM_AT + BLOCKS * STREAM_PITCH * 4;
 constexpr int SUMS_AT = PADS_AT + PAD_BLOCKS * STREAM_PITCH * 4, POWERS_AT = SUMS_AT + 3 * 8 * SUMS;
-constexpr int COLUMNS_AT = POWERS_AT + 2 * 4 * SUMS, PLACES_AT = COLUMNS_AT + 4 * C, ARENA_BYTES = PLACES_AT + 4 * TILE_ROWS;
+constexpr int COLUMNS_AT = POWERS_AT + 2 * 4 * SUMS, PLACES_AT = COLUMNS_AT + 4 * 2 * C;
+constexpr int MASKS_AT = PLACES_AT + 4 * TILE_ROWS, ARENA_BYTES = MASKS_AT + 4 * HELD_ROWS * MASK_WORDS;
 static_assert(ARENA_BYTES <= ROOM, "the layout knows how much a block has");
 #define CLUSTER __cluster_dims__(G, 1, 1)
 
@@ -104,8 +105,9 @@ struct Memory {
     span<unsigned> pads;     // and of those of pads
     span<double> sums;       // three arrays of SUMS
     span<float> powers;      // two arrays of SUMS
-    span<unsigned> columns;  // the one that each comes from
+    span<unsigned> columns;  // the one that each becomes, then the one that each comes from
     span<unsigned> places;   // of each row: block << 24 | place in its tile
+    span<unsigned> masks;    // signs of layer 1 of this block's rows, as columns are behind the shuffle
     int rank, thread, lane;
 };
 
@@ -202,7 +204,7 @@ static __device__ void make_columns(const Memory& m)
             const unsigned word = word_of(m, ORDER + other);
             order += word < mine || (word == mine && other < k);
         }
-        m.columns[k] = order;  // behind the shuffle, column `order` has become column k
+        m.columns[order] = k, m.columns[C + k] = order;  // behind the shuffle, column `order` has become column k
     }
 }
 
@@ -259,12 +261,38 @@ static __device__ void over_a_back(const Memory& m, int slices, int from, int to
 static __device__ int row_of(int rank, int r) { return r % A * B + rank * SLICES + r / A; }
 static __device__ void rows_met() { IN_WARPS ? __syncwarp() : __syncthreads(); }
 static __device__ void kept_met() { KEPT_IN_WARPS ? __syncwarp() : __syncthreads(); }
-static __device__ unsigned sign_of(const Mask& mask, int column)  // in the top bit
+// behind a barrier of the block that has made the columns
+static __device__ void make_masks(const Memory& m, int first, int rows)
 {
-    unsigned word = mask.at[0];
+    for (int r = THREADS - 1 - m.thread; r < rows; r += THREADS) {
+        const Mask mask = mask_of(1, first + r, [&](int w) { return word_of(m, w); });
+        #pragma unroll
+        for (int w = 0; w < MASK_WORDS; w++) {
+            unsigned word = 0;
+            #pragma unroll 8
+            for (int k = 0; k < 32 && w * 32 + k < C; k++) {
+                const int from = m.columns[C + w * 32 + k];
+                unsigned before = mask.at[0];
+                #pragma unroll
+                for (int v = 1; v < MASK_WORDS; v++) before = from / 32 == v ? mask.at[v] : before;
+                word |= (before >> (from % 32) & 1) << k;
+            }
+            m.masks[r * MASK_WORDS + w] = word;
+        }
+    }
+}
+// the word of a row's mask that has the sign of column k
+static __device__ unsigned bits_at(const Memory& m, int layer, int row, int k)
+{
+    const int first = row * C / 32 + layer * LAYER + k / 32;
+    return C % 32 == 0 ? word_of(m, first) : joined(word_of(m, first), word_of(m, first + 1), row * C % 32);
+}
+static __device__ Mask moved_mask(const Memory& m, int r)
+{
+    Mask mask;
     #pragma unroll
-    for (int w = 1; w < MASK_WORDS; w++) word = column / 32 == w ? mask.at[w] : word;
-    return word << (31 - column % 32) & 0x80000000u;
+    for (int w = 0; w < MASK_WORDS; w++) mask.at[w] = m.masks[r * MASK_WORDS + w];
+    return mask;
 }
 
 static __device__ Memory begin(char* arena, int rank)
@@ -272,8 +300,9 @@ static __device__ Memory begin(char* arena, int rank)
     const int thread = threadIdx.x;
     Memory m = {part<unsigned long long>(arena, ARRIVALS_AT, EXCHANGES), {}, part<unsigned>(arena, STREAM_AT, BLOCKS * STREAM_PITCH),
                 part<unsigned>(arena, PADS_AT, PAD_BLOCKS * STREAM_PITCH), part<double>(arena, SUMS_AT, 3 * SUMS),
-                part<float>(arena, POWERS_AT, 2 * SUMS), part<unsigned>(arena, COLUMNS_AT, C),
-                part<unsigned>(arena, PLACES_AT, TILE_ROWS), rank, thread, thread % 32};
+                part<float>(arena, POWERS_AT, 2 * SUMS), part<unsigned>(arena, COLUMNS_AT, 2 * C),
+                part<unsigned>(arena, PLACES_AT, TILE_ROWS),
+                part<unsigned>(arena, MASKS_AT, HELD_ROWS * MASK_WORDS), rank, thread, thread % 32};
     #pragma unroll
     for (int t = 0; t < 4; t++) m.tiles[t] = part<float>(arena, TILES_AT + t * TILE_BYTES, TILE_ROWS * PITCH);
     return m;
@@ -359,10 +388,10 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) mix(
     }
     __syncthreads();
 
-    make_last_signs<false>(m, key, first, rows);  // threads that have no rows
+    make_masks(m, first, rows);  // threads that have no rows, as all that counts them from the last
     if (m.thread < slices * C) arrived(m.arrivals, TO_SLICES);
     for (int v = m.thread; v < slices * C; v += THREADS) {
-        const int slice = v / C, k = v % C;
+        const int slice = v / C, k = v % C, becomes = m.columns[k];
         float x[A];
         #pragma unroll
         for (int i = 0; i < A; i++) x[i] = m.tiles[1][(slice * A + i) * PITCH + k];
@@ -370,9 +399,11 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) mix(
         #pragma unroll
         for (int i = 0; i < A; i++) {
             const unsigned place = m.places[slice * A + i];
-            push(towards(m.tiles[2], m.arrivals, TO_PLACES, place >> 24), (place & 0xffffffu) + k, x[i]);
+            push(towards(m.tiles[2], m.arrivals, TO_PLACES, place >> 24), (place & 0xffffffu) + becomes, x[i]);
         }
     }
+    __syncthreads();
+    make_last_signs<false>(m, key, first, rows);
 
     arrived(m.arrivals, FROM_FEATURES);
     arrived(m.arrivals, TO_SLICES);
@@ -383,12 +414,9 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) mix(
     if (has_row) arrived(m.arrivals, TO_PLACES);
     for (int r = m.thread; r < rows; r += THREADS) {
         float x[C];
-        const Mask signs = mask_of(1, first + r, stream);
         #pragma unroll
-        for (int k = 0; k < C; k++) {
-            const int comes_from = m.columns[k];
-            x[k] = float_of(bits_of(m.tiles[2][r * PITCH + comes_from] * for_features) ^ sign_of(signs, comes_from));
-        }
+        for (int k = 0; k < C; k++) x[k] = m.tiles[2][r * PITCH + k] * for_features;
+        flip(x, moved_mask(m, r));
         along_c(x);
         flip(x, mask_of(2, first + r, stream));
         #pragma unroll
@@ -526,19 +554,16 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) unmix(
         for (int k = 0; k < C; k++) x[k] = m.tiles[1][r * PITCH + k];
         flip(x, mask_of(2, first + r, stream));
         along_c_back(x);
-        const Mask signs = mask_of(1, first + r, stream);
         #pragma unroll
-        for (int k = 0; k < C; k++) {
-            const int came_from = m.columns[k];
-            m.tiles[1][r * PITCH + came_from] = float_of(bits_of(x[k]) ^ sign_of(signs, came_from));
-        }
+        for (int k = 0; k < C; k++) m.tiles[1][r * PITCH + k] = x[k];
     }
     __syncthreads();
-    #pragma unroll 16
+    #pragma unroll 8
     for (int e = m.thread; e < rows * C; e += THREADS) {
-        const unsigned place = m.places[e / C];
-        push(towards(m.tiles[2], m.arrivals, TO_PLACES, place >> 24), (place & 0xffffffu) + e % C,
-             (float)m.tiles[1][e / C * PITCH + e % C]);
+        const int r = e / C, k = e % C;
+        const unsigned place = m.places[r];
+        const float x = flipped(m.tiles[1][r * PITCH + m.columns[k]], bits_at(m, 1, first + r, k), k % 32);
+        push(towards(m.tiles[2], m.arrivals, TO_PLACES, place >> 24), (place & 0xffffffu) + k, x);
     }
     if (m.thread < slices * C) arrived(m.arrivals, TO_PLACES);
     over_a_back(m, slices, 2, 3, TO_SLICES_AGAIN);

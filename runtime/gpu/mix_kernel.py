@@ -130,6 +130,7 @@ class MixLayout:
         sizes += [("THREADS", str(self.threads)), ("MAX_IN_REGISTERS", str(MAX_IN_REGISTERS))]
         if not self.together:
             return [*sizes, ("WORK", str(self.work))]
+        sizes += [("PREFETCH", "1"), ("STREAMING", "1")]
         return [*sizes, ("G", str(self.together)), ("ROOM", str(self.arena)), ("RESIDENT", str(self.resident))]
 
     def source(self) -> str:
@@ -197,12 +198,13 @@ def cluster_layout(reals: int, together: int, channels: int = 1, alone: bool = F
     blocks = -(-stream_words(reals) // 16)
     chunk = -(-blocks // together)
     q = max(m for m in range(1, math.isqrt(a * b) + 1) if a * b % m == 0)
-    arena = -(-(4 * max(slabs * b, slices * a) * (c + 1) + 68 * chunk) // 16) * 16  # rows, key stream
+    tile = max(slabs * b, slices * a) * (c + 1) + (a if together == 1 else 0)
+    arena = -(-(4 * tile + 68 * chunk) // 16) * 16  # rows, key stream
     arena += 24 * together * threads // 32 + 12 * (a * b // q + q) + 4 * (2 * c + 2)  # sums, turns, columns
-    arena += 4 * slices * a * (1 + -(-c // 32))  # places and their signs
+    arena += 8 + 8 * slices * a * -(-c // 32)  # places and signs
     if alone:
         pads = 4 * (a * b * c - reals) // 16 + 2
-        arena = 80 + 4 * (4 * rows * (c + 1) + 16) + 80 * (blocks + pads) + 32 * sums + 4 * (c + rows)
+        arena = 80 + 4 * (4 * rows * (c + 1) + 16) + 80 * (blocks + pads) + 32 * sums + 4 * (2 * c + rows + slabs * b * -(-c // 32))
         return MixLayout(reals, channels, a, b, c, together, threads, 1, arena, 0, True)
     resident = 1 if alone else max(1, REGISTERS // (threads * registers(a, b, c)))
     return MixLayout(reals, channels, a, b, c, together, threads, resident, arena, 0)
