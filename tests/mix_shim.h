@@ -36,10 +36,13 @@ struct Block {
     long expected[8] = {}, received[8] = {};  // bytes of each exchange that others push here
     std::vector<int> awaits;                  // the exchange that a thread waits for
     std::vector<unsigned> knows;              // by bits: exchanges that a thread has waited for, or one that it met at a barrier has
+    std::vector<std::map<int, unsigned>> pushed;  // of each thread, by exchange and block: the number of its last push there
+    std::vector<unsigned> pushes;                 // of each thread
 };
 struct Touch {  // who wrote a value last, and who read it since
     long launch = -1;
     int cluster = -1, block = -1, thread = -1, pushed = -1;  // the exchange, if it was pushed
+    unsigned pushes = 0;                                     // of that thread until then
     unsigned of_warp = 0, of_block = 0, of_cluster = 0;
 };
 struct Shadow { Touch written, read; bool lanes = false, warps = false, blocks = false; };  // whether others read it since
@@ -66,8 +69,8 @@ static void fault(const char* what, long at, long size)
 static Touch here()
 {
     const Block& block = cuda.blocks[cuda.block];
-    return {cuda.launch, cuda.cluster, (int)cuda.block, (int)cuda.thread, -1, block.warp_epochs[cuda.thread / 32], block.epoch,
-            cuda.cluster_epoch};
+    return {cuda.launch, cuda.cluster, (int)cuda.block, (int)cuda.thread, -1, block.pushes[cuda.thread],
+            block.warp_epochs[cuda.thread / 32], block.epoch, cuda.cluster_epoch};
 }
 static bool unordered(const Touch& then, const Touch& now)  // no barrier that both met lies between them
 {
@@ -151,14 +154,27 @@ static void yield(Waits waits)
     swapcontext(&block.fibers[cuda.thread], &cuda.scheduler);
 }
 static int multiprocessors() { return 1; }
-template <class T> static void fetch_ahead(const T&, int) {}
+template <class T> static void fetch_ahead(const T&, int, int) {}
 template <class T> static void store_once(const span<T>& to, T x) { to[0] = x; }
 static void __syncthreads() { yield(AT_BLOCK); }
 static void __syncwarp() { yield(AT_WARP); }
 static void begun() {}
 static void all_begun() { yield(AT_BEGIN); }  // orders nothing
 
-// Pushing: a place is pushed to once, and by nobody touched before; who has waited for all bytes may read it
+// Pushing: who has waited for all bytes of an exchange may read them. A place that was in use may be pushed to by who knows that it
+// is so no more: by an exchange in which the thread that used it last has pushed to the block of who pushes now, after that use
+static bool free_to_push(const Shadow& s)
+{
+    const bool read = s.read.launch == cuda.launch;
+    const Touch& last = read ? s.read : s.written;
+    if (last.launch != cuda.launch) return true;
+    if (read && (s.lanes || s.warps || s.blocks)) return false;
+    if (last.cluster != cuda.cluster) return false;
+    auto& pushed = cuda.blocks[last.block].pushed[last.thread];
+    for (int e = 0; e < 8; e++)  // all of an exchange that the pusher knows to be over has been pushed to it
+        if (cuda.blocks[cuda.block].knows[cuda.thread] >> e & 1 && pushed[e * 64 + cuda.block] > last.pushes) return true;
+    return false;
+}
 template <class T> struct Push { span<T> to; int rank, exchange; };
 template <class T> static Push<T> towards(span<T> mine, span<unsigned long long>, int exchange, int rank)
 {
@@ -173,12 +189,13 @@ template <class T> static void push(const Push<T>& there, long at, T value)
     const size_t last = (byte + sizeof(T) - 1) / 4;
     if (shadow.size() <= last) shadow.resize(last + 1);
     for (size_t w = byte / 4; w <= last; w++) {
-        if (shadow[w].written.launch == cuda.launch || shadow[w].read.launch == cuda.launch)
-            fault("a push races what was there", place, to.size);
-        shadow[w].written = here(), shadow[w].written.pushed = there.exchange;
+        if (!free_to_push(shadow[w])) fault("a push races what was there", place, to.size);
+        shadow[w] = {here(), {}}, shadow[w].written.pushed = there.exchange;
     }
     if ((uintptr_t)(to.memory + byte) % sizeof(T)) fault("not aligned", place, to.size);
     std::memcpy(to.memory + byte, &value, sizeof(T));
+    Block& mine = cuda.blocks[cuda.block];
+    mine.pushed[cuda.thread][there.exchange * 64 + there.rank] = ++mine.pushes[cuda.thread];
     Block& block = cuda.blocks[there.rank];
     block.received[there.exchange] += sizeof(T);
     if (block.received[there.exchange] > block.expected[there.exchange]) fault("more pushed than expected", place, to.size);
@@ -310,6 +327,7 @@ static const char* launch(unsigned grid, unsigned threads, unsigned together, si
             block.arena.assign(arena + 16, (char)0xff);
             block.fibers.resize(threads), block.waits.assign(threads, RUNS);
             block.warp_epochs.assign(threads / 32, 0), block.awaits.assign(threads, 0), block.knows.assign(threads, 0);
+            block.pushed.assign(threads, {}), block.pushes.assign(threads, 0);
             cuda.shadows.erase(block.arena.data());
             for (unsigned t = 0; t < threads; t++) {
                 auto& stack = cuda.stacks[b * threads + t];

@@ -34,7 +34,7 @@ enum { FROM_FEATURES, TO_SLICES, TO_PLACES, TO_SLICES_AGAIN, ENERGY, REST, EXCHA
 
 // the shared memory of a block, in bytes
 constexpr int ARRIVALS_AT = 0, TILE_BYTES = (4 * TILE_ROWS * PITCH + 15) / 16 * 16, TILES_AT = ARRIVALS_AT + 64;
-constexpr int STREAM_AT = TILES_AT + 4 * TILE_BYTES, PADS_AT = STREAM_AT + BLOCKS * STREAM_PITCH * 4;
+constexpr int STREAM_AT = TILES_AT + 3 * TILE_BYTES, PADS_AT = STREAM_AT + BLOCKS * STREAM_PITCH * 4;
 constexpr int SUMS_AT = PADS_AT + PAD_BLOCKS * STREAM_PITCH * 4, POWERS_AT = SUMS_AT + 3 * 8 * SUMS;
 constexpr int COLUMNS_AT = POWERS_AT + 2 * 4 * SUMS, PLACES_AT = COLUMNS_AT + 4 * 2 * C;
 constexpr int MASKS_AT = PLACES_AT + 4 * TILE_ROWS, ARENA_BYTES = MASKS_AT + 4 * HELD_ROWS * MASK_WORDS;
@@ -100,7 +100,7 @@ static __device__ void all_begun() { __syncwarp(); asm volatile("barrier.cluster
 
 struct Memory {
     span<unsigned long long> arrivals;
-    span<float> tiles[4];
+    span<float> tiles[4];    // the third is the first, which nobody needs any more when it is pushed to
     span<unsigned> stream;   // STREAM_PITCH words for each 16 that are made here
     span<unsigned> pads;     // and of those of pads
     span<double> sums;       // three arrays of SUMS
@@ -304,7 +304,7 @@ static __device__ Memory begin(char* arena, int rank)
                 part<unsigned>(arena, PLACES_AT, TILE_ROWS),
                 part<unsigned>(arena, MASKS_AT, HELD_ROWS * MASK_WORDS), rank, thread, thread % 32};
     #pragma unroll
-    for (int t = 0; t < 4; t++) m.tiles[t] = part<float>(arena, TILES_AT + t * TILE_BYTES, TILE_ROWS * PITCH);
+    for (int t = 0; t < 4; t++) m.tiles[t] = part<float>(arena, TILES_AT + (t == 2 ? 0 : t == 3 ? 2 : t) * TILE_BYTES, TILE_ROWS * PITCH);
     return m;
 }
 

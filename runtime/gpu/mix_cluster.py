@@ -82,9 +82,9 @@ static __device__ void meet()  // of all threads of an image: what was written b
 }
 #endif
 template <class T> static __device__ T* part(char* arena, int at, int) { return (T*)(arena + at); }
-template <class T> static __device__ void fetch_ahead(const T* from, int count)  // into L2
+template <class T> static __device__ void fetch_ahead(const T* from, int count, int rank)  // into L2, all blocks together
 {
-    for (int i = threadIdx.x * (128 / sizeof(T)); i < count; i += THREADS * (128 / sizeof(T)))
+    for (int i = (rank * THREADS + threadIdx.x) * (128 / sizeof(T)); i < count; i += G * THREADS * (128 / sizeof(T)))
         asm volatile("prefetch.global.L2 [%0];" ::"l"(from + i));
 }
 static __device__ int multiprocessors()
@@ -258,6 +258,10 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
     const int from = first * C, end = min(REALS, from + rows * C);  // its reals that are features
     const auto stream = [&](int w) { return word_of(m, w); };
 
+    if (PREFETCH == 2) {
+        const int next = image + multiprocessors() * RESIDENT / G;
+        if (next < (int)gridDim.x / G) fetch_ahead(features + (size_t)next * REALS, REALS, rank);
+    }
     make_stream(m, keys + (size_t)image * KEY);
     // a channel is one run: a warp reads neighbours, and writes to different banks
     constexpr int PLANE = REALS / CHANNELS, RUN = (HELD_ROWS * C + CHANNELS - 1) / CHANNELS + (HELD_ROWS * C % CHANNELS != 0);
@@ -286,9 +290,9 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
         noise += x * x;
     }
     give(m, m.powers + SUMS, across(noise));
-    if (PREFETCH && RESIDENT == 1) {
-        const int next = image + multiprocessors() / G;
-        if (next < (int)gridDim.x / G) fetch_ahead(features + (size_t)next * REALS, REALS);
+    if (PREFETCH == 1) {
+        const int next = image + multiprocessors() * RESIDENT / G;
+        if (next < (int)gridDim.x / G) fetch_ahead(features + (size_t)next * REALS, REALS, rank);
     }
     __syncthreads();
 
@@ -431,6 +435,10 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) unmix(
     const int from = first * C, end = min(REALS, from + rows * C);
     const auto stream = [&](int w) { return word_of(m, w); };
 
+    if (PREFETCH == 2) {
+        const int next = image + multiprocessors() * RESIDENT / G;
+        if (next < (int)gridDim.x / G) fetch_ahead(received + (size_t)next * SIZE, SIZE, rank);
+    }
     make_stream(m, keys + (size_t)image * KEY);
     INPUT(float) mine = received + (size_t)image * SIZE;
     const int kept = max(0, min(SLICES, B - rank * SLICES)) * A;
@@ -440,9 +448,9 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) unmix(
     meet();
 
     fetch_keys(m);
-    if (PREFETCH && RESIDENT == 1) {
-        const int next = image + multiprocessors() / G;
-        if (next < (int)gridDim.x / G) fetch_ahead(received + (size_t)next * SIZE, SIZE);
+    if (PREFETCH == 1) {
+        const int next = image + multiprocessors() * RESIDENT / G;
+        if (next < (int)gridDim.x / G) fetch_ahead(received + (size_t)next * SIZE, SIZE, rank);
     }
     for (int r = m.thread; r < kept; r += THREADS) {
         const span<float> row = m.tile + kept_at(r / A, r % A);
