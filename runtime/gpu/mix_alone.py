@@ -295,6 +295,14 @@ static __device__ Mask moved_mask(const Memory& m, int r)
     return mask;
 }
 
+static __device__ Mask column_signs(const Memory& m)  // read by every row: what a loop keeps of it takes registers
+{
+    Mask mask;
+    #pragma unroll
+    for (int w = 0; w < MASK_WORDS; w++) mask.at[w] = word_of(m, COLUMN_SIGNS + w);
+    return mask;
+}
+
 static __device__ Memory begin(char* arena, int rank)
 {
     const int thread = threadIdx.x;
@@ -364,20 +372,15 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) mix(
 
     give(m, m.powers + SUMS, TO_SLICES, across(noise));
     const bool has_row = m.thread < rows;
-    if (has_row) {
-        Mask signs;
+    for (int r = m.thread; r < rows; r += THREADS) {
+        float x[C];
         #pragma unroll
-        for (int w = 0; w < MASK_WORDS; w++) signs.at[w] = word_of(m, COLUMN_SIGNS + w);
-        for (int r = m.thread; r < rows; r += THREADS) {
-            float x[C];
-            #pragma unroll
-            for (int k = 0; k < C; k++) x[k] = m.tiles[0][r * PITCH + k];
-            flip(x, signs);
-            along_c(x);
-            flip(x, mask_of(0, first + r, stream));
-            #pragma unroll
-            for (int k = 0; k < C; k++) m.tiles[0][r * PITCH + k] = x[k];
-        }
+        for (int k = 0; k < C; k++) x[k] = m.tiles[0][r * PITCH + k];
+        flip(x, column_signs(m));
+        along_c(x);
+        flip(x, mask_of(0, first + r, stream));
+        #pragma unroll
+        for (int k = 0; k < C; k++) m.tiles[0][r * PITCH + k] = x[k];
     }
     rows_met();
     over_b(m, slabs, 0, 1, TO_SLICES);
@@ -571,20 +574,15 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) unmix(
     if (m.thread < slabs * C) arrived(m.arrivals, TO_SLICES_AGAIN);
     over_b_back(m, slabs, 3);
     rows_met();
-    if (m.thread < rows) {
-        Mask signs;
+    for (int r = m.thread; r < rows; r += THREADS) {
+        float x[C];
         #pragma unroll
-        for (int w = 0; w < MASK_WORDS; w++) signs.at[w] = word_of(m, COLUMN_SIGNS + w);
-        for (int r = m.thread; r < rows; r += THREADS) {
-            float x[C];
-            #pragma unroll
-            for (int k = 0; k < C; k++) x[k] = m.tiles[3][r * PITCH + k];
-            flip(x, mask_of(0, first + r, stream));
-            along_c_back(x);
-            flip(x, signs);
-            #pragma unroll
-            for (int k = 0; k < C; k++) m.tiles[3][r * PITCH + k] = x[k];
-        }
+        for (int k = 0; k < C; k++) x[k] = m.tiles[3][r * PITCH + k];
+        flip(x, mask_of(0, first + r, stream));
+        along_c_back(x);
+        flip(x, column_signs(m));
+        #pragma unroll
+        for (int k = 0; k < C; k++) m.tiles[3][r * PITCH + k] = x[k];
     }
     __syncthreads();
 

@@ -24,6 +24,7 @@ constexpr int SUMS = G * WARPS;  // of the warps of an image
 static_assert(THREADS % 32 == 0 && SLICES * C <= THREADS, "a thread holds one column");
 // threads that make the stream and nothing else, while the others fetch the image; none where other blocks fill the time
 constexpr int MAKERS = RESIDENT == 1 && CHUNK * 2 <= THREADS ? (CHUNK + 31) / 32 * 32 : 0, LOADERS = THREADS - MAKERS;
+constexpr int LOADS = G == 1 ? 12 : 16;  // of a thread at a time
 
 // the shared memory of a block, in bytes
 constexpr int TILE_AT = 0, STREAM_AT = TILE_AT + 4 * TILE, SUMS_AT = (STREAM_AT + CHUNK * 17 * 4 + 15) / 16 * 16;
@@ -237,6 +238,14 @@ static __device__ void shuffled(const Memory& m, float (&x)[A], int slice, int k
     }
 }
 
+static __device__ Mask column_signs(const Memory& m)  // read by every row: what a loop keeps of it takes registers
+{
+    Mask mask;
+    #pragma unroll
+    for (int w = 0; w < MASK_WORDS; w++) mask.at[w] = column_word(m, C + w);
+    return mask;
+}
+
 static __device__ Memory begin(char* arena, int rank)
 {
     const int thread = threadIdx.x;
@@ -267,7 +276,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
     constexpr int PLANE = REALS / CHANNELS, RUN = (HELD_ROWS * C + CHANNELS - 1) / CHANNELS + (HELD_ROWS * C % CHANNELS != 0);
     INPUT(feature) mine = features + (size_t)image * REALS;
     float loud = 0;
-    #pragma unroll 16
+    #pragma unroll(LOADS)
     for (int t = m.thread - MAKERS; t >= 0 && t < CHANNELS * RUN; t += LOADERS) {
         const int channel = t / RUN, position = from / CHANNELS + t % RUN, e = position * CHANNELS + channel;
         if (e < from || e >= end) continue;
@@ -297,21 +306,16 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
     __syncthreads();
 
     make_tables(m);
-    if (m.thread < rows) {
-        Mask signs;
+    for (int r = m.thread; r < rows; r += THREADS) {
+        const span<float> row = m.tile + held(r);
+        float x[C];
         #pragma unroll
-        for (int w = 0; w < MASK_WORDS; w++) signs.at[w] = column_word(m, C + w);
-        for (int r = m.thread; r < rows; r += THREADS) {
-            const span<float> row = m.tile + held(r);
-            float x[C];
-            #pragma unroll
-            for (int k = 0; k < C; k++) x[k] = row[k];
-            flip(x, signs);
-            along_c(x);
-            flip(x, mask_of(0, first + r, stream));
-            #pragma unroll
-            for (int k = 0; k < C; k++) row[k] = x[k];
-        }
+        for (int k = 0; k < C; k++) x[k] = row[k];
+        flip(x, column_signs(m));
+        along_c(x);
+        flip(x, mask_of(0, first + r, stream));
+        #pragma unroll
+        for (int k = 0; k < C; k++) row[k] = x[k];
     }
     rows_met();
     over_b<false>(m, slabs);
@@ -442,7 +446,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) unmix(
     make_stream(m, keys + (size_t)image * KEY);
     INPUT(float) mine = received + (size_t)image * SIZE;
     const int kept = max(0, min(SLICES, B - rank * SLICES)) * A;
-    #pragma unroll 16
+    #pragma unroll(LOADS)
     for (int e = m.thread - MAKERS; e >= 0 && e < kept * C; e += LOADERS)
         m.tile[kept_at(e / C / A, e / C % A) + e % C] = mine[row_of(rank, e / C) * C + e % C];
     meet();
@@ -508,9 +512,6 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) unmix(
 
     over_b<true>(m, slabs);
     rows_met();
-    Mask signs;
-    #pragma unroll
-    for (int w = 0; w < MASK_WORDS; w++) signs.at[w] = column_word(m, C + w);
     for (int r = m.thread; r < rows; r += THREADS) {
         const span<float> row = m.tile + held(r);
         float x[C];
@@ -518,7 +519,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) unmix(
         for (int k = 0; k < C; k++) x[k] = row[k];
         flip(x, mask_of(0, first + r, stream));
         along_c_back(x);
-        flip(x, signs);
+        flip(x, column_signs(m));
         #pragma unroll
         for (int k = 0; k < C; k++) row[k] = x[k];
     }

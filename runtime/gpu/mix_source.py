@@ -39,7 +39,13 @@ static __device__ unsigned bits_of(float x) { return __float_as_uint(x); }
 static __device__ float float_of(unsigned bits) { return __uint_as_float(bits); }
 static __device__ unsigned turned(unsigned x, int left) { return __funnelshift_l(x, x, left); }
 static __device__ unsigned joined(unsigned low, unsigned high, int right) { return __funnelshift_r(low, high, right); }
+#if NO_MAD
+static __device__ unsigned one() { return 1; }
 #else
+static __device__ unsigned one() { return blockDim.y; }  // which no compiler knows: x * one() + y is not for the unit of x + y
+#endif
+#else
+static unsigned one() { return 1; }
 static unsigned turned(unsigned x, int left) { return x << left | x >> (32 - left); }
 static unsigned joined(unsigned low, unsigned high, int right) { return right ? low >> right | high << (32 - right) : low; }
 #endif
@@ -101,10 +107,10 @@ static __device__ void chacha(Key key, int block, Out out)
             const int shift = q / 4;  // columns, then diagonals
             unsigned &a = x[q % 4], &b = x[4 + (q + shift) % 4];
             unsigned &c = x[8 + (q + 2 * shift) % 4], &d = x[12 + (q + 3 * shift) % 4];
-            a += b, d = turned(d ^ a, 16);
-            c += d, b = turned(b ^ c, 12);
-            a += b, d = turned(d ^ a, 8);
-            c += d, b = turned(b ^ c, 7);
+            a = b * one() + a, d = turned(d ^ a, 16);  // a multiplication: other units than those that turn and compare
+            c = d * one() + c, b = turned(b ^ c, 12);
+            a = b * one() + a, d = turned(d ^ a, 8);
+            c = d * one() + c, b = turned(b ^ c, 7);
         }
     }
     #pragma unroll
