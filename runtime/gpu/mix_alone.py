@@ -271,7 +271,7 @@ static __device__ void make_masks(const Memory& m, int first, int rows)
             unsigned word = 0;
             #pragma unroll 8
             for (int k = 0; k < 32 && w * 32 + k < C; k++) {
-                const int from = m.columns[C + w * 32 + k];
+                const unsigned from = m.columns[C + w * 32 + k];
                 unsigned before = mask.at[0];
                 #pragma unroll
                 for (int v = 1; v < MASK_WORDS; v++) before = from / 32 == v ? mask.at[v] : before;
@@ -392,9 +392,10 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) mix(
     __syncthreads();
 
     make_masks(m, first, rows);  // threads that have no rows, as all that counts them from the last
-    if (m.thread < slices * C) arrived(m.arrivals, TO_SLICES);
+    arrived(m.arrivals, TO_SLICES);
     for (int v = m.thread; v < slices * C; v += THREADS) {
-        const int slice = v / C, k = v % C, becomes = m.columns[k];
+        const int slice = v / C, k = v % C;
+        const unsigned becomes = m.columns[k];
         float x[A];
         #pragma unroll
         for (int i = 0; i < A; i++) x[i] = m.tiles[1][(slice * A + i) * PITCH + k];
@@ -409,7 +410,6 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) mix(
     make_last_signs<false>(m, key, first, rows);
 
     arrived(m.arrivals, FROM_FEATURES);
-    arrived(m.arrivals, TO_SLICES);
     const float sum = total(m, m.powers);
     power = 2 * sum / REALS;
     unit = 1 / sqrtf(power < LEAST_POWER ? LEAST_POWER : power);
