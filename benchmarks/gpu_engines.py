@@ -131,6 +131,7 @@ def check_link(run: dict[str, Engine], cpu: dict[str, Engine], images: Any, h: i
     picture = run["receiver"](sent, plain)
     assert follows(run["transmitter"](flipped(images), plain), flipped(sent), stale=sent), "transmitter: a second picture"
     assert np.array_equal(run["transmitter"](images, moved), on_air), "transmitter: a second index"
+    run["transmitter"](images[:2], scheme.identity(2 * h).reshape(2, h))  # another shape, so another CUDA graph
     assert np.array_equal(run["transmitter"](images, plain), sent), "transmitter: the first picture and index again"
     assert follows(run["receiver"](flipped(sent), plain), flipped(picture), stale=picture), "receiver: a second reception"
     assert np.array_equal(run["receiver"](on_air, scheme.inverse(moved)), picture), "receiver: a second index"
@@ -176,7 +177,7 @@ def device_times(plan: Plan, side: str, bundle: Bundle) -> dict[str, Any]:
     def copies(where: Any) -> None:
         for tensor in run.inputs:
             tensor.upload(where)
-        run.output.download(where)
+        run.outputs[0].download(where)
 
     alone = capture(stream, copies)
     flush = device.allocate(2 * device.properties.l2_cache_size, stream=stream)

@@ -79,6 +79,8 @@ class Decoder:
 
     def _rows(self, opened: Sequence[Opened], secrets: Mapping[str, bytes], pixels: bool) -> Decoded:
         """Of frames whose rows were moved, if at all."""
+        if not any(BY_NAME[item.header.mode].permutes or BY_NAME[item.header.mode].substitutes for item in opened):
+            return self._plain(opened, pixels)
         h = self._bundle.h
         nothing = np.zeros(self._bundle.n_symbols, np.complex64)  # for what was not received
         symbols_of = {(header.key_id, header.session, header.counter): symbols for _, header, symbols in opened}
@@ -109,6 +111,17 @@ class Decoder:
             known = self._side_information([(header, [f for f in frames if f is not nothing]) for header, _, frames in part])
             parts.append(self._engines.open("receiver", pixels)(_reals(list(taken.values())), tables, *known))
         return Decoded(*self._joined(parts, pixels), incomplete)
+
+    def _plain(self, opened: Sequence[Opened], pixels: bool) -> Decoded:
+        """Of frames whose rows are where they were."""
+        shown = [item for item in opened if not item.header.noise]
+        parts = []
+        for start in range(0, len(shown), BATCH):
+            part = shown[start : start + BATCH]
+            known = self._side_information([(item.header, [item.symbols]) for item in part])
+            rows = index.unmoved(len(part), self._bundle.h)
+            parts.append(self._engines.open("receiver", pixels)(_reals([item.symbols for item in part]), rows, *known))
+        return Decoded(*self._joined(parts, pixels), [])
 
     def _mixed(self, opened: Sequence[Opened], secrets: Mapping[str, bytes], pixels: bool) -> Decoded:
         reals = 2 * self._bundle.n_symbols

@@ -65,7 +65,7 @@ def open_mixing(name: str, program: bytes, side: str, reals: int, channels: int)
     from semseal.runtime.gpu import engines, mixed
 
     network: mixed.Network
-    network = engines.Session(name, program) if name.startswith("onnxruntime") else engines.Plan(name, program)
+    network = engines.open_network(name, program, mixes=True) if name.startswith("onnxruntime") else engines.Plan(name, program)
     try:
         return never_freed_by_a_child(mixed.FusedMix(network, side, reals, channels))
     except EngineError as error:

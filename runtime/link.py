@@ -23,7 +23,6 @@ might be locked. OpenVINO has locks for the whole process too: with that engine 
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -197,7 +196,7 @@ class Transmitter:
         return used
 
     def _send_plain(self, engine: Engine, images: Images, used: _Used, session: bytes, counter: int) -> list[Frame]:
-        on_air, scales = self._on_air(engine, images, _unmoved(len(images), self.bundle.h))
+        on_air, scales = self._on_air(engine, images, index.unmoved(len(images), self.bundle.h))
         headers = [Header(self.defense, session, counter + i) for i in range(len(images))]
         return self._sealed(on_air, used, headers, scales)
 
@@ -311,9 +310,3 @@ class Transmitter:
         low, high = images[bad].min(), images[bad].max()
         advice = "; divide bytes by 255" if low >= 0 and 1.5 < high <= 255 else ""
         raise ValueError(f"images must be finite and in 0..1, got {low!s}..{high!s} in image {bad}{advice}")
-
-
-@lru_cache(maxsize=2 * BATCH)
-def _unmoved(batch: int, h: int) -> NDArray[np.int32]:
-    """The index that leaves every row where it is; [batch, h]."""
-    return np.arange(batch * h, dtype=np.int32).reshape(batch, h)

@@ -13,7 +13,7 @@ from semseal.runtime.onnxfile import fields
 
 GRAPH = 7  # of a model
 NODE, INITIALIZER, INPUT, OUTPUT = 1, 5, 11, 12  # of a graph
-FLOAT, UINT8, INT8, INT32, INT64 = 1, 2, 3, 6, 7  # types of a tensor's elements
+FLOAT, UINT8, INT8, INT32, INT64, FLOAT16 = 1, 2, 3, 6, 7, 10  # types of a tensor's elements
 _TYPES = {"float32": FLOAT, "int64": INT64}
 _SIZES = {FLOAT: "<f4", INT64: "<i8"}
 _KIND_INT, _KIND_INTS = 2, 7  # types of an attribute

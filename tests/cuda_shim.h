@@ -42,11 +42,14 @@ static pthread_barrier_t cluster;
 static thread_local char anchor;
 static char* anchors[16];
 static thread_local bool at_cluster;
-static void begun() {}  // as all blocks of a cluster have
+#define WHOLE(name) static thread_local float name[C * WHOLE_PITCH]
+static void fetch_ahead(const void*, int) {}
+static unsigned multiprocessors() { return 1; }
+static void begun(unsigned long long*, int) {}  // as all blocks of a cluster have
 static void all_begun() {}
 static void __syncwarp() {}
-static void meet() { at_cluster = true; __syncthreads(); }
-static void give(float* mine, int to, float value) { *(float*)(anchors[to] + ((char*)mine - &anchor)) = value; }
+static void arrived(unsigned long long*) { at_cluster = true; __syncthreads(); }
+static void give(float* mine, unsigned long long*, int to, float value) { *(float*)(anchors[to] + ((char*)mine - &anchor)) = value; }
 
 static thread_local float exchange[1024];
 static float across(float sum)
@@ -146,6 +149,8 @@ static unsigned atomicInc(unsigned* at, unsigned last) {
     while (!__atomic_compare_exchange_n(at, &old, old >= last ? 0 : old + 1, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {}
     return old;
 }
+static unsigned atomicOr(unsigned* at, unsigned value) { return __atomic_fetch_or(at, value, __ATOMIC_SEQ_CST); }
+static unsigned atomicAnd(unsigned* at, unsigned value) { return __atomic_fetch_and(at, value, __ATOMIC_SEQ_CST); }
 static void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 static void __nanosleep(unsigned) { std::this_thread::yield(); }
 

@@ -5,6 +5,8 @@ shows is that buffers, shapes, keys and the order of the work fit together; the 
 """
 
 import ctypes
+import hashlib
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,11 +19,47 @@ from cuda.bindings import driver
 from mix_on_cpu import LAUNCHES, STRUCTURE, TOGETHER, compiled
 from semseal.runtime.gpu import engines
 
+SHIM = Path(__file__).parent / "cuda_shim.h"
+ENTRIES = {
+    "transmit": r"""
+extern "C" bool run_transmit(const feature* features, const int* place, float* symbols, float* sums, unsigned* state,
+                             unsigned grid, unsigned resident, unsigned order) {
+    return launch(grid, THREADS, TOGETHER ? resident : PARTS, order, [=] { transmit(features, place, symbols, sums, state); },
+                  TOGETHER ? PARTS : 1);
+}
+extern "C" bool run_receive(const float* symbols, const int* index, feature* features,
+                            unsigned grid, unsigned resident, unsigned order) {
+    return launch(grid, THREADS, resident, order, [=] { receive(symbols, index, features); });
+}
+""",
+    "unpack": r"""
+extern "C" bool run_unpack(const unsigned char* bytes, real* image, unsigned grid, unsigned resident, unsigned order) {
+    return launch(grid, THREADS, resident, order, [=] { unpack(bytes, image); });
+}
+extern "C" bool run_pack(const real* image, unsigned char* bytes, unsigned* flags,
+                         unsigned grid, unsigned resident, unsigned order) {
+    return launch(grid, THREADS, resident, order, [=] { pack(image, bytes, flags); });
+}
+""",
+}
+
 
 class Buffer:
     def __init__(self, size: int) -> None:
-        self.memory = np.full(size, 0xFF, np.uint8)
-        self.handle = self.memory.ctypes.data
+        self._hold(np.full(size, 0xFF, np.uint8))
+
+    @classmethod
+    def from_handle(cls, address: int, size: int, owner: "Buffer") -> "Buffer":
+        buffer, start = cls.__new__(cls), address - owner.handle
+        assert 0 <= start <= start + size <= len(owner.memory)
+        buffer._hold(owner.memory[start : start + size])
+        return buffer
+
+    def _hold(self, memory: np.ndarray) -> None:
+        self.memory, self.handle = memory, memory.ctypes.data
+
+    def fill(self, value: int, stream: Any) -> None:
+        stream.do(lambda: self.memory.fill(value))
 
     def copy_to(self, other: "Buffer", stream: Any) -> None:
         assert len(self.memory) == len(other.memory)
@@ -59,8 +97,10 @@ class Stream:
 
 
 class Builder:
+    """A graph as it is captured, and the graph: what is captured are nodes of the type KERNEL."""
+
     def __init__(self, stream: Stream) -> None:
-        self.stream, self.do = stream, stream.do
+        self.stream, self.do, self.graph_definition = stream, stream.do, SimpleNamespace(handle=self)
 
     def begin_building(self, mode: str) -> "Builder":
         self.stream.kept = self.works = []
@@ -96,31 +136,56 @@ class Device:
 class Session:
     """In place of ``engines.Session``: the same interface, on the CPU."""
 
-    captured = False
+    capturable = True
+    once: frozenset[str] = frozenset()
 
     def __init__(self, name: str, graph: bytes) -> None:
-        self.device, self.stream = Device(), Stream()
+        self.device, self.stream, self.captured, self.refused = Device(), Stream(), True, ""
         self.session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
         self.inputs, self.output = engines.session_ports(name, self.session)
 
     output_shape = engines.Session.output_shape
 
     def bind(self, shapes: Any, inputs: Any, output: Buffer) -> Callable[[], None]:
-        assert self.stream.kept is None  # what is bound here cannot be captured
+        assert self.stream.kept is None  # memory is taken, which nothing may do in a capture
         given = {
             port.name: _view(buffer, shape, port.dtype) for port, shape, buffer in zip(self.inputs, shapes, inputs, strict=True)
         }
         answer = _view(output, self.output_shape(shapes), self.output.dtype)
+        seen = 0
 
-        def run() -> None:
-            assert self.stream.kept is None
+        def work() -> None:
             answer[...] = self.session.run(None, given)[0]
 
+        def run() -> None:
+            nonlocal seen
+            seen += 1
+            if self.stream.kept is not None:
+                assert seen > 2, "captured before it had its memory"
+                if not self.capturable:
+                    raise RuntimeError("CUDA failure 900: operation not permitted when stream is capturing")
+            self.stream.do(work)
+
         return run
+
+    def refuse_capture(self, reason: str) -> None:
+        self.captured, self.refused = False, reason
 
 
 def _view(buffer: Buffer, shape: Any, dtype: Any) -> np.ndarray:
     return buffer.memory.view(dtype).reshape(shape)
+
+
+def _on_shim(folder: Path, source: str, macros: dict[str, str]) -> ctypes.CDLL:
+    """The scheme or pixel kernels, compiled with cuda_shim.h; the library is called by how the kernels are."""
+    code = f'#include "{SHIM}"\n{source}\n{ENTRIES["transmit" if "transmit(" in source else "unpack"]}'
+    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-pthread"]
+    flags += [f"-D{name}={value}" for name, value in macros.items()]
+    library = folder / f"{hashlib.sha256((' '.join(flags) + code).encode()).hexdigest()[:16]}.so"
+    if not library.exists():
+        library.with_suffix(".cpp").write_text(code)
+        subprocess.run(["g++", *flags, "-o", library, library.with_suffix(".cpp")], check=True)
+    return ctypes.CDLL(str(library))
 
 
 def emulate(monkeypatch, folder: Path) -> None:
@@ -129,6 +194,10 @@ def emulate(monkeypatch, folder: Path) -> None:
     class Program:
         def __init__(self, source: str, kind: str, options: Any) -> None:
             macros = dict(options.define_macro)
+            self.shimmed = options.name in ("scheme_index", "pixels")
+            if self.shimmed:
+                self.library = _on_shim(folder, source, macros)
+                return
             entries = STRUCTURE if options.name == "structure" else TOGETHER if "G" in macros else LAUNCHES
             self.library = compiled(folder, source + entries, [f"-D{name}={value}" for name, value in macros.items()])
             self.blocks = int(macros.get("G", 1))
@@ -138,21 +207,31 @@ def emulate(monkeypatch, folder: Path) -> None:
 
         def get_kernel(self, name: str) -> Any:
             function = getattr(self.library, "run" if name == "structure" else f"run_{name}")
+            if self.shimmed:
+                function.restype = ctypes.c_bool
+                occupancy = SimpleNamespace(max_active_blocks_per_multiprocessor=lambda *given: 8)
+                return SimpleNamespace(function=function, shimmed=True, occupancy=occupancy)
             function.restype = ctypes.c_char_p
-            return SimpleNamespace(function=function, blocks=self.blocks, orders=name != "structure", handle=1)
+            return SimpleNamespace(function=function, blocks=self.blocks, orders=name != "structure", shimmed=False, handle=1)
 
-    def launch(stream: Any, config: Any, kernel: Any, *buffers: Buffer) -> None:
-        addresses = [ctypes.c_void_p(buffer.handle) for buffer in buffers]
+    def launch(stream: Any, config: Any, kernel: Any, *buffers: Buffer | int) -> None:
+        addresses = [ctypes.c_void_p(given if isinstance(given, int) else given.handle) for given in buffers]
 
         def work() -> None:
+            if kernel.shimmed:
+                assert kernel.function(*addresses, config.grid, 1, 2), "threads of a block met different barriers"
+                return
             wrong = kernel.function(*addresses, config.grid // kernel.blocks, *[2] * kernel.orders)
             assert wrong == b"", wrong
 
         stream.do(work)
 
-    for name, ours in (("Program", Program), ("ProgramOptions", SimpleNamespace), ("LaunchConfig", SimpleNamespace),
-                       ("launch", launch), ("LegacyPinnedMemoryResource", Pinned)):  # fmt: skip
+    for name, ours in (("Buffer", Buffer), ("Program", Program), ("ProgramOptions", SimpleNamespace), ("launch", launch),
+                       ("LaunchConfig", SimpleNamespace), ("LegacyPinnedMemoryResource", Pinned)):  # fmt: skip
         monkeypatch.setattr(cuda.core, name, ours)
-    monkeypatch.setattr(driver, "cuKernelSetAttribute", lambda *given: (driver.CUresult.CUDA_SUCCESS,))
+    done = driver.CUresult.CUDA_SUCCESS
+    monkeypatch.setattr(driver, "cuKernelSetAttribute", lambda *given: (done,))
+    monkeypatch.setattr(driver, "cuGraphGetNodes", lambda graph, count=0: (done, graph.works[:count], len(graph.works)))
+    monkeypatch.setattr(driver, "cuGraphNodeGetType", lambda node: (done, driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_KERNEL))
     monkeypatch.setattr(driver, "CUdevice", lambda number: number)
     monkeypatch.setattr(engines, "Session", Session)

@@ -22,23 +22,30 @@
 #define __cluster_dims__(...)
 
 struct Index { unsigned x; };
-static Index threadIdx, blockIdx;
+static Index threadIdx, blockIdx, gridDim;
 using std::max;
 using std::min;
 
-enum Waits { RUNS, AT_BLOCK, AT_CLUSTER, IN_WARP, DONE };
+enum Waits { RUNS, AT_BLOCK, AT_CLUSTER, AT_BEGIN, AT_WARP, IN_WARP, AWAITS, DONE };
 struct Block {
-    unsigned id, epoch = 0;  // barriers that its threads have met
+    unsigned id, epoch = 0;              // barriers that its threads have met
+    std::vector<unsigned> warp_epochs;   // and those of each warp
     std::vector<ucontext_t> fibers;
     std::vector<Waits> waits;
     std::vector<char> arena;
+    long expected[8] = {}, received[8] = {};  // bytes of each exchange that others push here
+    std::vector<int> awaits;                  // the exchange that a thread waits for
+    std::vector<unsigned> knows;              // by bits: exchanges that a thread has waited for, or one that it met at a barrier has
+    std::vector<std::map<int, unsigned>> pushed;  // of each thread, by exchange and block: the number of its last push there
+    std::vector<unsigned> pushes;                 // of each thread
 };
 struct Touch {  // who wrote a value last, and who read it since
     long launch = -1;
-    int cluster = -1, block = -1, thread = -1;
-    unsigned of_block = 0, of_cluster = 0;
+    int cluster = -1, block = -1, thread = -1, pushed = -1;  // the exchange, if it was pushed
+    unsigned pushes = 0;                                     // of that thread until then
+    unsigned of_warp = 0, of_block = 0, of_cluster = 0;
 };
-struct Shadow { Touch written, read; bool others = false, other_blocks = false; };
+struct Shadow { Touch written, read; bool lanes = false, warps = false, blocks = false; };  // whether others read it since
 
 static struct {
     ucontext_t scheduler;
@@ -61,32 +68,37 @@ static void fault(const char* what, long at, long size)
 }
 static Touch here()
 {
-    return {cuda.launch, cuda.cluster, (int)cuda.block, (int)cuda.thread, cuda.blocks[cuda.block].epoch, cuda.cluster_epoch};
+    const Block& block = cuda.blocks[cuda.block];
+    return {cuda.launch, cuda.cluster, (int)cuda.block, (int)cuda.thread, -1, block.pushes[cuda.thread],
+            block.warp_epochs[cuda.thread / 32], block.epoch, cuda.cluster_epoch};
 }
 static bool unordered(const Touch& then, const Touch& now)  // no barrier that both met lies between them
 {
     if (then.launch != now.launch) return false;
     if (then.cluster != now.cluster) return true;
+    if (then.pushed >= 0) return !(cuda.blocks[now.block].knows[now.thread] >> then.pushed & 1);
     if (then.block != now.block) return then.of_cluster == now.of_cluster;
-    return then.thread != now.thread && then.of_block == now.of_block;
+    if (then.thread / 32 != now.thread / 32) return then.of_block == now.of_block;
+    return then.thread != now.thread && then.of_warp == now.of_warp;
 }
 static void touched(Shadow& s, bool writes, long at, long size)
 {
     const Touch now = here();
     if (s.written.launch >= 0 && unordered(s.written, now)) fault(writes ? "two writes race" : "a read races a write", at, size);
-    if (writes && s.read.launch == now.launch) {
-        bool races = unordered(s.read, now);
-        if (s.others && s.read.of_block == now.of_block) races = true;  // one of several readers is another thread
-        if (s.other_blocks && s.read.of_cluster == now.of_cluster) races = true;
-        if (races) fault("a write races a read", at, size);
-    }
+    const bool cluster = s.read.launch == now.launch && s.read.cluster == now.cluster && s.read.of_cluster == now.of_cluster;
+    const bool block = cluster && s.read.of_block == now.of_block, same_block = s.read.block == now.block;
+    const bool same_warp = same_block && s.read.thread / 32 == now.thread / 32;
+    const bool warp = block && same_warp && s.read.of_warp == now.of_warp;
     if (writes) {
-        s.written = now, s.read = {}, s.others = s.other_blocks = false;
+        bool races = s.read.launch == now.launch && unordered(s.read, now);
+        races = races || (s.lanes && warp) || (s.warps && block) || (s.blocks && cluster);  // one of several is another one
+        if (races) fault("a write races a read", at, size);
+        s.written = now, s.read = {}, s.lanes = s.warps = s.blocks = false;
         return;
     }
-    const bool same = s.read.launch == now.launch && s.read.cluster == now.cluster && s.read.of_cluster == now.of_cluster;
-    s.other_blocks = same && (s.other_blocks || s.read.block != now.block);
-    s.others = same && s.read.of_block == now.of_block && (s.others || s.read.thread != now.thread || s.read.block != now.block);
+    s.blocks = cluster && (s.blocks || !same_block);
+    s.warps = block && (s.warps || !same_warp);
+    s.lanes = warp && (s.lanes || s.read.thread != now.thread);
     s.read = now;
 }
 
@@ -141,12 +153,85 @@ static void yield(Waits waits)
     block.waits[cuda.thread] = waits;
     swapcontext(&block.fibers[cuda.thread], &cuda.scheduler);
 }
+static int multiprocessors() { return 1; }
+template <class T> static void fetch_ahead(const T&, int, int) {}
+template <class T> static void store_once(const span<T>& to, T x) { to[0] = x; }
 static void __syncthreads() { yield(AT_BLOCK); }
+static void __syncwarp() { yield(AT_WARP); }
+static void begun() {}
+static void all_begun() { yield(AT_BEGIN); }  // orders nothing
+
+// Pushing: who has waited for all bytes of an exchange may read them. A place that was in use may be pushed to by who knows that it
+// is so no more: by an exchange in which the thread that used it last has pushed to the block of who pushes now, after that use
+static bool free_to_push(const Shadow& s)
+{
+    const bool read = s.read.launch == cuda.launch;
+    const Touch& last = read ? s.read : s.written;
+    if (last.launch != cuda.launch) return true;
+    if (read && (s.lanes || s.warps || s.blocks)) return false;
+    if (last.cluster != cuda.cluster) return false;
+    auto& pushed = cuda.blocks[last.block].pushed[last.thread];
+    for (int e = 0; e < 8; e++)  // all of an exchange that the pusher knows to be over has been pushed to it
+        if (cuda.blocks[cuda.block].knows[cuda.thread] >> e & 1 && pushed[e * 64 + cuda.block] > last.pushes) return true;
+    return false;
+}
+template <class T> struct Push { span<T> to; int rank, exchange; };
+template <class T> static Push<T> towards(span<T> mine, span<unsigned long long>, int exchange, int rank)
+{
+    return {of_block(mine, rank), rank, exchange};
+}
+template <class T> static void push(const Push<T>& there, long at, T value)
+{
+    const span<T>& to = there.to;
+    const long place = to.at + at, byte = to.from + place * (long)sizeof(T);
+    if (place < 0 || place >= to.size) return fault("out of bounds", place, to.size);
+    auto& shadow = cuda.shadows[to.memory];
+    const size_t last = (byte + sizeof(T) - 1) / 4;
+    if (shadow.size() <= last) shadow.resize(last + 1);
+    for (size_t w = byte / 4; w <= last; w++) {
+        if (!free_to_push(shadow[w])) fault("a push races what was there", place, to.size);
+        shadow[w] = {here(), {}}, shadow[w].written.pushed = there.exchange;
+    }
+    if ((uintptr_t)(to.memory + byte) % sizeof(T)) fault("not aligned", place, to.size);
+    std::memcpy(to.memory + byte, &value, sizeof(T));
+    Block& mine = cuda.blocks[cuda.block];
+    mine.pushed[cuda.thread][there.exchange * 64 + there.rank] = ++mine.pushes[cuda.thread];
+    Block& block = cuda.blocks[there.rank];
+    block.received[there.exchange] += sizeof(T);
+    if (block.received[there.exchange] > block.expected[there.exchange]) fault("more pushed than expected", place, to.size);
+}
+template <class To> static void push4(const To& there, long at, const unsigned* values)
+{
+    if ((there.to.from + (there.to.at + at) * 4) % 16) fault("not aligned", at, there.to.size);
+    for (int i = 0; i < 4; i++) push(there, at + i, values[i]);
+}
+static void store4(span<unsigned> to, long at, const unsigned* values)
+{
+    if ((to.from + (to.at + at) * 4) % 16) fault("not aligned", at, to.size);
+    for (int i = 0; i < 4; i++) to[at + i] = values[i];
+}
+static void expects(span<unsigned long long>, int exchange, long bytes) { cuda.blocks[cuda.block].expected[exchange] = bytes; }
+static void arrived(span<unsigned long long>, int exchange)
+{
+    cuda.blocks[cuda.block].awaits[cuda.thread] = exchange;
+    yield(AWAITS);
+}
 static void meet() { yield(AT_CLUSTER); }
 
 // a shuffle: all lanes of a warp give a value before any of them takes one. It orders no memory
 static double exchange[64][32];
 static unsigned long long exchange_bits[64][32];
+static float across(float v)
+{
+    exchange[cuda.thread / 32][cuda.thread % 32] = v;
+    yield(IN_WARP);
+    float lanes[32];
+    std::copy_n(exchange[cuda.thread / 32], 32, lanes);
+    yield(IN_WARP);
+    for (int d = 16; d; d /= 2)
+        for (int i = 0; i < d; i++) lanes[i] += lanes[i + d];
+    return lanes[0];
+}
 static double across(double v)
 {
     exchange[cuda.thread / 32][cuda.thread % 32] = v;
@@ -173,12 +258,22 @@ static void fiber_main()
     yield(DONE);
 }
 
-// Lets every thread of a block run up to its next barrier; false when they have met different ones
-static bool run_block(unsigned b, unsigned order, unsigned& random)
+// What threads that meet know of exchanges, each of them knows
+static void share(Block& block, unsigned first, unsigned count)
+{
+    unsigned known = 0;
+    for (unsigned t = first; t < first + count; t++) known |= block.knows[t];
+    std::fill_n(block.knows.begin() + first, count, known);
+}
+
+enum Ran { TO_BARRIER, AGAIN_LATER, STUCK, APART };
+// Lets every thread of a block run up to its next barrier; APART when they have met different ones, STUCK when none could run
+static Ran run_block(unsigned b, unsigned order, unsigned& random)
 {
     Block& block = cuda.blocks[b];
     const unsigned threads = block.fibers.size();
     std::vector<unsigned> turn(threads / 32);
+    bool progress = false;
     for (;;) {
         std::iota(turn.begin(), turn.end(), 0);
         if (order == 1) std::reverse(turn.begin(), turn.end());
@@ -190,17 +285,27 @@ static bool run_block(unsigned b, unsigned order, unsigned& random)
         for (unsigned warp : turn) {
             Waits* waits = &block.waits[warp * 32];
             if (std::all_of(waits, waits + 32, [](Waits w) { return w == IN_WARP; })) std::fill_n(waits, 32, RUNS);
+            if (std::all_of(waits, waits + 32, [](Waits w) { return w == AT_WARP; })) {
+                block.warp_epochs[warp]++;
+                share(block, warp * 32, 32), std::fill_n(waits, 32, RUNS);
+            }
             for (unsigned lane = 0; lane < 32; lane++) {
                 const unsigned t = warp * 32 + (order % 2 ? 31 - lane : lane);
+                if (block.waits[t] == AWAITS && block.received[block.awaits[t]] == block.expected[block.awaits[t]])
+                    block.knows[t] |= 1u << block.awaits[t], block.waits[t] = RUNS;
                 if (block.waits[t] != RUNS) continue;
-                ran = true;
+                ran = progress = true;
                 cuda.block = b, cuda.thread = threadIdx.x = t, blockIdx.x = block.id;
                 swapcontext(&cuda.scheduler, &block.fibers[t]);
             }
         }
         if (!ran) break;
     }
-    return std::all_of(block.waits.begin(), block.waits.end(), [&](Waits w) { return w == block.waits[0] && w != IN_WARP; });
+    const auto first = block.waits[0];
+    if (first != IN_WARP && first != AT_WARP && first != AWAITS)
+        if (std::all_of(block.waits.begin(), block.waits.end(), [&](Waits w) { return w == first; })) return TO_BARRIER;
+    const bool waits = std::any_of(block.waits.begin(), block.waits.end(), [](Waits w) { return w == AWAITS; });
+    return !waits ? APART : progress ? AGAIN_LATER : STUCK;
 }
 
 // Returns what was wrong, or an empty text. `together` blocks are a cluster
@@ -209,7 +314,7 @@ static const char* launch(unsigned grid, unsigned threads, unsigned together, si
 {
     cuda.kernel = [](void* arguments) { (*(Kernel*)arguments)(); };
     cuda.arguments = &kernel;
-    cuda.fault[0] = 0, cuda.launch++;
+    cuda.fault[0] = 0, cuda.launch++, gridDim.x = grid;
     unsigned random = order * 7919 + 1;
     for (unsigned c = 0; c < grid / together; c++) {
         cuda.cluster = order == 1 ? grid / together - 1 - c : c, cuda.cluster_epoch = 0;
@@ -221,6 +326,8 @@ static const char* launch(unsigned grid, unsigned threads, unsigned together, si
             block.id = cuda.cluster * together + b;
             block.arena.assign(arena + 16, (char)0xff);
             block.fibers.resize(threads), block.waits.assign(threads, RUNS);
+            block.warp_epochs.assign(threads / 32, 0), block.awaits.assign(threads, 0), block.knows.assign(threads, 0);
+            block.pushed.assign(threads, {}), block.pushes.assign(threads, 0);
             cuda.shadows.erase(block.arena.data());
             for (unsigned t = 0; t < threads; t++) {
                 auto& stack = cuda.stacks[b * threads + t];
@@ -232,13 +339,23 @@ static const char* launch(unsigned grid, unsigned threads, unsigned together, si
         }
         std::vector<unsigned> left(together);
         std::iota(left.begin(), left.end(), 0);
+        unsigned stuck = 0;  // tries since any thread ran
+        const auto met = [&](Block& block) {
+            block.epoch++;
+            for (auto& epoch : block.warp_epochs) epoch++;
+            share(block, 0, threads);
+        };
         while (!left.empty()) {  // blocks that have not come to a barrier of the cluster, or to their end
             random = random * 1664525u + 1013904223u;
-            const size_t pick = order > 1 ? (random >> 8) % left.size() : order == 1 ? left.size() - 1 : 0;
+            const size_t pick = stuck ? stuck % left.size() : order > 1 ? (random >> 8) % left.size() : order == 1 ? left.size() - 1 : 0;
             Block& block = cuda.blocks[left[pick]];
-            if (!run_block(left[pick], order, random)) { fault("threads of a block met different barriers", 0, 0); return cuda.fault; }
+            const Ran ran = run_block(left[pick], order, random);
+            if (ran == APART) { fault("threads of a block met different barriers", 0, 0); return cuda.fault; }
+            stuck = ran == TO_BARRIER ? 0 : stuck + 1;
+            if (stuck > 2 * together) { fault("it waits for bytes that never come", 0, 0); return cuda.fault; }
+            if (ran != TO_BARRIER) continue;
             if (block.waits[0] == AT_BLOCK) {
-                block.epoch++, std::fill(block.waits.begin(), block.waits.end(), RUNS);
+                met(block), std::fill(block.waits.begin(), block.waits.end(), RUNS);
                 continue;
             }
             left.erase(left.begin() + pick);
@@ -247,10 +364,10 @@ static const char* launch(unsigned grid, unsigned threads, unsigned together, si
             for (auto& other : cuda.blocks)
                 if (other.waits[0] != all) { fault("blocks of a cluster met different barriers", 0, 0); return cuda.fault; }
             if (all == DONE) break;
-            cuda.cluster_epoch++;
+            cuda.cluster_epoch += all == AT_CLUSTER;
             for (unsigned b = 0; b < together; b++) {
-                cuda.blocks[b].epoch++, left.push_back(b);
-                std::fill(cuda.blocks[b].waits.begin(), cuda.blocks[b].waits.end(), RUNS);
+                if (all == AT_CLUSTER) met(cuda.blocks[b]);
+                left.push_back(b), std::fill(cuda.blocks[b].waits.begin(), cuda.blocks[b].waits.end(), RUNS);
             }
         }
     }

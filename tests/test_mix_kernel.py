@@ -101,8 +101,6 @@ def check(kernel: OnCpu, batch: int, seed: int = 0, order: int = 2) -> None:
 
 # NVRTC
 
-# bytes of stack, stores and loads; this layout was the fastest on an H100 for many images
-SPILLS = {("sm_90", 1): {"unmix": 96}}
 EVERY = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "sm_121"]
 
 
@@ -143,8 +141,7 @@ def test_clusters_where_there_are_any_without_a_spill(arch, together, channels, 
     shape = layout_of(PAPER, channels, together)
     found = report(shape, arch, dtype)
     assert set(found) == {"mix", "unmix"}
-    spills = SPILLS.get((arch, together), {})
-    assert all(spilled <= spills.get(name, 0) and lines == 3 for name, (_, spilled, lines) in found.items()), found
+    assert all(spilled == 0 and lines == 3 for _, spilled, lines in found.values()), found
     assert all(registers * shape.threads * shape.resident <= 65536 for registers, _, _ in found.values())
     assert shape.resident * shape.threads == (256 if together == 8 else 1024)
 
@@ -317,22 +314,41 @@ def test_features_that_are_not_finite_have_no_scale(folder, bad, together):
     assert (np.isfinite(scales) & (scales > 0)).tolist() == [True, False, True]
 
 
-BARRIER = r"    meet\(\);|    __syncthreads\(\);"
-BARRIERS = len(re.findall(BARRIER, mix_cluster.SOURCE))
+# what orders one thread behind another: barriers of a cluster, a block, a warp, and waiting for what is pushed
+BARRIER = r"(?<=[ ;])(?:meet|rows_met|kept_met|__syncthreads|arrived)\((?:m\.arrivals, [A-Z_]+)?\);"
+SMALL_CLUSTER, IN_WARPS, PUSHED = cluster_layout(SMALL, 4, 4), cluster_layout(PAPER, 1), cluster_layout(1984, 4, 4, alone=True)
+# of one block two meetings are not compiled and two are for a last step that its size has not; where no rows are those of a warp,
+# one barrier follows another
+SPARE: dict[MixLayout, set[int]] = {SMALL_CLUSTER: set(), IN_WARPS: {8, 11, 12, 15}, PUSHED: {16}}
+
+
+def without(shape: MixLayout) -> tuple[str, int]:
+    """The source of a layout in which one barrier may be left out, and how many there are in its kernels."""
+    head, kernels = shape.source().split("// features[batch]", 1)
+    numbers = itertools.count()
+    kernels = re.sub(BARRIER, lambda match: f"if (lacks != {next(numbers)}) {match[0]}", kernels)
+    entry = 'static int lacks;\nextern "C" void lack(int barrier) { lacks = barrier; }\n'
+    return entry + head + "// features[batch]" + kernels, next(numbers)
 
 
 @pytest.mark.compiler
-@pytest.mark.parametrize("barrier", range(BARRIERS))
-def test_every_barrier_is_needed_and_its_lack_is_seen(folder, barrier):
-    shape, numbers = cluster_layout(SMALL, 4, 4), itertools.count()
-    source = re.sub(BARRIER, lambda match: f"    if (lacks != {next(numbers)}) {match[0].strip()}", shape.source())
-    assert next(numbers) == BARRIERS
-    kernel = OnCpu(folder, shape, source='static int lacks;\nextern "C" void lack(int barrier) { lacks = barrier; }\n' + source)
-    kernel.library.lack(BARRIERS)
+@pytest.mark.parametrize("shape", SPARE, ids=["cluster", "in_warps", "pushed"])
+def test_every_barrier_is_needed_and_its_lack_is_seen(folder, shape):
+    source, count = without(shape)
+    assert count > 10
+    kernel = OnCpu(folder, shape, source=source)
+    kernel.library.lack(count)
     check(kernel, 2)
-    kernel.library.lack(barrier)
-    with pytest.raises(AssertionError, match=r"race|met different barriers"):
-        check(kernel, 2)
+    unseen = set()
+    for barrier in range(count):
+        kernel.library.lack(barrier)
+        try:
+            check(kernel, 2)
+        except AssertionError as error:
+            assert re.search(r"race|met different barriers|never come", str(error)), error
+        else:
+            unseen.add(barrier)
+    assert unseen == SPARE[shape]
 
 
 @pytest.mark.compiler

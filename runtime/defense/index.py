@@ -8,10 +8,18 @@ A table is int32 [h] for one image, with values in [0, 2h): below h a row of its
 its pair. ``absolute`` turns the tables of a batch into the one index that the graph's Gather takes.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
 Table = NDArray[np.int32]
+
+
+@lru_cache(maxsize=128)
+def unmoved(batch: int, h: int) -> Table:
+    """The absolute rows that leave every row where it is; [batch, h], not to be written to."""
+    return np.arange(batch * h, dtype=np.int32).reshape(batch, h)
 
 
 def identity(h: int) -> Table:

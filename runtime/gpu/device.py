@@ -1,7 +1,8 @@
 """The GPU of this machine: found or refused with a reason, its memory, and the call shape of the engines that run on it."""
 
+import itertools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,11 @@ from semseal.runtime.errors import EngineError
 from semseal.runtime.libraries import forks
 
 if TYPE_CHECKING:
-    from cuda.core import Device, Stream
+    from cuda.core import Buffer, Device, Stream
     from cuda.core.graph import Graph, GraphBuilder
 
 GATHERED_BY = ("index", "mix_rows", "mix_columns")  # inputs of a graph by whose values it gathers
+ALIGNED = 256  # bytes, as device memory that is allocated alone
 MAX_KEPT_SHAPES = 8  # shapes of the inputs whose buffers an engine keeps
 
 Shape = tuple[int, ...]
@@ -116,19 +118,77 @@ class Tensor:
     """A tensor in device memory (``device``), and in pinned host memory as the NumPy array ``host``."""
 
     def __init__(self, device: "Device", stream: "Stream", shape: Shape, dtype: Any = np.float32) -> None:
-        from cuda.core import LegacyPinnedMemoryResource
+        (tensor,) = Tensors(device, stream, [(shape, dtype)]).each
+        self._hold(tensor.device, tensor._pinned, tensor.host)
 
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        self.device = device.allocate(size, stream=stream)
-        self._pinned = LegacyPinnedMemoryResource().allocate(size)
-        self.host: NDArray[Any] = np.from_dlpack(self._pinned).view(dtype).reshape(shape)
-        self.host[...] = 0  # a first run comes before the first data, and an index of garbage would read anywhere
+    @classmethod
+    def within(cls, device: "Buffer", pinned: "Buffer", host: NDArray[Any]) -> "Tensor":
+        """One whose memory others hold."""
+        tensor = cls.__new__(cls)
+        tensor._hold(device, pinned, host)
+        return tensor
+
+    def _hold(self, device: "Buffer", pinned: "Buffer", host: NDArray[Any]) -> None:
+        self.device, self._pinned, self.host = device, pinned, host
 
     def upload(self, stream: "Stream | GraphBuilder") -> None:
-        self._pinned.copy_to(self.device, stream=stream)
+        if int(self.device.handle) != int(self._pinned.handle):
+            self._pinned.copy_to(self.device, stream=stream)
 
     def download(self, stream: "Stream | GraphBuilder") -> None:
-        self.device.copy_to(self._pinned, stream=stream)
+        if int(self.device.handle) != int(self._pinned.handle):
+            self.device.copy_to(self._pinned, stream=stream)
+
+
+class Tensors:
+    """Tensors (``each``) that lie behind one another in device memory and in pinned memory, so that one copy moves them all.
+
+    Of those in ``near`` the device's memory is the pinned memory itself: kernels reach it over the bus, and no copy is made.
+    That pays for what one kernel reads or writes once, and is not much.
+    """
+
+    def __init__(
+        self, device: "Device", stream: "Stream", wanted: Iterable[tuple[Shape, Any]], near: Container[int] = ()
+    ) -> None:
+        """For shapes and dtypes; ``near`` are places among them."""
+        from cuda.core import LegacyPinnedMemoryResource
+
+        kinds = [(shape, np.dtype(dtype), int(np.prod(shape)) * np.dtype(dtype).itemsize) for shape, dtype in wanted]
+        order = sorted(range(len(kinds)), key=lambda place: place in near)  # those that are copied come first
+        rooms = [-(-kinds[place][2] // ALIGNED) * ALIGNED for place in order]
+        ends = dict(zip(order, itertools.accumulate(rooms), strict=True))
+        starts = {place: ends[place] - room for place, room in zip(order, rooms, strict=True)}
+        self._size, copied = sum(rooms), sum(room for place, room in zip(order, rooms, strict=True) if place not in near)
+        self._pinned = LegacyPinnedMemoryResource().allocate(self._size)
+        self._moved = (device.allocate(copied, stream=stream), self._part(self._pinned, 0, copied)) if copied else None
+        memory = np.from_dlpack(self._pinned).view(np.uint8)
+        memory[...] = 0  # a first run comes before the first data, and an index of garbage would read anywhere
+        self.each = tuple(
+            Tensor.within(
+                self._part(self._pinned if self._moved is None or place in near else self._moved[0], starts[place], size),
+                self._part(self._pinned, starts[place], size),
+                memory[starts[place] : starts[place] + size].view(dtype).reshape(shape),
+            )
+            for place, (shape, dtype, size) in enumerate(kinds)
+        )
+
+    @staticmethod
+    def _part(whole: "Buffer", start: int, size: int) -> "Buffer":
+        from cuda.core import Buffer
+
+        return Buffer.from_handle(int(whole.handle) + start, size, owner=whole)
+
+    def upload(self, stream: "Stream | GraphBuilder") -> None:
+        if self._moved is not None:
+            self._moved[1].copy_to(self._moved[0], stream=stream)
+
+    def download(self, stream: "Stream | GraphBuilder") -> None:
+        if self._moved is not None:
+            self._moved[0].copy_to(self._moved[1], stream=stream)
+
+    def holds(self, address: int) -> bool:
+        """Whether an address is one of its pinned memory."""
+        return 0 <= address - int(self._pinned.handle) < self._size
 
 
 def capture(stream: "Stream", work: Callable[["Stream | GraphBuilder"], None]) -> "Graph":

@@ -4,7 +4,8 @@ tensorrt, tensorrt-rtx                   a plan; one without an index input is c
 onnxruntime-cuda, onnxruntime-tensorrt   an ONNX graph
 
     pinned ── device ── scheme kernel ── plan ── device ── pinned       one CUDA graph for a shape of the inputs
-    pinned ── device ── ONNX Runtime's CUDA graph ── device ── pinned   one stream, so neither copy can overtake it
+    pinned ── device ── ONNX Runtime ── device ── pinned                the same (``semseal.runtime.gpu.request``); where it
+                                                                        cannot be captured, three launches on one stream
 
 The values of ``index``, ``mix_rows`` and ``mix_columns``, by which graphs gather, are checked on the host before anything is
 launched. A plan is executable code: load only one whose digest stands in a manifest that you trust. ONNX Runtime's telemetry
@@ -14,6 +15,7 @@ is off (``semseal.runtime.libraries``).
 import contextlib
 import ctypes
 import io
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from importlib import import_module, metadata
@@ -23,21 +25,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from semseal.runtime.environment import compute_capability
 from semseal.runtime.errors import EngineError
+from semseal.runtime.gpu.cut import computes_in_half, cut
 from semseal.runtime.gpu.device import (
     Engine,
     Inputs,
     Port,
     Run,
     Shape,
-    Tensor,
+    Tensors,
     axis_sizes,
-    capture,
     gathered,
     open_device,
     output_shape,
     scattered,
     serve,
 )
+from semseal.runtime.gpu.request import Network, near, request
+from semseal.runtime.gpu.rows import Pictured, Rowed
 from semseal.runtime.gpu.scheme_kernel import SchemeKernel, tile_layout
 from semseal.runtime.libraries import INSTALL, MODULES, load_onnxruntime
 
@@ -49,6 +53,13 @@ TENSORRT = ("tensorrt", "tensorrt-rtx")
 PROVIDERS = {"onnxruntime-cuda": "CUDAExecutionProvider", "onnxruntime-tensorrt": "TensorrtExecutionProvider"}
 NUMBERS = ("bool", "double", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 DTYPES = {f"tensor({name})": np.dtype(name) for name in NUMBERS} | {"tensor(float)": np.dtype(np.float32)}  # in ONNX Runtime
+# Options of the CUDA provider, by what the convolutions are in; the next where the first fails. In float16 the best of cuDNN's
+# ready algorithms are FFTs, three times slower than what it builds for a convolution with its bias. In float32 the channels
+# last make it turn every tensor twice, and with the channels first fuse_conv_bias gives wrong answers (1.31.1).
+LAYOUTS: dict[str, list[dict[str, str]]] = {
+    "half": [{"prefer_nhwc": "1", "fuse_conv_bias": "1"}, {"prefer_nhwc": "1"}, {}],
+    "float": [{"prefer_nhwc": "0"}],
+}
 MAX_BATCH = 64  # images that the link sends in one run; a receiver may gather from twice as many frames
 MAX_CUDA_GRAPHS = 64  # ONNX Runtime frees its CUDA graphs with the session only; shapes after that many run without one
 
@@ -70,29 +81,46 @@ def open_onnxruntime_gpu(name: str, graph: bytes) -> Engine:
 
     Raises EngineError with reason and fix; the engine raises ValueError for inputs that do not fit.
     """
-    session = Session(name, graph)
-    device, stream = session.device, session.stream
+    network = open_network(name, graph)
+    device, stream = network.device, network.stream
 
     def prepare(shapes: tuple[Shape, ...]) -> Run:
-        inputs = tuple(Tensor(device, stream, shape, port.dtype) for port, shape in zip(session.inputs, shapes, strict=True))
-        output = Tensor(device, stream, session.output_shape(shapes), session.output.dtype)
-        run = session.bind(shapes, [tensor.device for tensor in inputs], output.device)
+        wanted = [(shape, port.dtype) for port, shape in zip(network.inputs, shapes, strict=True)]
+        inputs = Tensors(device, stream, wanted, near(network.inputs, shapes, network.once))
+        shape = network.output_shape(shapes)
+        output = Tensors(device, stream, [(shape, network.output.dtype)], near([network.output], [shape], network.once))
+        buffers = [tensor.device for tensor in inputs.each]
+        return request(network, partial(network.bind, shapes, buffers, output.each[0].device), inputs, output)
 
-        def launch() -> None:
-            for tensor in inputs:
-                tensor.upload(stream)
-            run()
-            output.download(stream)
+    scatters = isinstance(network, Rowed) and network.scatters
+    return serve(device, stream, partial(scattered if scatters else gathered, network.inputs), prepare)
 
-        return Run(inputs, (output,), launch, keeps=run)
 
-    return serve(device, stream, partial(gathered, session.inputs), prepare)
+def open_network(name: str, graph: bytes, mixes: bool = False) -> Network:
+    """A graph's network: cut, with our kernels for the rest, where they can be had; with ``mixes`` it ends at its rows."""
+    part = cut(graph) if name == "onnxruntime-cuda" else None
+    if part is None:
+        return Session(name, graph)
+    inner: Network = Session(name, part.graph)
+    try:
+        if part.pixels:
+            inner = Pictured(inner, part)
+        return inner if mixes else Rowed(inner, part)
+    except Exception as error:  # NVRTC missing or too old for this GPU, rows too long; it has no narrower base
+        warnings.warn(
+            f"engine {name} runs the graph as it is, which is slower: no kernels on {inner.device.name}: {error}", stacklevel=2
+        )
+        return Session(name, graph)
 
 
 class Session:
-    """A loaded ONNX graph on its stream. What ``bind`` gives is not captured: ONNX Runtime has a CUDA graph of its own."""
+    """A loaded ONNX graph on its stream. What ``bind`` gives may be captured while ``captured`` is true.
 
-    captured = False
+    Then each ``bind`` gives a session of its own, for the graph that is captured from it. Otherwise all share one, which
+    captures CUDA graphs itself.
+    """
+
+    once: frozenset[str] = frozenset()
 
     def __init__(self, name: str, graph: bytes) -> None:
         """Raises EngineError as ``open_onnxruntime_gpu``."""
@@ -105,7 +133,10 @@ class Session:
             )
         self.device = open_device(name, (f"onnxruntime {onnxruntime.__version__}", onnxruntime.cuda_version or "0"))
         self.stream = self.device.create_stream()
-        self._session = _open_session(name, onnxruntime, graph, self.stream)
+        self._name, self._open = name, partial(_open_session, name, onnxruntime, graph, self.stream)
+        self.captured = name == "onnxruntime-cuda"  # a session of the other builds an engine, which takes minutes
+        self._session = self._open(not self.captured)
+        self._taken = False
         self.inputs, self.output = session_ports(name, self._session)
         self._options, self._made = onnxruntime.RunOptions, 0
 
@@ -115,16 +146,28 @@ class Session:
 
     def bind(self, shapes: Sequence[Shape], inputs: "Sequence[Buffer]", output: "Buffer") -> Callable[[], None]:
         """What puts a run from these buffers into that one on the stream."""
-        self._made += 1
-        binding = self._session.io_binding()
+        options = self._options()
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        if self.captured:
+            session = self._open(False) if self._taken else self._session
+            self._taken = True
+        else:
+            session = self._session
+            self._made += 1
+            options.add_run_config_entry("gpu_graph_id", str(self._made) if self._made <= MAX_CUDA_GRAPHS else "-1")  # -1: none
+        binding = session.io_binding()
         for port, shape, buffer in zip(self.inputs, shapes, inputs, strict=True):
             binding.bind_input(port.name, "cuda", 0, port.dtype, shape, int(buffer.handle))
         shape = self.output_shape(shapes)
         binding.bind_output(self.output.name, "cuda", 0, self.output.dtype, shape, int(output.handle))
-        options = self._options()
-        options.add_run_config_entry("gpu_graph_id", str(self._made) if self._made <= MAX_CUDA_GRAPHS else "-1")  # -1: none
-        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        return partial(self._session.run_with_iobinding, binding, options)
+        return partial(session.run_with_iobinding, binding, options)
+
+    def refuse_capture(self, reason: str) -> None:
+        """From now on ONNX Runtime captures its own work, and a warning says so."""
+        message = f"engine {self._name} takes three launches for a request, not one: its work was not captured: {reason}"
+        warnings.warn(message, stacklevel=2)
+        self.captured = False
+        self._session = self._open(True)
 
 
 def session_ports(name: str, session: Any) -> tuple[tuple[Port, ...], Port]:
@@ -216,6 +259,7 @@ class Plan:
     """
 
     captured = True
+    once: frozenset[str] = frozenset()
 
     def __init__(self, name: str, plan: bytes) -> None:
         """Raises EngineError as ``open_plan``."""
@@ -259,10 +303,10 @@ class Plan:
             ) from None
 
     def _whole(self, shapes: tuple[Shape, ...]) -> Run:
-        inputs = tuple(self._tensor(shape, port.dtype) for port, shape in zip(self.inputs, shapes, strict=True))
-        output = self._tensor(self.output_shape(shapes), self.output.dtype)
-        run = self.bind(shapes, [tensor.device for tensor in inputs], output.device)
-        return self.capture(inputs, (output,), lambda stream: run())
+        inputs = self._tensors(*((shape, port.dtype) for port, shape in zip(self.inputs, shapes, strict=True)))
+        output = self._tensors((self.output_shape(shapes), self.output.dtype))
+        buffers = [tensor.device for tensor in inputs.each]
+        return request(self, partial(self.bind, shapes, buffers, output.each[0].device), inputs, output)
 
     def output_shape(self, shapes: Sequence[Shape]) -> Shape:
         """The output's for these shapes of the inputs. Raises EngineError where they do not tell it."""
@@ -278,30 +322,32 @@ class Plan:
         (image_shape, index_shape), kernel = shapes, self._kernel
         batch = image_shape[0]
         context = self._context({"image": image_shape})
-        image, index = self._tensor(image_shape), self._tensor(index_shape, np.int32)
-        symbols = self._tensor((batch, kernel.layout.n_symbols, 2))
+        inputs = self._tensors((image_shape, np.float32), (index_shape, np.int32))
+        output = self._tensors(((batch, kernel.layout.n_symbols, 2), np.float32))
+        (image, index), (symbols,) = inputs.each, output.each
         features, workspace = self._features(batch), kernel.workspace(self.device, batch, self.stream)
         self._connect(context, {"image": image.device, "features": features})
 
-        def work(stream: "Stream | GraphBuilder") -> None:
-            self._enqueue(context)
-            kernel.transmit(stream, features, index.device, symbols.device, workspace, batch)
+        def behind(where: "Stream | GraphBuilder") -> None:
+            kernel.transmit(where, features, index.device, symbols.device, workspace, batch)
 
-        return self.capture((image, index), (symbols,), work)
+        keeps = features, workspace, kernel
+        return request(self, lambda: partial(self._enqueue, context), inputs, output, behind=behind, keeps=keeps)
 
     def _bare_receiver(self, shapes: tuple[Shape, ...]) -> Run:
         (symbols_shape, index_shape), kernel = shapes, self._kernel
         batch = index_shape[0]
         context = self._context({"features": (batch, kernel.layout.c, kernel.layout.h, kernel.layout.w)})
-        symbols, index = self._tensor(symbols_shape), self._tensor(index_shape, np.int32)
-        image, features = self._tensor(self._shape_of_output(context), self.output.dtype), self._features(batch)
+        inputs = self._tensors((symbols_shape, np.float32), (index_shape, np.int32))
+        output = self._tensors((self._shape_of_output(context), self.output.dtype))
+        (symbols, index), (image,), features = inputs.each, output.each, self._features(batch)
         self._connect(context, {"features": features, "image": image.device})
 
-        def work(stream: "Stream | GraphBuilder") -> None:
-            kernel.receive(stream, symbols.device, index.device, features, batch)
-            self._enqueue(context)
+        def before(where: "Stream | GraphBuilder") -> None:
+            kernel.receive(where, symbols.device, index.device, features, batch)
 
-        return self.capture((symbols, index), (image,), work)
+        keeps = features, kernel
+        return request(self, lambda: partial(self._enqueue, context), inputs, output, before=before, keeps=keeps)
 
     def _shape_of_output(self, context: Any) -> Shape:
         shape = tuple(map(int, context.get_tensor_shape(self.output.name)))
@@ -312,8 +358,8 @@ class Plan:
             )
         return shape
 
-    def _tensor(self, shape: Shape, dtype: Any = np.float32) -> Tensor:
-        return Tensor(self.device, self.stream, shape, dtype)
+    def _tensors(self, *wanted: tuple[Shape, Any]) -> Tensors:
+        return Tensors(self.device, self.stream, wanted)
 
     def _features(self, batch: int) -> "Buffer":
         size = 2 * batch * self._kernel.layout.n_symbols * self._kernel.dtype.itemsize
@@ -349,22 +395,9 @@ class Plan:
         for tensor, buffer in addresses.items():
             context.set_tensor_address(tensor, int(buffer.handle))
 
-    def capture(
-        self, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], work: Callable[["Stream | GraphBuilder"], None]
-    ) -> Run:
-        """The work, and the copies to and from the GPU around it, as a CUDA graph."""
-
-        def everything(stream: "Stream | GraphBuilder") -> None:
-            for tensor in inputs:
-                tensor.upload(stream)
-            work(stream)
-            for tensor in outputs:
-                tensor.download(stream)
-
-        everything(self.stream)  # TensorRT allocates and compiles in a first run, which a capture cannot take
-        self.stream.sync()
-        graph = capture(self.stream, everything)
-        return Run(inputs, outputs, launch=lambda: graph.launch(self.stream), keeps=work)
+    def refuse_capture(self, reason: str) -> None:
+        """TensorRT-RTX was asked before, and TensorRT can always be captured."""
+        raise EngineError(f"engine {self._name}: the plan cannot be captured in a CUDA graph: {reason}")
 
     def _enqueue(self, context: Any) -> None:
         if not context.execute_async_v3(int(self.stream.handle)):
@@ -393,17 +426,16 @@ def tensor_port(name: str, trt: Any, tensor: str, dtype: Any, shape: Iterable[in
         ) from None
 
 
-def _open_session(name: str, onnxruntime: Any, graph: bytes, stream: "Stream") -> Any:
-    """A session all of whose nodes run on the provider of ``name``, on ``stream``."""
+def _open_session(name: str, onnxruntime: Any, graph: bytes, stream: "Stream", own_graphs: bool) -> Any:
+    """A session all of whose nodes run on the provider of ``name``, on ``stream``; with CUDA graphs of its own, or without."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     # no device_id: it is 0, and ONNX Runtime 1.26 and later warn where one is named and the provider is no plugin
     settings = {"user_compute_stream": str(int(stream.handle))}
     if name == "onnxruntime-cuda":
-        settings |= {"enable_cuda_graph": "1", "use_tf32": "0"}
-        # channels last is 15 to 20 % faster, but not with what is quantized, and not for every operator
-        layouts = [{"prefer_nhwc": "1"}, {}] if b"QuantizeLinear" not in graph else [{}]
+        settings |= {"enable_cuda_graph": str(int(own_graphs)), "use_tf32": "0"}
+        layouts = LAYOUTS["half" if computes_in_half(graph) else "float"]
     else:
         settings |= {"trt_cuda_graph_enable": "1", **tensorrt_profiles(onnxruntime, graph)}
         layouts = [{}]

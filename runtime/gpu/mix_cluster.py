@@ -15,16 +15,22 @@ a block has room for the image.
 SOURCE = r"""
 constexpr int WARPS = THREADS / 32, SLABS = (A + G - 1) / G, SLICES = (B + G - 1) / G, PITCH = C + 1;
 constexpr int HELD_ROWS = SLABS * B, TILE_ROWS = SLABS * B > SLICES * A ? SLABS * B : SLICES * A;
+// One block keeps rows where they are, and those of a slice are as far from each other as no two in one bank
+constexpr int SLAB_PITCH = B * PITCH + (G == 1), TILE = G == 1 ? A * SLAB_PITCH : TILE_ROWS * PITCH;
+constexpr bool IN_WARPS = B == 32 && C == 32;  // rows of a slab are those of a warp, in C and in B
+constexpr bool KEPT_IN_WARPS = A == 32 && C == 32 && G == 1;  // and rows of a slice, in A and in C
 constexpr int CHUNK = (BLOCKS + G - 1) / G, CHUNK_WORDS = CHUNK * 16;
 constexpr int SUMS = G * WARPS;  // of the warps of an image
 static_assert(THREADS % 32 == 0 && SLICES * C <= THREADS, "a thread holds one column");
 // threads that make the stream and nothing else, while the others fetch the image; none where other blocks fill the time
 constexpr int MAKERS = RESIDENT == 1 && CHUNK * 2 <= THREADS ? (CHUNK + 31) / 32 * 32 : 0, LOADERS = THREADS - MAKERS;
+constexpr int LOADS = G == 1 ? 12 : 16;  // of a thread at a time
 
 // the shared memory of a block, in bytes
-constexpr int TILE_AT = 0, STREAM_AT = TILE_AT + 4 * TILE_ROWS * PITCH, SUMS_AT = (STREAM_AT + CHUNK * 17 * 4 + 15) / 16 * 16;
-constexpr int TURNS_AT = SUMS_AT + 3 * 8 * SUMS, COLUMNS_AT = TURNS_AT + 4 * 3 * TURN, PLACES_AT = COLUMNS_AT + 4 * (C + 2 + C);
-constexpr int MASKS_AT = PLACES_AT + 4 * SLICES * A, ARENA_BYTES = MASKS_AT + 4 * SLICES * A * MASK_WORDS;
+constexpr int TILE_AT = 0, STREAM_AT = TILE_AT + 4 * TILE, SUMS_AT = (STREAM_AT + CHUNK * 17 * 4 + 15) / 16 * 16;
+constexpr int POWERS_AT = SUMS_AT + 2 * 8 * SUMS, TURNS_AT = POWERS_AT + 2 * 4 * SUMS, WORDS_AT = TURNS_AT + 4 * 3 * TURN;
+constexpr int COLUMNS_AT = WORDS_AT + 4 * (C + 2);
+constexpr int PLACES_AT = (COLUMNS_AT + 4 * C + 7) / 8 * 8, ARENA_BYTES = PLACES_AT + 8 * MASK_WORDS * SLICES * A;
 static_assert(ARENA_BYTES <= ROOM, "the layout knows how much a block has");
 
 #if G == 1
@@ -77,16 +83,36 @@ static __device__ void meet()  // of all threads of an image: what was written b
 }
 #endif
 template <class T> static __device__ T* part(char* arena, int at, int) { return (T*)(arena + at); }
+template <class T> static __device__ void fetch_ahead(const T* from, int count, int rank)  // into L2, all blocks together
+{
+    for (int i = (rank * THREADS + threadIdx.x) * (128 / sizeof(T)); i < count; i += G * THREADS * (128 / sizeof(T)))
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(from + i));
+}
+static __device__ int multiprocessors()
+{
+    int count;
+    asm("mov.u32 %0, %nsmid;" : "=r"(count));
+    return count;
+}
+#if STREAMING
+static __device__ void store_once(float* to, float x) { __stcs(to, x); }  // nobody on this GPU reads it soon
+static __device__ void store_once(unsigned short* to, unsigned short x) { __stcs(to, x); }
+#else
+static __device__ void store_once(float* to, float x) { *to = x; }  // nobody on this GPU reads it soon
+static __device__ void store_once(unsigned short* to, unsigned short x) { *to = x; }
+#endif
 #endif
 
 struct Memory {
     span<float> tile;
     span<unsigned> stream;    // 17 words for each 16
-    span<double> sums;        // three arrays of SUMS
+    span<double> sums;        // two arrays of SUMS
+    span<float> powers;       // two arrays of SUMS
     span<unsigned> turns;     // of the shuffle of rows
-    span<unsigned> columns;   // words, then the columns' signs, then where each column goes
-    span<unsigned> places;    // of each row of this block's slices behind the shuffle: block << 24 | place in its tile
-    span<unsigned> masks;     // and its signs of layer 1
+    span<unsigned> words;     // of columns, then the columns' signs
+    span<unsigned> columns;   // the one that each becomes
+    // of each row of this block's slices behind the shuffle: block << 24 | place in its tile, and its signs of layer 1 above
+    span<unsigned long long> places;
     int rank, thread, lane;
 };
 
@@ -95,16 +121,20 @@ static __device__ unsigned word_of(const Memory& m, int w)
     const int at = w % CHUNK_WORDS;
     return of_block(m.stream, w / CHUNK_WORDS)[at + at / 16];
 }
-static __device__ void give(const Memory& m, int array, double value)  // a warp's value to every block
+template <class T>
+static __device__ void give(const Memory& m, span<T> array, T value)  // a warp's value to every block
 {
-    for (int to = m.lane; to < G; to += 32) of_block(m.sums, to)[array * SUMS + m.rank * WARPS + m.thread / 32] = value;
+    for (int to = m.lane; to < G; to += 32) of_block(array, to)[m.rank * WARPS + m.thread / 32] = value;
 }
-static __device__ double total(const Memory& m, int array)  // in every lane
+template <class T>
+static __device__ T total(const Memory& m, span<T> array)  // in every lane
 {
-    double sum = 0;
-    for (int i = m.lane; i < SUMS; i += 32) sum += m.sums[array * SUMS + i];
+    T sum = 0;
+    for (int i = m.lane; i < SUMS; i += 32) sum += array[i];
     return across(sum);
 }
+static __device__ void rows_met() { IN_WARPS ? __syncwarp() : __syncthreads(); }
+static __device__ void kept_met() { KEPT_IN_WARPS ? __syncwarp() : __syncthreads(); }
 
 static __device__ void make_stream(const Memory& m, INPUT(unsigned) key)
 {
@@ -116,29 +146,40 @@ static __device__ void make_stream(const Memory& m, INPUT(unsigned) key)
 }
 
 // behind a barrier: what every block makes of the stream for itself, up to the tables
+static __device__ unsigned turn_of(const Memory& m, int w) { return G == 1 ? word_of(m, TURNS + w) : m.turns[w]; }
+static __device__ unsigned column_word(const Memory& m, int w)  // of the columns' order, then of their signs
+{
+    return G == 1 ? word_of(m, w < C ? ORDER + w : COLUMN_SIGNS + w - C) : m.words[w];
+}
 static __device__ void fetch_keys(const Memory& m)
 {
+    if (G == 1) return;
     for (int i = m.thread; i < 3 * TURN; i += THREADS) m.turns[i] = word_of(m, TURNS + i);
-    for (int i = m.thread; i < C + 2; i += THREADS) m.columns[i] = word_of(m, i < C ? ORDER + i : COLUMN_SIGNS + i - C);
+    for (int i = m.thread; i < C + 2; i += THREADS) m.words[i] = word_of(m, i < C ? ORDER + i : COLUMN_SIGNS + i - C);
 }
+// where a row of this block lies, of its slabs and of its slices
+static __device__ int held(int r) { return r / B * SLAB_PITCH + r % B * PITCH; }
+static __device__ int kept_at(int slice, int i) { return G == 1 ? i * SLAB_PITCH + slice * PITCH : (slice * A + i) * PITCH; }
 static __device__ void make_tables(const Memory& m)  // behind a barrier of the block
 {
-    for (int k = m.thread; k < C; k += THREADS) {
-        const unsigned mine = m.columns[k];
+    for (int k = THREADS - 1 - m.thread; k < C; k += THREADS) {
+        const unsigned mine = column_word(m, k);
         int order = 0;  // among the columns by size, equal ones as they come
         #pragma unroll 4
-        for (int other = 0; other < C; other++) order += m.columns[other] < mine || (m.columns[other] == mine && other < k);
-        // columns[order] is k: behind the shuffle, column `order` has become column k
-        m.columns[C + 2 + order] = k;
+        for (int other = 0; other < C; other++) {
+            const unsigned word = column_word(m, other);
+            order += word < mine || (word == mine && other < k);
+        }
+        m.columns[order] = k;  // behind the shuffle, column `order` has become column k
     }
     for (int i = m.thread; i < SLICES * A; i += THREADS) {
         const int j = m.rank * SLICES + i / A;
         if (j >= B) continue;
-        const int place = place_of(i % A * B + j, [&](int w) { return m.turns[w]; });
-        m.places[i] = (unsigned)(place / HELD_ROWS) << 24 | place % HELD_ROWS * PITCH;
+        const int place = place_of(i % A * B + j, [&](int w) { return turn_of(m, w); });
+        const unsigned at = (unsigned)(place / HELD_ROWS) << 24 | held(place % HELD_ROWS);
         const Mask mask = mask_of(1, place, [&](int w) { return word_of(m, w); });
         #pragma unroll
-        for (int w = 0; w < MASK_WORDS; w++) m.masks[i * MASK_WORDS + w] = mask.at[w];
+        for (int w = 0; w < MASK_WORDS; w++) m.places[w * SLICES * A + i] = (unsigned long long)mask.at[w] << 32 | at;
     }
 }
 
@@ -146,7 +187,7 @@ template <bool BACK>
 static __device__ void over_b(const Memory& m, int slabs)  // in this block
 {
     for (int v = m.thread; v < slabs * C; v += THREADS) {
-        const span<float> vector = m.tile + (v / C * B * PITCH + v % C);
+        const span<float> vector = m.tile + (v / C * SLAB_PITCH + v % C);
         float x[B];
         #pragma unroll
         for (int j = 0; j < B; j++) x[j] = vector[j * PITCH];
@@ -165,8 +206,8 @@ static __device__ void column(const Memory& m, float (&x)[A], int j, int k)  // 
         #pragma unroll
         for (int s = 0; s < SLABS; s++) {
             if (owner * SLABS + s >= A) break;
-            if (STORE) vector[s * B * PITCH] = x[owner * SLABS + s];
-            else x[owner * SLABS + s] = vector[s * B * PITCH];
+            if (STORE) vector[s * SLAB_PITCH] = x[owner * SLABS + s];
+            else x[owner * SLABS + s] = vector[s * SLAB_PITCH];
         }
     }
 }
@@ -178,31 +219,41 @@ static __device__ void slice_of(const Memory& m, float (&x)[A], int slice, int k
 {
     #pragma unroll
     for (int i = 0; i < A; i++) {
-        if (STORE) m.tile[(slice * A + i) * PITCH + k] = x[i];
-        else x[i] = m.tile[(slice * A + i) * PITCH + k];
+        if (STORE) m.tile[kept_at(slice, i) + k] = x[i];
+        else x[i] = m.tile[kept_at(slice, i) + k];
     }
 }
 
 template <bool STORE>
 static __device__ void shuffled(const Memory& m, float (&x)[A], int slice, int k)  // a column whose rows have changed places
 {
-    const int to = m.columns[C + 2 + k];
+    const span<unsigned long long> places = m.places + (k / 32 * SLICES * A + slice * A);
+    const int to = m.columns[k];
     #pragma unroll
     for (int i = 0; i < A; i++) {
-        const unsigned place = m.places[slice * A + i], mask = m.masks[(slice * A + i) * MASK_WORDS + k / 32];
-        const far<float> at = of_block(m.tile, place >> 24) + ((place & 0xffffffu) + to);
-        if (STORE) at[0] = flipped(x[i], mask, k % 32);
-        else x[i] = flipped(at[0], mask, k % 32);
+        const unsigned long long place = places[i];
+        const far<float> at = of_block(m.tile, (unsigned)place >> 24) + (((unsigned)place & 0xffffffu) + to);
+        if (STORE) at[0] = flipped(x[i], place >> 32, k % 32);
+        else x[i] = flipped(at[0], place >> 32, k % 32);
     }
+}
+
+static __device__ Mask column_signs(const Memory& m)  // read by every row: what a loop keeps of it takes registers
+{
+    Mask mask;
+    #pragma unroll
+    for (int w = 0; w < MASK_WORDS; w++) mask.at[w] = column_word(m, C + w);
+    return mask;
 }
 
 static __device__ Memory begin(char* arena, int rank)
 {
     const int thread = threadIdx.x;
-    return {part<float>(arena, TILE_AT, TILE_ROWS * PITCH), part<unsigned>(arena, STREAM_AT, CHUNK * 17),
-            part<double>(arena, SUMS_AT, 3 * SUMS), part<unsigned>(arena, TURNS_AT, 3 * TURN),
-            part<unsigned>(arena, COLUMNS_AT, C + 2 + C), part<unsigned>(arena, PLACES_AT, SLICES * A),
-            part<unsigned>(arena, MASKS_AT, SLICES * A * MASK_WORDS), rank, thread, thread % 32};
+    return {part<float>(arena, TILE_AT, TILE), part<unsigned>(arena, STREAM_AT, CHUNK * 17),
+            part<double>(arena, SUMS_AT, 2 * SUMS), part<float>(arena, POWERS_AT, 2 * SUMS),
+            part<unsigned>(arena, TURNS_AT, 3 * TURN), part<unsigned>(arena, WORDS_AT, C + 2),
+            part<unsigned>(arena, COLUMNS_AT, C),
+            part<unsigned long long>(arena, PLACES_AT, MASK_WORDS * SLICES * A), rank, thread, thread % 32};
 }
 
 // features[batch][CHANNELS][REALS / CHANNELS], keys[batch][KEY], on_air[batch][SIZE], scales[batch]
@@ -216,55 +267,57 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
     const int from = first * C, end = min(REALS, from + rows * C);  // its reals that are features
     const auto stream = [&](int w) { return word_of(m, w); };
 
+    if (PREFETCH == 2) {
+        const int next = image + multiprocessors() * RESIDENT / G;
+        if (next < (int)gridDim.x / G) fetch_ahead(features + (size_t)next * REALS, REALS, rank);
+    }
     make_stream(m, keys + (size_t)image * KEY);
     // a channel is one run: a warp reads neighbours, and writes to different banks
     constexpr int PLANE = REALS / CHANNELS, RUN = (HELD_ROWS * C + CHANNELS - 1) / CHANNELS + (HELD_ROWS * C % CHANNELS != 0);
     INPUT(feature) mine = features + (size_t)image * REALS;
     float loud = 0;
-    #pragma unroll 16
+    #pragma unroll(LOADS)
     for (int t = m.thread - MAKERS; t >= 0 && t < CHANNELS * RUN; t += LOADERS) {
         const int channel = t / RUN, position = from / CHANNELS + t % RUN, e = position * CHANNELS + channel;
         if (e < from || e >= end) continue;
         const float x = widen(mine[channel * PLANE + position]);
         const int at = e - from;
-        m.tile[at / C * PITCH + at % C] = x;
+        m.tile[held(at / C) + at % C] = x;
         loud += x * x;
     }
+    give(m, m.powers, across(loud));
     meet();
 
     fetch_keys(m);
+    const float sum = total(m, m.powers), power = 2 * sum / REALS;
+    const float unit = 1 / sqrtf(power < LEAST_POWER ? LEAST_POWER : power);
     float noise = 0;
     for (int e = max(from, REALS) + m.thread; e < from + rows * C; e += THREADS) {
         const int i = PAD_WORDS + e - REALS, at = e - from;
         const float x = pad_of(stream(i), stream(i + PADS), stream(i + 2 * PADS), stream(i + 3 * PADS));
-        m.tile[at / C * PITCH + at % C] = x;
+        m.tile[held(at / C) + at % C] = x / unit;  // as loud as the features, whose factor comes later
         noise += x * x;
     }
-    const double of_features = across(loud), of_pads = across(noise);
-    give(m, 0, of_features), give(m, 1, of_pads);
-    meet();
+    give(m, m.powers + SUMS, across(noise));
+    if (PREFETCH == 1) {
+        const int next = image + multiprocessors() * RESIDENT / G;
+        if (next < (int)gridDim.x / G) fetch_ahead(features + (size_t)next * REALS, REALS, rank);
+    }
+    __syncthreads();
 
     make_tables(m);
-    const float sum = (float)total(m, 0), power = 2 * sum / REALS;
-    const float unit = 1 / sqrtf(power < LEAST_POWER ? LEAST_POWER : power);
-    const float for_pads = sqrtf(SIZE / 2 / (unit * unit * sum + (float)total(m, 1))), for_features = unit * for_pads;
-    Mask signs;
-    #pragma unroll
-    for (int w = 0; w < MASK_WORDS; w++) signs.at[w] = m.columns[C + w];
     for (int r = m.thread; r < rows; r += THREADS) {
+        const span<float> row = m.tile + held(r);
         float x[C];
-        const int left = REALS - (first + r) * C;  // features of this row and those behind it
-        const float factor = left > 0 ? for_features : for_pads;
-        for (int k = left; k > 0 && k < C; k++) m.tile[r * PITCH + k] = m.tile[r * PITCH + k] / unit;  // a row of both
         #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = m.tile[r * PITCH + k] * factor;
-        flip(x, signs);
+        for (int k = 0; k < C; k++) x[k] = row[k];
+        flip(x, column_signs(m));
         along_c(x);
         flip(x, mask_of(0, first + r, stream));
         #pragma unroll
-        for (int k = 0; k < C; k++) m.tile[r * PITCH + k] = x[k];
+        for (int k = 0; k < C; k++) row[k] = x[k];
     }
-    __syncthreads();
+    rows_met();
     over_b<false>(m, slabs);
     meet();
 
@@ -281,16 +334,18 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
     }
     meet();
 
+    const float for_pads = sqrtf(SIZE / 2 / (unit * unit * sum + total(m, m.powers + SUMS))), for_features = unit * for_pads;
     for (int r = m.thread; r < rows; r += THREADS) {
+        const span<float> row = m.tile + held(r);
         float x[C];
         #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = m.tile[r * PITCH + k];
+        for (int k = 0; k < C; k++) x[k] = row[k] * for_features;
         along_c(x);
         flip(x, mask_of(2, first + r, stream));
         #pragma unroll
-        for (int k = 0; k < C; k++) m.tile[r * PITCH + k] = x[k];
+        for (int k = 0; k < C; k++) row[k] = x[k];
     }
-    __syncthreads();
+    rows_met();
     over_b<false>(m, slabs);
     meet();
 
@@ -301,60 +356,65 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
             column<false>(m, x, j, k);
             along_a(x);
         }
-        meet();
+        if (G > 1) meet();
         if (has) slice_of<true>(m, x, slice, k);
     }
-    __syncthreads();
+    kept_met();
 
     const int kept = max(0, min(SLICES, B - rank * SLICES)) * A;
-    constexpr int CHAINS = RESIDENT == 1 ? 4 : 1;  // of additions; other blocks fill the time, and registers are short
+    constexpr int CHAINS = 2;  // of additions
     double energies[CHAINS] = {};
     for (int r = m.thread; r < kept; r += THREADS) {
+        const span<float> row = m.tile + kept_at(r / A, r % A);
         float x[C];
-        const int row = row_of(rank, r);
+        const int number = row_of(rank, r);
         #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = m.tile[r * PITCH + k];
-        flip(x, mask_of(3, row, stream));
+        for (int k = 0; k < C; k++) x[k] = row[k];
+        flip(x, mask_of(3, number, stream));
         along_c(x);
-        flip(x, mask_of(4, row, stream));
+        flip(x, mask_of(4, number, stream));
         #pragma unroll
         for (int k = 0; k < C; k++) {
             energies[k % CHAINS] += (double)x[k] * x[k];
-            m.tile[r * PITCH + k] = x[k];
+            row[k] = x[k];
         }
     }
     double energy = 0;
     #pragma unroll
     for (int i = 0; i < CHAINS; i++) energy += energies[i];
-    energy = across(energy);
-    give(m, 2, energy);
+    give(m, m.sums, across(energy));
     meet();
 
-    // every real is rounded once
-    const double factor = sqrt(SIZE / 2 / total(m, 2));
+    // every real is rounded once: the factor in two parts
+    const double factor = sqrt(SIZE / 2 / total(m, m.sums));
+    const float most = (float)factor, least = (float)(factor - most);
+    const auto scaled = [&](int r, int k) {
+        const float x = m.tile[kept_at(r / A, r % A) + k];
+        return fmaf(x, most, x * least);
+    };
     const span<float> out = on_air + (size_t)image * SIZE;
     if (rank == 0 && m.thread == 0) scales[image] = (float)(factor * for_features / SOFTER);
     if (!takes_rest(factor)) {
         #pragma unroll 8
         for (int e = m.thread; e < kept * C; e += THREADS)
-            out[row_of(rank, e / C) * C + e % C] = (float)(factor * m.tile[e / C * PITCH + e % C]);
+            store_once(out + (row_of(rank, e / C) * C + e % C), scaled(e / C, e % C));
         return;
     }
     // rounding left something of the power, which the largest takes; its magnitude's bits, then the first of equals
     energy = 0;
     unsigned long long largest = 0;
     for (int e = m.thread; e < kept * C; e += THREADS) {
-        const float x = (float)(factor * m.tile[e / C * PITCH + e % C]);
+        const float x = scaled(e / C, e % C);
         const unsigned place = row_of(rank, e / C) * C + e % C;
         energy += (double)x * x;
         const unsigned long long key = (unsigned long long)(bits_of(x) & 0x7fffffffu) << 32 | (0xffffffffu - place);
         largest = key > largest ? key : largest;
     }
-    give(m, 0, across(energy));
-    largest = largest_of(largest);
-    give(m, 1, __longlong_as_double((long long)largest));
     meet();
-    const double off = SIZE / 2 - total(m, 0);
+    give(m, m.sums, across(energy));
+    give(m, m.sums + SUMS, __longlong_as_double((long long)largest_of(largest)));
+    meet();
+    const double off = SIZE / 2 - total(m, m.sums);
     largest = 0;
     for (int i = m.lane; i < SUMS; i += 32) {
         const unsigned long long key = (unsigned long long)__double_as_longlong(m.sums[SUMS + i]);
@@ -362,7 +422,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
     }
     const int takes = (int)(0xffffffffu - (unsigned)largest_of(largest));
     for (int e = m.thread; e < kept * C; e += THREADS) {
-        const float x = (float)(factor * m.tile[e / C * PITCH + e % C]);
+        const float x = scaled(e / C, e % C);
         const int place = row_of(rank, e / C) * C + e % C;
         out[place] = place == takes ? x + (float)(off / (2 * (double)x)) : x;
     }
@@ -379,27 +439,36 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) unmix(
     const int from = first * C, end = min(REALS, from + rows * C);
     const auto stream = [&](int w) { return word_of(m, w); };
 
+    if (PREFETCH == 2) {
+        const int next = image + multiprocessors() * RESIDENT / G;
+        if (next < (int)gridDim.x / G) fetch_ahead(received + (size_t)next * SIZE, SIZE, rank);
+    }
     make_stream(m, keys + (size_t)image * KEY);
     INPUT(float) mine = received + (size_t)image * SIZE;
     const int kept = max(0, min(SLICES, B - rank * SLICES)) * A;
-    #pragma unroll 16
+    #pragma unroll(LOADS)
     for (int e = m.thread - MAKERS; e >= 0 && e < kept * C; e += LOADERS)
-        m.tile[e / C * PITCH + e % C] = mine[row_of(rank, e / C) * C + e % C];
+        m.tile[kept_at(e / C / A, e / C % A) + e % C] = mine[row_of(rank, e / C) * C + e % C];
     meet();
 
     fetch_keys(m);
-    for (int r = m.thread; r < kept; r += THREADS) {
-        float x[C];
-        const int row = row_of(rank, r);
-        #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = m.tile[r * PITCH + k];
-        flip(x, mask_of(4, row, stream));
-        along_c_back(x);
-        flip(x, mask_of(3, row, stream));
-        #pragma unroll
-        for (int k = 0; k < C; k++) m.tile[r * PITCH + k] = x[k];
+    if (PREFETCH == 1) {
+        const int next = image + multiprocessors() * RESIDENT / G;
+        if (next < (int)gridDim.x / G) fetch_ahead(received + (size_t)next * SIZE, SIZE, rank);
     }
-    __syncthreads();
+    for (int r = m.thread; r < kept; r += THREADS) {
+        const span<float> row = m.tile + kept_at(r / A, r % A);
+        float x[C];
+        const int number = row_of(rank, r);
+        #pragma unroll
+        for (int k = 0; k < C; k++) x[k] = row[k];
+        flip(x, mask_of(4, number, stream));
+        along_c_back(x);
+        flip(x, mask_of(3, number, stream));
+        #pragma unroll
+        for (int k = 0; k < C; k++) row[k] = x[k];
+    }
+    kept_met();
     make_tables(m);
 
     // from here on a block has its slabs of the first digit: what it has of the others it gives them
@@ -411,21 +480,22 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) unmix(
             slice_of<false>(m, x, slice, k);
             along_a_back(x);
         }
-        meet();
+        if (G > 1) meet();
         if (has) column<true>(m, x, j, k);
     }
     meet();
 
     over_b<true>(m, slabs);
-    __syncthreads();
+    rows_met();
     for (int r = m.thread; r < rows; r += THREADS) {
+        const span<float> row = m.tile + held(r);
         float x[C];
         #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = m.tile[r * PITCH + k];
+        for (int k = 0; k < C; k++) x[k] = row[k];
         flip(x, mask_of(2, first + r, stream));
         along_c_back(x);
         #pragma unroll
-        for (int k = 0; k < C; k++) m.tile[r * PITCH + k] = x[k];
+        for (int k = 0; k < C; k++) row[k] = x[k];
     }
     meet();
 
@@ -441,19 +511,17 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) unmix(
     meet();
 
     over_b<true>(m, slabs);
-    __syncthreads();
-    Mask signs;
-    #pragma unroll
-    for (int w = 0; w < MASK_WORDS; w++) signs.at[w] = m.columns[C + w];
+    rows_met();
     for (int r = m.thread; r < rows; r += THREADS) {
+        const span<float> row = m.tile + held(r);
         float x[C];
         #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = m.tile[r * PITCH + k];
+        for (int k = 0; k < C; k++) x[k] = row[k];
         flip(x, mask_of(0, first + r, stream));
         along_c_back(x);
-        flip(x, signs);
+        flip(x, column_signs(m));
         #pragma unroll
-        for (int k = 0; k < C; k++) m.tile[r * PITCH + k] = x[k];
+        for (int k = 0; k < C; k++) row[k] = x[k];
     }
     meet();  // also: no block ends while others read its stream
 
@@ -464,7 +532,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) unmix(
         const int channel = t / RUN, position = from / CHANNELS + t % RUN, e = position * CHANNELS + channel;
         if (e < from || e >= end) continue;
         const int at = e - from;
-        out[channel * PLANE + position] = narrow((float)SOFTER * m.tile[at / C * PITCH + at % C]);
+        store_once(out + (channel * PLANE + position), narrow((float)SOFTER * m.tile[held(at / C) + at % C]));
     }
 }
 """

@@ -71,7 +71,7 @@ from numpy.typing import NDArray
 from semseal.runtime.channel import SILENCE
 from semseal.runtime.defense import mix
 from semseal.runtime.defense.keys import derive
-from semseal.runtime.gpu import mix_cluster, mix_launches
+from semseal.runtime.gpu import mix_alone, mix_cluster, mix_launches
 from semseal.runtime.gpu.mix_source import (
     COMMON,
     MAX_IN_REGISTERS,
@@ -116,6 +116,7 @@ class MixLayout:
     resident: int
     arena: int
     work: int
+    alone: bool = False
 
     @property
     def size(self) -> int:
@@ -129,11 +130,12 @@ class MixLayout:
         sizes += [("THREADS", str(self.threads)), ("MAX_IN_REGISTERS", str(MAX_IN_REGISTERS))]
         if not self.together:
             return [*sizes, ("WORK", str(self.work))]
+        sizes += [("PREFETCH", "1"), ("STREAMING", "1")]
         return [*sizes, ("G", str(self.together)), ("ROOM", str(self.arena)), ("RESIDENT", str(self.resident))]
 
     def source(self) -> str:
         """The CUDA source for this size."""
-        own = mix_cluster.SOURCE if self.together else mix_launches.SOURCE
+        own = mix_alone.SOURCE if self.alone else mix_cluster.SOURCE if self.together else mix_launches.SOURCE
         return COMMON + matrices_source(self.a, self.b, self.c) + own
 
     def blocks(self, kernel: str) -> int:
@@ -190,14 +192,20 @@ def cluster_layout(reals: int, together: int, channels: int = 1, alone: bool = F
     slabs, slices = -(-a // together), -(-b // together)
     threads = -(-max(slices * c, min(slabs * b, 256)) // 32) * 32
     threads = max(threads, ALONE_THREADS) if alone else threads
+    rows, sums = max(slabs * b, slices * a), together * threads // 32
     if threads * registers(a, b, c) > REGISTERS or threads > MAX_THREADS:
         raise ValueError(f"{threads} threads of {registers(a, b, c)} registers are too many for a block; use more blocks")
     blocks = -(-stream_words(reals) // 16)
     chunk = -(-blocks // together)
     q = max(m for m in range(1, math.isqrt(a * b) + 1) if a * b % m == 0)
-    arena = -(-(4 * max(slabs * b, slices * a) * (c + 1) + 68 * chunk) // 16) * 16  # rows, key stream
+    tile = max(slabs * b, slices * a) * (c + 1) + (a if together == 1 else 0)
+    arena = -(-(4 * tile + 68 * chunk) // 16) * 16  # rows, key stream
     arena += 24 * together * threads // 32 + 12 * (a * b // q + q) + 4 * (2 * c + 2)  # sums, turns, columns
-    arena += 4 * slices * a * (1 + -(-c // 32))  # places and their signs
+    arena += 8 + 8 * slices * a * -(-c // 32)  # places and signs
+    if alone:
+        pads = 4 * (a * b * c - reals) // 16 + 2
+        arena = 80 + 3 * (4 * rows * (c + 1) + 16) + 80 * (blocks + pads) + 32 * sums + 4 * (2 * c + rows + slabs * b * -(-c // 32))
+        return MixLayout(reals, channels, a, b, c, together, threads, 1, arena, 0, True)
     resident = 1 if alone else max(1, REGISTERS // (threads * registers(a, b, c)))
     return MixLayout(reals, channels, a, b, c, together, threads, resident, arena, 0)
 

@@ -94,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) load(INPUT(feature) featur
         m.x[REALS + i] = x;
         noise += x * x;
     }
-    const double of_features = across(loud), of_pads = across(noise);
+    const double of_features = across((double)loud), of_pads = across((double)noise);
     if (p.thread % 32) return;
     m.loud[p.at / 32] = of_features, m.loud[PARTS * WARPS + p.at / 32] = of_pads;
 }

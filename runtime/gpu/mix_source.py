@@ -22,7 +22,7 @@ COMMON = r"""
 template <class T> using span = T*;
 #define INPUT(type) const type* __restrict__
 #define ARENA(name) extern __shared__ __align__(16) char name[]
-static __device__ double across(double v)  // the sum of a warp, in all of its lanes
+template <class T> static __device__ T across(T v)  // the sum of a warp, in all of its lanes
 {
     for (int d = 16; d; d /= 2) v += __shfl_xor_sync(~0u, v, d);
     return v;
@@ -39,7 +39,13 @@ static __device__ unsigned bits_of(float x) { return __float_as_uint(x); }
 static __device__ float float_of(unsigned bits) { return __uint_as_float(bits); }
 static __device__ unsigned turned(unsigned x, int left) { return __funnelshift_l(x, x, left); }
 static __device__ unsigned joined(unsigned low, unsigned high, int right) { return __funnelshift_r(low, high, right); }
+#if NO_MAD
+static __device__ unsigned one() { return 1; }
 #else
+static __device__ unsigned one() { return blockDim.y; }  // which no compiler knows: x * one() + y is not for the unit of x + y
+#endif
+#else
+static unsigned one() { return 1; }
 static unsigned turned(unsigned x, int left) { return x << left | x >> (32 - left); }
 static unsigned joined(unsigned low, unsigned high, int right) { return right ? low >> right | high << (32 - right) : low; }
 #endif
@@ -101,10 +107,10 @@ static __device__ void chacha(Key key, int block, Out out)
             const int shift = q / 4;  // columns, then diagonals
             unsigned &a = x[q % 4], &b = x[4 + (q + shift) % 4];
             unsigned &c = x[8 + (q + 2 * shift) % 4], &d = x[12 + (q + 3 * shift) % 4];
-            a += b, d = turned(d ^ a, 16);
-            c += d, b = turned(b ^ c, 12);
-            a += b, d = turned(d ^ a, 8);
-            c += d, b = turned(b ^ c, 7);
+            a = b * one() + a, d = turned(d ^ a, 16);  // a multiplication: other units than those that turn and compare
+            c = d * one() + c, b = turned(b ^ c, 12);
+            a = b * one() + a, d = turned(d ^ a, 8);
+            c = d * one() + c, b = turned(b ^ c, 7);
         }
     }
     #pragma unroll
@@ -129,6 +135,21 @@ static __device__ int place_of(int row, Turn turn)
         x += x < 0 ? P : 0;
         y -= (int)((unsigned long long)turn(t * TURN + x) * Q >> 32);
         y += y < 0 ? Q : 0;
+    }
+    return x * Q + y;
+}
+
+// And rows[i], the row in front that row i behind the shuffle was
+template <class Turn>
+static __device__ int source_of(int row, Turn turn)
+{
+    int x = row / Q, y = row % Q;
+    #pragma unroll
+    for (int t = 0; t < 3; t++) {
+        y += (int)((unsigned long long)turn(t * TURN + x) * Q >> 32);
+        y -= y < Q ? 0 : Q;
+        x += (int)((unsigned long long)turn(t * TURN + P + y) * P >> 32);
+        x -= x < P ? 0 : P;
     }
     return x * Q + y;
 }

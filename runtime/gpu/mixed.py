@@ -4,41 +4,29 @@
     receiver      on air, keys ── unmix ── symbols ─┬─ network ─────────> image
                                                     └─ structure ───────> found, how far from white noise
 
-The network is the graph or plan without mix, whose rows stay where they are. With a plan all of it is one CUDA graph. ONNX
-Runtime replays one of its own, so there the copies and the kernels make two more, before and behind it, on the same stream.
+The network is the graph or plan without mix, whose rows stay where they are, or what ends at its rows (``cut``). All of it is
+one CUDA graph where the network can be captured (``semseal.runtime.gpu.request``).
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from semseal.runtime.defense import mix
 from semseal.runtime.errors import EngineError
-from semseal.runtime.gpu.device import Inputs, Port, Run, Shape, Tensor, capture, check_inputs, serve_several
+from semseal.runtime.gpu.cut import PLANES
+from semseal.runtime.gpu.device import Inputs, Port, Run, Shape, Tensor, Tensors, check_inputs, serve_several
 from semseal.runtime.gpu.mix_kernel import KEY_WORDS, MixKernel, StructureKernel
+from semseal.runtime.gpu.request import Network, near, request
 from semseal.runtime.mixing import MIN_CHECKED_CHANNELS, MIN_CHECKED_REALS
 
 if TYPE_CHECKING:
-    from cuda.core import Buffer, Device, Stream
+    from cuda.core import Stream
     from cuda.core.graph import GraphBuilder
 
 Several = Callable[..., Inputs]
-Work = Callable[["Stream | GraphBuilder"], None]
-
-
-class Network(Protocol):
-    """A loaded graph or plan: ``semseal.runtime.gpu.engines``."""
-
-    device: "Device"
-    stream: "Stream"
-    captured: bool
-    inputs: tuple[Port, ...]
-    output: Port
-
-    def output_shape(self, shapes: Sequence[Shape]) -> Shape: ...
-
-    def bind(self, shapes: Sequence[Shape], inputs: "Sequence[Buffer]", output: "Buffer") -> Callable[[], None]: ...
 
 
 class FusedMix:
@@ -65,46 +53,55 @@ class FusedMix:
 
 
 def _transmitter(network: Network, reals: int, channels: int) -> Several:
-    image, index, *told = network.inputs
-    device, stream = network.device, network.stream
-    kernel = MixKernel(device, reals, 1, np.dtype(np.float32))
+    image, index, told = _inputs(network)
+    device, stream, dtype = network.device, network.stream, network.output.dtype
+    kernel = MixKernel(device, reals, _channels(network.output), dtype)
     ports = (image, *told, _keys())
+    on_air_port, said = _on_air("on_air", reals), (Port("scales", np.dtype(np.float32), ("batch",)),)
+    once = network.once | {"keys", on_air_port.name, "scales"}
 
     def prepare(shapes: tuple[Shape, ...]) -> Run:
         batch = shapes[0][0]
-        inputs = tuple(Tensor(device, stream, shape, port.dtype) for shape, port in zip(shapes, ports, strict=True))
-        on_air = Tensor(device, stream, (batch, mix.padded_size(reals) // 2, 2))
-        scales, unmoved = Tensor(device, stream, (batch,)), _unmoved(network, index, batch)
-        symbols, work = device.allocate(4 * batch * reals, stream=stream), kernel.workspace(batch, stream)
-        given = [inputs[0].device, unmoved.device, *(tensor.device for tensor in inputs[1:-1])]
-        run = network.bind([shapes[0], unmoved.host.shape, *shapes[1:-1]], given, symbols)
+        wanted = [(shape, port.dtype) for shape, port in zip(shapes, ports, strict=True)]
+        taken = Tensors(device, stream, wanted, near(ports, shapes, once))
+        sizes = ((batch, mix.padded_size(reals) // 2, 2), (batch,))
+        given = Tensors(device, stream, [(size, np.float32) for size in sizes], near((on_air_port, *said), sizes, once))
+        inputs, (on_air, scales), unmoved = taken.each, given.each, _unmoved(network, index, batch)
+        symbols, work = device.allocate(dtype.itemsize * batch * reals, stream=stream), kernel.workspace(batch, stream)
+        buffers = [inputs[0].device, *(tensor.device for tensor in (*unmoved, *inputs[1:-1]))]
+        bound = [shapes[0], *(tensor.host.shape for tensor in unmoved), *shapes[1:-1]]
 
         def behind(where: "Stream | GraphBuilder") -> None:
             kernel.mix(where, symbols, inputs[-1].device, on_air.device, scales.device, work, batch)
 
-        return _run(network, inputs, (on_air, scales), _nothing, run, behind, (unmoved, symbols, work))
+        bind = partial(network.bind, bound, buffers, symbols)
+        return request(network, bind, taken, given, behind=behind, keeps=(unmoved, symbols, work))
 
     return serve_several(device, stream, lambda given: _taken(ports, given), prepare)
 
 
 def _receiver(network: Network, reals: int, channels: int) -> Several:
-    symbols_port, index, *told = network.inputs
-    device, stream = network.device, network.stream
-    kernel = MixKernel(device, reals, 1, np.dtype(np.float32))
+    symbols_port, index, told = _inputs(network)
+    device, stream, dtype = network.device, network.stream, symbols_port.dtype
+    kernel = MixKernel(device, reals, _channels(symbols_port), dtype)
     checked = channels >= MIN_CHECKED_CHANNELS and reals >= MIN_CHECKED_REALS
-    structure = StructureKernel(device, reals, channels, 1, np.dtype(np.float32)) if checked else None
-    on_air = Port("symbols", np.dtype(np.float32), ("batch", mix.padded_size(reals) // 2, 2))
-    ports = (on_air, *told, _keys())
+    structure = StructureKernel(device, reals, channels, _channels(symbols_port), dtype) if checked else None
+    ports = (_on_air("symbols", reals), *told, _keys())
+    once = network.once | {"keys", "found", ports[0].name}
+    found_port = Port("found", np.dtype(np.float32), ("batch",))
 
     def prepare(shapes: tuple[Shape, ...]) -> Run:
         batch = shapes[0][0]
-        inputs = tuple(Tensor(device, stream, shape, port.dtype) for shape, port in zip(shapes, ports, strict=True))
-        found, unmoved = Tensor(device, stream, (batch,)), _unmoved(network, index, batch)
-        symbols, work = device.allocate(4 * batch * reals, stream=stream), kernel.workspace(batch, stream)
-        bound = [(batch, *symbols_port.axes[1:]), unmoved.host.shape, *shapes[1:-1]]
-        image = Tensor(device, stream, network.output_shape(bound), network.output.dtype)
-        given = [symbols, unmoved.device, *(tensor.device for tensor in inputs[1:-1])]
-        run = network.bind(bound, given, image.device)
+        wanted = [(shape, port.dtype) for shape, port in zip(shapes, ports, strict=True)]
+        taken = Tensors(device, stream, wanted, near(ports, shapes, once))
+        symbols, work = device.allocate(dtype.itemsize * batch * reals, stream=stream), kernel.workspace(batch, stream)
+        unmoved = _unmoved(network, index, batch)
+        bound = [(batch, *symbols_port.axes[1:]), *(tensor.host.shape for tensor in unmoved), *shapes[1:-1]]
+        sizes = (network.output_shape(bound), (batch,))
+        kinds = zip(sizes, (network.output.dtype, np.float32), strict=True)
+        given = Tensors(device, stream, kinds, near((network.output, found_port), sizes, once))
+        inputs, (image, found) = taken.each, given.each
+        buffers = [symbols, *(tensor.device for tensor in (*unmoved, *inputs[1:-1]))]
 
         def before(where: "Stream | GraphBuilder") -> None:
             kernel.unmix(where, inputs[0].device, inputs[-1].device, symbols, work, batch)
@@ -113,51 +110,10 @@ def _receiver(network: Network, reals: int, channels: int) -> Several:
 
         found.host[...] = np.inf
         found.upload(stream)  # what stays there for models that are not checked
-        return _run(network, inputs, (image, found), before, run, _nothing, (unmoved, symbols, work))
+        bind = partial(network.bind, bound, buffers, image.device)
+        return request(network, bind, taken, given, before=before, keeps=(unmoved, symbols, work))
 
     return serve_several(device, stream, lambda given: _taken(ports, given), prepare)
-
-
-def _run(
-    network: Network,
-    inputs: tuple[Tensor, ...],
-    outputs: tuple[Tensor, ...],
-    before: Work,
-    run: Callable[[], None],
-    behind: Work,
-    keeps: Any,
-) -> Run:
-    """All of it, from pinned to pinned memory."""
-    stream = network.stream
-
-    def up(where: "Stream | GraphBuilder") -> None:
-        for tensor in inputs:
-            tensor.upload(where)
-        before(where)
-
-    def down(where: "Stream | GraphBuilder") -> None:
-        behind(where)
-        for tensor in outputs:
-            tensor.download(where)
-
-    def everything(where: "Stream | GraphBuilder") -> None:
-        up(where)
-        run()
-        down(where)
-
-    everything(stream)  # a first run allocates and compiles, which a capture cannot take
-    stream.sync()
-    if network.captured:
-        whole = capture(stream, everything)
-        return Run(inputs, outputs, lambda: whole.launch(stream), (keeps, run))
-    first, last = capture(stream, up), capture(stream, down)
-
-    def launch() -> None:
-        first.launch(stream)
-        run()
-        last.launch(stream)
-
-    return Run(inputs, outputs, launch, (keeps, run, first, last))
 
 
 def _taken(ports: Sequence[Port], given: Inputs) -> Inputs:
@@ -168,19 +124,32 @@ def _taken(ports: Sequence[Port], given: Inputs) -> Inputs:
     return given
 
 
-def _unmoved(network: Network, index: Port, batch: int) -> Tensor:
+def _channels(rows: Port) -> int:
+    """How many lie behind one another in what a network gives or takes: 1 where rows are whole, or symbols already."""
+    return int(rows.axes[1]) if rows.name == PLANES else 1
+
+
+def _inputs(network: Network) -> tuple[Port, Port | None, list[Port]]:
+    """The data, the index if there is one (a network that ends at its rows has none), and what else it is told."""
+    data, *told = network.inputs
+    return data, told.pop(0) if told and told[0].name == "index" else None, told
+
+
+def _unmoved(network: Network, index: Port | None, batch: int) -> tuple[Tensor, ...]:
     """The index that leaves every row where it is, on the device."""
+    if index is None:
+        return ()
     h = index.axes[1]
     assert isinstance(h, int)
     tensor = Tensor(network.device, network.stream, (batch, h), np.int32)
     tensor.host[...] = np.arange(batch * h, dtype=np.int32).reshape(batch, h)
     tensor.upload(network.stream)
-    return tensor
+    return (tensor,)
+
+
+def _on_air(name: str, reals: int) -> Port:
+    return Port(name, np.dtype(np.float32), ("batch", mix.padded_size(reals) // 2, 2))
 
 
 def _keys() -> Port:
     return Port("keys", np.dtype(np.uint32), ("batch", KEY_WORDS))
-
-
-def _nothing(where: "Stream | GraphBuilder") -> None:
-    """Nothing is to be done there."""

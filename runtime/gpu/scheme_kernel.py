@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from semseal.runtime.defense import index as scheme
 
 if TYPE_CHECKING:
-    from cuda.core import Buffer, Device, ObjectCode, Stream
+    from cuda.core import Buffer, Device, Kernel, ObjectCode, Stream
     from cuda.core.graph import GraphBuilder
 
 THREADS = 256
@@ -50,6 +50,8 @@ TILE_BYTES = (
 MAX_TOGETHER = 8  # blocks of a cluster; for so few a block may have more rows
 MAX_TOGETHER_TILE_BYTES = 24 * 2**10
 MAX_TILE_BYTES = 46 * 2**10  # static shared memory is 48 KiB on every GPU; the sums and the ticket need a little over 1 KiB
+WHOLE_THREADS = 1024
+MAX_WHOLE_BYTES = 226 * 2**10  # of the largest block of any GPU, but for 1 KiB
 
 SOURCE = r"""
 constexpr int ROW = W * C;      // floats of a row: one run of the symbols
@@ -59,22 +61,51 @@ constexpr int WARPS = THREADS / 32;
 #ifdef __CUDA_ARCH__
 #if TOGETHER  // an image's blocks are a cluster
 #define CLUSTER __cluster_dims__(PARTS, 1, 1)
-static __device__ void give(float* mine, int block, float value)  // to the place that `mine` is, in another block
+// An asynchronous store to the place that `mine` is in another block, which counts bytes at `arrivals` there: no fence
+static __device__ void give(float* mine, unsigned long long* arrivals, int block, float value)
 {
-    unsigned theirs;
+    unsigned theirs, count;
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(theirs) : "r"((unsigned)__cvta_generic_to_shared(mine)), "r"(block));
-    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(theirs), "f"(value) : "memory");
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(count) : "r"((unsigned)__cvta_generic_to_shared(arrivals)), "r"(block));
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];"
+                 ::"r"(theirs), "r"(__float_as_uint(value)), "r"(count) : "memory");
 }
-static __device__ void begun() { asm volatile("barrier.cluster.arrive.relaxed.aligned;"); }  // nobody reaches into a block
-static __device__ void all_begun() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }      // that has not begun
-static __device__ void meet()
+static __device__ void begun(unsigned long long* arrivals, int bytes)  // nobody reaches into a block that has not begun
 {
+    const unsigned at = (unsigned)__cvta_generic_to_shared(arrivals);
+    if (threadIdx.x == 0) {
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(at) : "memory");
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     __syncwarp();
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+static __device__ void all_begun() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+static __device__ void arrived(unsigned long long* arrivals)
+{
+    const unsigned at = (unsigned)__cvta_generic_to_shared(arrivals);
+    unsigned done;
+    do {
+        asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], 0;\n"
+                     "selp.u32 %0, 1, 0, p;\n}" : "=r"(done) : "r"(at) : "memory");
+    } while (!done);
 }
 #else
 #define CLUSTER
 #endif
+#define WHOLE(name) extern __shared__ __align__(16) float name[]
+static __device__ void fetch_ahead(const void* from, int bytes)  // into L2
+{
+    for (int at = threadIdx.x * 128; at < bytes; at += blockDim.x * 128)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"((const char*)from + at));
+}
+static __device__ unsigned multiprocessors()
+{
+    unsigned count;
+    asm("mov.u32 %0, %nsmid;" : "=r"(count));
+    return count;
+}
 static __device__ float across(float sum)  // the sum of a warp, in all of its lanes
 {
     for (int d = 16; d; d /= 2) sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, d));
@@ -104,6 +135,15 @@ static __device__ feature narrow(float value) { return value; }
 
 struct alignas(4 * VECTOR) vector { float at[VECTOR]; };
 
+static __device__ float scale_of(const float* all, int lane)  // of the sums of all warps of an image
+{
+    float total = 0;
+    for (int w = lane; w < PARTS * WARPS; w += 32) total = __fadd_rn(total, *(const volatile float*)&all[w]);
+    total = across(total);
+    const float power = __fdiv_rn(2 * total, C * PLANE);
+    return __fdiv_rn(1, __fsqrt_rn(power < 1e-20f ? 1e-20f : power));  // an all-zero image stays zero
+}
+
 // place[batch * H]: where each row goes; sums[batch * PARTS * WARPS]; state[1 + batch], zero before the first launch only
 extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 6) transmit(
     const feature* __restrict__ features, const int* __restrict__ place, float* __restrict__ symbols, float* sums,
@@ -113,7 +153,8 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 6) transmit(
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
 #if TOGETHER
     __shared__ float sums_here[PARTS * WARPS];
-    begun();
+    __shared__ unsigned long long arrivals;
+    begun(&arrivals, 4 * PARTS * WARPS);
     const size_t image = blockIdx.x / PARTS;
     const int part = blockIdx.x % PARTS, first = part * ROWS;
 #else
@@ -144,8 +185,9 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 6) transmit(
 #if TOGETHER
     __syncwarp();
     all_begun();
-    if (lane < PARTS) give(&sums_here[part * WARPS + warp], lane, sum);
-    meet();
+    if (lane < PARTS) give(&sums_here[part * WARPS + warp], &arrivals, lane, sum);
+    __syncthreads();
+    arrived(&arrivals);
     const float* all = sums_here;
 #else
     float* all = sums + image * PARTS * WARPS;
@@ -163,11 +205,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 6) transmit(
     }
     __syncthreads();
 #endif
-    float total = 0;
-    for (int w = lane; w < PARTS * WARPS; w += 32) total = __fadd_rn(total, *(const volatile float*)&all[w]);
-    total = across(total);
-    const float power = __fdiv_rn(2 * total, C * PLANE);
-    const float scale = __fdiv_rn(1, __fsqrt_rn(power < 1e-20f ? 1e-20f : power));  // an all-zero image stays zero
+    const float scale = scale_of(all, lane);
 
     // write rows * ROW floats, 4 * VECTOR bytes at a time
     for (int v = thread; v < rows * (ROW / VECTOR); v += THREADS) {
@@ -181,6 +219,53 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 6) transmit(
         *(vector*)(symbols + to * ROW + (v * VECTOR - row * ROW)) = out;
     }
 }
+
+#if WHOLE_PITCH
+// A block an image: its warps do what the parts' warps do, so that sums have the same bits
+extern "C" __global__ void __launch_bounds__(WHOLE_THREADS, 1) transmit_whole(
+    const feature* __restrict__ features, const int* __restrict__ place, float* __restrict__ symbols)
+{
+    WHOLE(tile);
+    __shared__ float sums_here[PARTS * WARPS];
+    const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+    const size_t image = blockIdx.x;
+    const feature* source = features + image * C * PLANE;
+    for (int unit = warp; unit < PARTS * WARPS; unit += WHOLE_THREADS / 32) {
+        const int first = unit / WARPS * ROWS * W, end = first + ROWS * W < PLANE ? first + ROWS * W : PLANE;
+        constexpr int TURNS = (ROWS * W + 31) / 32;
+        float sum = 0;
+        #pragma unroll 2
+        for (int k = unit % WARPS; k < C; k += WARPS) {
+            #pragma unroll(TURNS < 12 ? TURNS : 8)
+            for (int turn = 0; turn < TURNS; turn++) {
+                const int j = first + 32 * turn + lane;
+                if (j >= end) continue;
+                const float x = widen(source[k * PLANE + j]);
+                tile[k * WHOLE_PITCH + j] = x;
+                sum = __fadd_rn(sum, __fmul_rn(x, x));
+            }
+        }
+        sum = across(sum);
+        if (lane == 0) sums_here[unit] = sum;
+    }
+    if (AHEAD) {
+        const size_t next = image + multiprocessors();
+        if (next < gridDim.x) fetch_ahead(features + next * C * PLANE, C * PLANE * sizeof(feature));
+    }
+    __syncthreads();
+    const float scale = scale_of(sums_here, lane);
+    for (int v = thread; v < H * (ROW / VECTOR); v += WHOLE_THREADS) {
+        vector out;
+        for (int i = 0; i < VECTOR; i++) {
+            const int e = v * VECTOR + i;
+            out.at[i] = __fmul_rn(tile[e % C * WHOLE_PITCH + e / C], scale);
+        }
+        const int row = v / (ROW / VECTOR);
+        const size_t to = place[image * H + row];
+        *(vector*)(symbols + to * ROW + (v * VECTOR - row * ROW)) = out;
+    }
+}
+#endif
 
 // index[batch * H]: which row of the frames' each row of the features is
 extern "C" __global__ void __launch_bounds__(THREADS, 6) receive(
@@ -225,6 +310,7 @@ class TileLayout:
     parts: int
     pitch: int
     vector: int
+    whole_pitch: int  # of the tile of a block that has all of the image; 0 where no block holds it
 
     @property
     def n_symbols(self) -> int:
@@ -235,6 +321,7 @@ class TileLayout:
         """The constants that the source is compiled with for ``arch``, such as sm_90."""
         together = 1 < self.parts <= MAX_TOGETHER and int(arch.removeprefix("sm_")) >= 90
         sizes = {"C": self.c, "H": self.h, "W": self.w, "ROWS": self.rows, "PARTS": self.parts, "PITCH": self.pitch}
+        sizes |= {"WHOLE_PITCH": self.whole_pitch, "WHOLE_THREADS": WHOLE_THREADS, "AHEAD": 1}
         sizes |= {"VECTOR": self.vector, "THREADS": THREADS, "HALF": int(dtype == np.float16), "TOGETHER": int(together)}
         return [(name, str(value)) for name, value in sizes.items()]
 
@@ -255,7 +342,9 @@ def tile_layout(c: int, h: int, w: int) -> TileLayout:
             f"features [{c}, {h}, {w}] are too large for the kernel: it holds rows of up to {MAX_TILE_BYTES // 4} values and "
             f"{THREADS} parts; keep the index in the graph"
         )
-    return TileLayout(c, h, w, rows, parts, pitch, vector)
+    whole = min(range(h * w, h * w + 32), key=lambda pitch: _conflicts(c, pitch, vector))
+    held = parts > 1 and 4 * c * whole <= MAX_WHOLE_BYTES
+    return TileLayout(c, h, w, rows, parts, pitch, vector, whole if held else 0)
 
 
 def _conflicts(c: int, pitch: int, vector: int) -> int:
@@ -280,13 +369,26 @@ class SchemeKernel:
         code = compile_kernels(shape, dtype, f"sm_{device.arch}")
         self.layout, self.dtype = shape, dtype
         self._transmit, self._receive = code.get_kernel("transmit"), code.get_kernel("receive")
+        self._whole = self._whole_kernel(device, code)
         held = self._transmit.occupancy.max_active_blocks_per_multiprocessor(THREADS, 0)
-        held *= device.properties.multiprocessor_count
+        self._multiprocessors = device.properties.multiprocessor_count
+        held *= self._multiprocessors
         if held < shape.parts:
             raise ValueError(
                 f"the GPU holds {held} blocks at once, an image of [{shape.c}, {shape.h}, {shape.w}] needs {shape.parts}; "
                 "keep the index in the graph"
             )
+
+    def _whole_kernel(self, device: "Device", code: "ObjectCode") -> "Kernel | None":
+        size = 4 * self.layout.c * self.layout.whole_pitch
+        if not 0 < size <= device.properties.max_shared_memory_per_block_optin - 1024:
+            return None
+        from cuda.bindings import driver
+
+        kernel = code.get_kernel("transmit_whole")
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        (status,) = driver.cuKernelSetAttribute(attribute, size, kernel.handle, driver.CUdevice(device.device_id))
+        return kernel if status == driver.CUresult.CUDA_SUCCESS else None
 
     def workspace(self, device: "Device", batch: int, stream: "Stream") -> "Buffer":
         """What ``transmit`` needs for up to ``batch`` images, zeroed; used by one launch at a time."""
@@ -306,6 +408,10 @@ class SchemeKernel:
         """Features [batch, c, h, w] to symbols float32 [batch, N, 2]; ``place`` is int32 [batch, h] from ``index.inverse``."""
         from cuda.core import LaunchConfig, launch
 
+        if self._whole is not None and batch >= self._multiprocessors:
+            size = 4 * self.layout.c * self.layout.whole_pitch
+            config = LaunchConfig(grid=batch, block=WHOLE_THREADS, shmem_size=size)
+            return launch(stream, config, self._whole, features, place, symbols)
         config = LaunchConfig(grid=batch * self.layout.parts, block=THREADS)
         sums = int(work.handle) + 4 * (1 + batch)
         launch(stream, config, self._transmit, features, place, symbols, sums, work)

@@ -1,0 +1,599 @@
+"""The mix for few images on GPUs with thread block clusters: one launch, every block with a multiprocessor for itself.
+
+    block r of a cluster   slabs r*SLABS.. of the first digit of a row number, as rows [SLABS * b][c + 1]; then slices
+                           r*SLICES.. of the second digit, as rows [SLICES * a][c + 1]
+
+    features in, key stream ─ C, B ─┊─ A, shuffle ─┊─ C, B ─┊─ A, C ─┊─ power, out            ┊ from block to block
+
+No block waits for all others at a barrier. What another block needs is pushed into its memory by asynchronous stores, which
+count the bytes that have come at a barrier object there; who needs them waits for their number. So what crosses costs its way
+and no fence. A block makes of the key stream what it needs for itself, whatever others make of it too: signs of its rows
+first, those of the last rows by threads that have nothing else to do. Only words of pads are made by all for those that have
+the pads. Each exchange has memory of its own.
+"""
+
+SOURCE = r"""
+constexpr int WARPS = THREADS / 32, SLABS = (A + G - 1) / G, SLICES = (B + G - 1) / G, PITCH = C + 1;
+constexpr int HELD_ROWS = SLABS * B, TILE_ROWS = SLABS * B > SLICES * A ? SLABS * B : SLICES * A;
+constexpr int SUMS = G * WARPS;  // of the warps of an image
+static_assert(THREADS % 32 == 0, "");
+constexpr bool IN_WARPS = B == 32 && C == 32;  // rows of a slab are those of a warp, in C and in B
+constexpr bool KEPT_IN_WARPS = A == 32 && C == 32;  // and rows of a slice, in A and in C
+constexpr int STREAM_PITCH = 20;  // words for each 16: 16 bytes at a time, without two in one bank
+constexpr int PAD_BLOCKS = PADS ? (TURNS - 1) / 16 - PAD_WORDS / 16 + 1 : 0;
+constexpr int FIRST_PAD_RANK = REALS / (HELD_ROWS * C), LAST_RANK = (A - 1) / SLABS;
+constexpr int LAST_SIGN = 4 * LAYER + (ROWS - 1) * C / 32 + MASK_WORDS - (C % 32 == 0);  // the last word that rows look at
+constexpr int ROW_WORDS = HELD_ROWS * C / 32 + 2;
+constexpr int MADE = 3 * (ROW_WORDS / 16 + 2) + 2 + (WORDS - TURNS) / 16 + 2 + (PAD_BLOCKS + G - 1) / G;  // at most
+constexpr int MADE_BACK = LAST_SIGN / 16 - 3 * LAYER / 16 + 1;
+// threads that make the stream and nothing else, while the others fetch the image
+constexpr int MAKERS = MADE + 32 <= THREADS ? (MADE + 31) / 32 * 32 : 0, LOADERS = THREADS - MAKERS;
+constexpr int MAKERS_BACK = MADE_BACK + 32 <= THREADS ? (MADE_BACK + 31) / 32 * 32 : 0, LOADERS_BACK = THREADS - MAKERS_BACK;
+
+enum { FROM_FEATURES, TO_SLICES, TO_PLACES, TO_SLICES_AGAIN, ENERGY, REST, EXCHANGES };
+
+// the shared memory of a block, in bytes
+constexpr int ARRIVALS_AT = 0, TILE_BYTES = (4 * TILE_ROWS * PITCH + 15) / 16 * 16, TILES_AT = ARRIVALS_AT + 64;
+constexpr int STREAM_AT = TILES_AT + 3 * TILE_BYTES, PADS_AT = STREAM_AT + BLOCKS * STREAM_PITCH * 4;
+constexpr int SUMS_AT = PADS_AT + PAD_BLOCKS * STREAM_PITCH * 4, POWERS_AT = SUMS_AT + 3 * 8 * SUMS;
+constexpr int COLUMNS_AT = POWERS_AT + 2 * 4 * SUMS, PLACES_AT = COLUMNS_AT + 4 * 2 * C;
+constexpr int MASKS_AT = PLACES_AT + 4 * TILE_ROWS, ARENA_BYTES = MASKS_AT + 4 * HELD_ROWS * MASK_WORDS;
+static_assert(ARENA_BYTES <= ROOM, "the layout knows how much a block has");
+#define CLUSTER __cluster_dims__(G, 1, 1)
+
+#ifndef SHIM
+template <class T> struct far { unsigned at, arrival; };  // into another block's memory, and what counts there
+template <class T> static __device__ T* part(char* arena, int at, int) { return (T*)(arena + at); }
+static __device__ unsigned of_block(const void* mine, int rank)
+{
+    unsigned theirs;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(theirs) : "r"((unsigned)__cvta_generic_to_shared(mine)), "r"(rank));
+    return theirs;
+}
+template <class T>
+static __device__ far<T> towards(T* mine, unsigned long long* arrivals, int exchange, int rank)
+{
+    return {of_block(mine, rank), of_block(arrivals + exchange, rank)};
+}
+static __device__ void push(far<float> to, int at, float x)
+{
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];"
+                 ::"r"(to.at + 4 * at), "r"(__float_as_uint(x)), "r"(to.arrival) : "memory");
+}
+static __device__ void push(far<double> to, int at, double x)
+{
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];"
+                 ::"r"(to.at + 8 * at), "l"(__double_as_longlong(x)), "r"(to.arrival) : "memory");
+}
+static __device__ void push4(far<unsigned> to, int at, const unsigned* x)
+{
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];"
+                 ::"r"(to.at + 4 * at), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(to.arrival) : "memory");
+}
+static __device__ void store4(unsigned* to, int at, const unsigned* x)
+{
+    *(uint4*)(to + at) = make_uint4(x[0], x[1], x[2], x[3]);
+}
+static __device__ void expects(unsigned long long* arrivals, int exchange, int bytes)
+{
+    const unsigned at = (unsigned)__cvta_generic_to_shared(arrivals + exchange);
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(at) : "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
+}
+static __device__ void arrived(unsigned long long* arrivals, int exchange)  // what was pushed here can be read
+{
+    const unsigned at = (unsigned)__cvta_generic_to_shared(arrivals + exchange);
+    unsigned done;
+    do {
+        asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], 0;\n"
+                     "selp.u32 %0, 1, 0, p;\n}" : "=r"(done) : "r"(at) : "memory");
+    } while (!done);
+}
+static __device__ void begun()  // this block can be pushed to
+{
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+static __device__ void all_begun() { __syncwarp(); asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+#endif
+
+struct Memory {
+    span<unsigned long long> arrivals;
+    span<float> tiles[4];    // the third is the first, which nobody needs any more when it is pushed to
+    span<unsigned> stream;   // STREAM_PITCH words for each 16 that are made here
+    span<unsigned> pads;     // and of those of pads
+    span<double> sums;       // three arrays of SUMS
+    span<float> powers;      // two arrays of SUMS
+    span<unsigned> columns;  // the one that each becomes, then the one that each comes from
+    span<unsigned> places;   // of each row: block << 24 | place in its tile
+    span<unsigned> masks;    // signs of layer 1 of this block's rows, as columns are behind the shuffle
+    int rank, thread, lane;
+};
+
+static __device__ unsigned word_of(const Memory& m, int w) { return m.stream[w / 16 * STREAM_PITCH + w % 16]; }
+static __device__ unsigned pad_word(const Memory& m, int w)
+{
+    w += PAD_WORDS % 16;
+    return m.pads[w / 16 * STREAM_PITCH + w % 16];
+}
+template <class T>
+static __device__ void give(const Memory& m, span<T> array, int exchange, T value)  // a warp's value to every block
+{
+    for (int to = m.lane; to < G; to += 32) push(towards(array, m.arrivals, exchange, to), m.rank * WARPS + m.thread / 32, value);
+}
+template <class T>
+static __device__ T total(const Memory& m, span<T> array)  // in every lane
+{
+    T sum = 0;
+    for (int i = m.lane; i < SUMS; i += 32) sum += array[i];
+    return across(sum);
+}
+
+// The t-th block of the stream that this block makes first, or -1 less how many it has less. Ranges of words, ascending
+template <bool BACK>
+static __device__ int made_at(int t, int first, int rows)
+{
+    int end = BACK ? LAST_SIGN / 16 + 1 : 0;
+    #pragma unroll
+    for (int i = 0; i < 5; i++) {
+        int from = i < 3 ? i * LAYER + first * C / 32 : i == 3 ? COLUMN_SIGNS : TURNS;
+        int to = i < 3 ? i * LAYER + (first + rows - 1) * C / 32 + MASK_WORDS - (C % 32 == 0) : i == 3 ? COLUMN_SIGNS + 1 : WORDS - 1;
+        int low = from / 16, high = to / 16;
+        if (!BACK || i > 2) low = max(low, end);
+        if (BACK && i < 3) {
+            high = min(high, 3 * LAYER / 16 - 1);
+            if (i) low = max(low, ((i - 1) * LAYER + (first + rows - 1) * C / 32 + MASK_WORDS - (C % 32 == 0)) / 16 + 1);
+        }
+        if (i < 3 && rows <= 0) high = low - 1;
+        const int count = max(0, high - low + 1);
+        if (t < count) return low + t;
+        t -= count;
+        if (!BACK || i > 2) end = max(end, high + 1);
+    }
+    return -1 - t;
+}
+static __device__ void make(const Memory& m, INPUT(unsigned) key, int block)
+{
+    unsigned words[16];
+    chacha(key, block, [&](int i, unsigned word) { words[i] = word; });
+    #pragma unroll
+    for (int i = 0; i < 16; i += 4) store4(m.stream, block * STREAM_PITCH + i, words + i);
+}
+static __device__ void make_pads(const Memory& m, INPUT(unsigned) key, int block)
+{
+    unsigned words[16];
+    chacha(key, PAD_WORDS / 16 + block, [&](int i, unsigned word) { words[i] = word; });
+    for (int to = FIRST_PAD_RANK; to <= LAST_RANK; to++) {
+        #pragma unroll
+        for (int i = 0; i < 16; i += 4) push4(towards(m.pads, m.arrivals, FROM_FEATURES, to), block * STREAM_PITCH + i, words + i);
+    }
+}
+template <bool BACK, bool PADS_TOO>
+static __device__ void make_rows_signs(const Memory& m, INPUT(unsigned) key, int first, int rows)
+{
+    for (int t = THREADS - 1 - m.thread;; t += THREADS) {
+        const int block = made_at<BACK>(t, first, rows);
+        if (block >= 0) {
+            make(m, key, block);
+            continue;
+        }
+        const int pad = (-1 - block) * G + m.rank;
+        if (!PADS_TOO || pad >= PAD_BLOCKS) break;
+        make_pads(m, key, pad);
+    }
+}
+template <bool BACK>
+static __device__ void make_last_signs(const Memory& m, INPUT(unsigned) key, int first, int rows)  // of layers 3 and 4
+{
+    int low = 3 * LAYER / 16, high = LAST_SIGN / 16;
+    if (!BACK) {
+        if (rows > 0) low = max(low, (2 * LAYER + (first + rows - 1) * C / 32 + MASK_WORDS - (C % 32 == 0)) / 16 + 1);
+        high = min(high, COLUMN_SIGNS / 16 - 1);
+    }
+    for (int block = low + THREADS - 1 - m.thread; block <= high; block += THREADS) make(m, key, block);
+}
+
+static __device__ void make_columns(const Memory& m)
+{
+    for (int k = THREADS - 1 - m.thread; k < C; k += THREADS) {
+        const unsigned mine = word_of(m, ORDER + k);
+        int order = 0;  // among the columns by size, equal ones as they come
+        #pragma unroll 4
+        for (int other = 0; other < C; other++) {
+            const unsigned word = word_of(m, ORDER + other);
+            order += word < mine || (word == mine && other < k);
+        }
+        m.columns[order] = k, m.columns[C + k] = order;  // behind the shuffle, column `order` has become column k
+    }
+}
+
+static __device__ void over_b(const Memory& m, int slabs, int from, int to, int exchange)
+{
+    for (int v = m.thread; v < slabs * C; v += THREADS) {
+        const int slab = v / C, k = v % C, i = m.rank * SLABS + slab;
+        float x[B];
+        #pragma unroll
+        for (int j = 0; j < B; j++) x[j] = m.tiles[from][(slab * B + j) * PITCH + k];
+        along_b(x);
+        #pragma unroll
+        for (int owner = 0; owner < G; owner++) {
+            if (owner * SLICES >= B) break;
+            const auto theirs = towards(m.tiles[to], m.arrivals, exchange, owner);
+            #pragma unroll
+            for (int s = 0; s < SLICES; s++)
+                if (owner * SLICES + s < B) push(theirs, (s * A + i) * PITCH + k, x[owner * SLICES + s]);
+        }
+    }
+}
+static __device__ void over_b_back(const Memory& m, int slabs, int tile)  // in this block
+{
+    for (int v = m.thread; v < slabs * C; v += THREADS) {
+        const int at = v / C * B * PITCH + v % C;
+        float x[B];
+        #pragma unroll
+        for (int j = 0; j < B; j++) x[j] = m.tiles[tile][at + j * PITCH];
+        along_b_back(x);
+        #pragma unroll
+        for (int j = 0; j < B; j++) m.tiles[tile][at + j * PITCH] = x[j];
+    }
+}
+static __device__ void over_a_back(const Memory& m, int slices, int from, int to, int exchange)
+{
+    for (int v = m.thread; v < slices * C; v += THREADS) {
+        const int slice = v / C, k = v % C, j = m.rank * SLICES + slice;
+        float x[A];
+        #pragma unroll
+        for (int i = 0; i < A; i++) x[i] = m.tiles[from][(slice * A + i) * PITCH + k];
+        along_a_back(x);
+        #pragma unroll
+        for (int owner = 0; owner < G; owner++) {
+            if (owner * SLABS >= A) break;
+            const auto theirs = towards(m.tiles[to], m.arrivals, exchange, owner);
+            #pragma unroll
+            for (int s = 0; s < SLABS; s++)
+                if (owner * SLABS + s < A) push(theirs, (s * B + j) * PITCH + k, x[owner * SLABS + s]);
+        }
+    }
+}
+
+// a block's own slices: row i * B + j lies at j's place among them, then at i
+static __device__ int row_of(int rank, int r) { return r % A * B + rank * SLICES + r / A; }
+static __device__ void rows_met() { IN_WARPS ? __syncwarp() : __syncthreads(); }
+static __device__ void kept_met() { KEPT_IN_WARPS ? __syncwarp() : __syncthreads(); }
+// behind a barrier of the block that has made the columns
+static __device__ void make_masks(const Memory& m, int first, int rows)
+{
+    for (int r = THREADS - 1 - m.thread; r < rows; r += THREADS) {
+        const Mask mask = mask_of(1, first + r, [&](int w) { return word_of(m, w); });
+        #pragma unroll
+        for (int w = 0; w < MASK_WORDS; w++) {
+            unsigned word = 0;
+            #pragma unroll 8
+            for (int k = 0; k < 32 && w * 32 + k < C; k++) {
+                const unsigned from = m.columns[C + w * 32 + k];
+                unsigned before = mask.at[0];
+                #pragma unroll
+                for (int v = 1; v < MASK_WORDS; v++) before = from / 32 == v ? mask.at[v] : before;
+                word |= (before >> (from % 32) & 1) << k;
+            }
+            m.masks[r * MASK_WORDS + w] = word;
+        }
+    }
+}
+// the word of a row's mask that has the sign of column k
+static __device__ unsigned bits_at(const Memory& m, int layer, int row, int k)
+{
+    const int first = row * C / 32 + layer * LAYER + k / 32;
+    return C % 32 == 0 ? word_of(m, first) : joined(word_of(m, first), word_of(m, first + 1), row * C % 32);
+}
+static __device__ Mask moved_mask(const Memory& m, int r)
+{
+    Mask mask;
+    #pragma unroll
+    for (int w = 0; w < MASK_WORDS; w++) mask.at[w] = m.masks[r * MASK_WORDS + w];
+    return mask;
+}
+
+static __device__ Mask column_signs(const Memory& m)  // read by every row: what a loop keeps of it takes registers
+{
+    Mask mask;
+    #pragma unroll
+    for (int w = 0; w < MASK_WORDS; w++) mask.at[w] = word_of(m, COLUMN_SIGNS + w);
+    return mask;
+}
+
+static __device__ Memory begin(char* arena, int rank)
+{
+    const int thread = threadIdx.x;
+    Memory m = {part<unsigned long long>(arena, ARRIVALS_AT, EXCHANGES), {}, part<unsigned>(arena, STREAM_AT, BLOCKS * STREAM_PITCH),
+                part<unsigned>(arena, PADS_AT, PAD_BLOCKS * STREAM_PITCH), part<double>(arena, SUMS_AT, 3 * SUMS),
+                part<float>(arena, POWERS_AT, 2 * SUMS), part<unsigned>(arena, COLUMNS_AT, 2 * C),
+                part<unsigned>(arena, PLACES_AT, TILE_ROWS),
+                part<unsigned>(arena, MASKS_AT, HELD_ROWS * MASK_WORDS), rank, thread, thread % 32};
+    #pragma unroll
+    for (int t = 0; t < 4; t++) m.tiles[t] = part<float>(arena, TILES_AT + (t == 2 ? 0 : t == 3 ? 2 : t) * TILE_BYTES, TILE_ROWS * PITCH);
+    return m;
+}
+
+// features[batch][CHANNELS][REALS / CHANNELS], keys[batch][KEY], on_air[batch][SIZE], scales[batch]
+extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) mix(
+    INPUT(feature) features, INPUT(unsigned) keys, span<float> on_air, span<float> scales)
+{
+    ARENA(arena);
+    const int image = blockIdx.x / G, rank = blockIdx.x % G;
+    const Memory m = begin(arena, rank);
+    const int slabs = max(0, min(SLABS, A - rank * SLABS)), rows = slabs * B, first = rank * HELD_ROWS;
+    const int slices = max(0, min(SLICES, B - rank * SLICES)), kept = slices * A;
+    const int from = first * C, end = min(REALS, from + rows * C);  // its reals that are features
+    const bool has_pads = PADS && rows > 0 && from + rows * C > REALS;
+    const auto stream = [&](int w) { return word_of(m, w); };
+    INPUT(unsigned) key = keys + (size_t)image * KEY;
+
+    if (m.thread == 0) {
+        expects(m.arrivals, FROM_FEATURES, 4 * SUMS + (has_pads ? PAD_BLOCKS * 64 : 0));
+        expects(m.arrivals, TO_SLICES, 4 * SUMS + 4 * kept * C);
+        expects(m.arrivals, TO_PLACES, 4 * rows * C);
+        expects(m.arrivals, TO_SLICES_AGAIN, 4 * kept * C);
+        expects(m.arrivals, ENERGY, 8 * SUMS);
+        expects(m.arrivals, REST, 16 * SUMS);
+    }
+    begun();
+    // a channel is one run: a warp reads neighbours, and writes to different banks
+    constexpr int PLANE = REALS / CHANNELS, RUN = (HELD_ROWS * C + CHANNELS - 1) / CHANNELS + (HELD_ROWS * C % CHANNELS != 0);
+    INPUT(feature) mine = features + (size_t)image * REALS;
+    float loud = 0;
+    #pragma unroll 16
+    for (int t = m.thread; m.thread < LOADERS && t < CHANNELS * RUN; t += LOADERS) {
+        const int channel = t / RUN, position = from / CHANNELS + t % RUN, e = position * CHANNELS + channel;
+        if (e < from || e >= end) continue;
+        const float x = widen(mine[channel * PLANE + position]);
+        const int at = e - from;
+        m.tiles[0][at / C * PITCH + at % C] = x;
+        loud += x * x;
+    }
+    all_begun();
+    give(m, m.powers, FROM_FEATURES, across(loud));
+    make_rows_signs<false, true>(m, key, first, rows);
+
+    float power = 0, unit = 1, noise = 0;
+    if (has_pads) {
+        arrived(m.arrivals, FROM_FEATURES);
+        power = total(m, m.powers) * 2 / REALS;
+        unit = 1 / sqrtf(power < LEAST_POWER ? LEAST_POWER : power);
+        for (int e = max(from, REALS) + m.thread; e < from + rows * C; e += THREADS) {
+            const int i = e - REALS, at = e - from;
+            const float x = pad_of(pad_word(m, i), pad_word(m, i + PADS), pad_word(m, i + 2 * PADS), pad_word(m, i + 3 * PADS));
+            m.tiles[0][at / C * PITCH + at % C] = x / unit;
+            noise += x * x;
+        }
+    }
+    __syncthreads();
+
+    give(m, m.powers + SUMS, TO_SLICES, across(noise));
+    const bool has_row = m.thread < rows;
+    for (int r = m.thread; r < rows; r += THREADS) {
+        float x[C];
+        #pragma unroll
+        for (int k = 0; k < C; k++) x[k] = m.tiles[0][r * PITCH + k];
+        flip(x, column_signs(m));
+        along_c(x);
+        flip(x, mask_of(0, first + r, stream));
+        #pragma unroll
+        for (int k = 0; k < C; k++) m.tiles[0][r * PITCH + k] = x[k];
+    }
+    rows_met();
+    over_b(m, slabs, 0, 1, TO_SLICES);
+    make_columns(m);
+    for (int r = THREADS - 1 - m.thread; r < kept; r += THREADS) {
+        const int place = place_of(row_of(rank, r), [&](int w) { return word_of(m, TURNS + w); });
+        m.places[r] = (unsigned)(place / HELD_ROWS) << 24 | place % HELD_ROWS * PITCH;
+    }
+    __syncthreads();
+
+    make_masks(m, first, rows);  // threads that have no rows, as all that counts them from the last
+    arrived(m.arrivals, TO_SLICES);
+    for (int v = m.thread; v < slices * C; v += THREADS) {
+        const int slice = v / C, k = v % C;
+        const unsigned becomes = m.columns[k];
+        float x[A];
+        #pragma unroll
+        for (int i = 0; i < A; i++) x[i] = m.tiles[1][(slice * A + i) * PITCH + k];
+        along_a(x);
+        #pragma unroll
+        for (int i = 0; i < A; i++) {
+            const unsigned place = m.places[slice * A + i];
+            push(towards(m.tiles[2], m.arrivals, TO_PLACES, place >> 24), (place & 0xffffffu) + becomes, x[i]);
+        }
+    }
+    __syncthreads();
+    make_last_signs<false>(m, key, first, rows);
+
+    arrived(m.arrivals, FROM_FEATURES);
+    const float sum = total(m, m.powers);
+    power = 2 * sum / REALS;
+    unit = 1 / sqrtf(power < LEAST_POWER ? LEAST_POWER : power);
+    const float for_pads = sqrtf(SIZE / 2 / (unit * unit * sum + total(m, m.powers + SUMS))), for_features = unit * for_pads;
+    if (has_row) arrived(m.arrivals, TO_PLACES);
+    for (int r = m.thread; r < rows; r += THREADS) {
+        float x[C];
+        #pragma unroll
+        for (int k = 0; k < C; k++) x[k] = m.tiles[2][r * PITCH + k] * for_features;
+        flip(x, moved_mask(m, r));
+        along_c(x);
+        flip(x, mask_of(2, first + r, stream));
+        #pragma unroll
+        for (int k = 0; k < C; k++) m.tiles[2][r * PITCH + k] = x[k];
+    }
+    rows_met();
+    over_b(m, slabs, 2, 3, TO_SLICES_AGAIN);
+
+    if (kept) arrived(m.arrivals, TO_SLICES_AGAIN);
+    for (int v = m.thread; v < slices * C; v += THREADS) {
+        const int at = v / C * A * PITCH + v % C;
+        float x[A];
+        #pragma unroll
+        for (int i = 0; i < A; i++) x[i] = m.tiles[3][at + i * PITCH];
+        along_a(x);
+        #pragma unroll
+        for (int i = 0; i < A; i++) m.tiles[3][at + i * PITCH] = x[i];
+    }
+    __syncthreads();  // also: the signs of layers 3 and 4 are made
+
+    double energies[4] = {};
+    for (int r = m.thread; r < kept; r += THREADS) {
+        float x[C];
+        const int row = row_of(rank, r);
+        #pragma unroll
+        for (int k = 0; k < C; k++) x[k] = m.tiles[3][r * PITCH + k];
+        flip(x, mask_of(3, row, stream));
+        along_c(x);
+        flip(x, mask_of(4, row, stream));
+        #pragma unroll
+        for (int k = 0; k < C; k++) {
+            energies[k % 4] += (double)x[k] * x[k];
+            m.tiles[3][r * PITCH + k] = x[k];
+        }
+    }
+    give(m, m.sums, ENERGY, across(energies[0] + energies[1] + (energies[2] + energies[3])));
+    __syncthreads();
+    arrived(m.arrivals, ENERGY);
+
+    // every real is rounded once: the factor in two parts
+    const double factor = sqrt(SIZE / 2 / total(m, m.sums));
+    const float most = (float)factor, least = (float)(factor - most);
+    const auto scaled = [&](int e) {
+        const float x = m.tiles[3][e / C * PITCH + e % C];
+        return fmaf(x, most, x * least);
+    };
+    const span<float> out = on_air + (size_t)image * SIZE;
+    if (rank == 0 && m.thread == 0) scales[image] = (float)(factor * for_features / SOFTER);
+    if (!takes_rest(factor)) {
+        #pragma unroll 8
+        for (int e = m.thread; e < kept * C; e += THREADS) out[row_of(rank, e / C) * C + e % C] = scaled(e);
+        return;
+    }
+    // rounding left something of the power, which the largest takes; its magnitude's bits, then the first of equals
+    double energy = 0;
+    unsigned long long largest = 0;
+    for (int e = m.thread; e < kept * C; e += THREADS) {
+        const float x = scaled(e);
+        const unsigned place = row_of(rank, e / C) * C + e % C;
+        energy += (double)x * x;
+        const unsigned long long candidate = (unsigned long long)(bits_of(x) & 0x7fffffffu) << 32 | (0xffffffffu - place);
+        largest = candidate > largest ? candidate : largest;
+    }
+    give(m, m.sums + SUMS, REST, across(energy));
+    give(m, m.sums + 2 * SUMS, REST, __longlong_as_double((long long)largest_of(largest)));
+    arrived(m.arrivals, REST);
+    const double off = SIZE / 2 - total(m, m.sums + SUMS);
+    largest = 0;
+    for (int i = m.lane; i < SUMS; i += 32) {
+        const unsigned long long candidate = (unsigned long long)__double_as_longlong(m.sums[2 * SUMS + i]);
+        largest = candidate > largest ? candidate : largest;
+    }
+    const int takes = (int)(0xffffffffu - (unsigned)largest_of(largest));
+    for (int e = m.thread; e < kept * C; e += THREADS) {
+        const float x = scaled(e);
+        const int place = row_of(rank, e / C) * C + e % C;
+        out[place] = place == takes ? x + (float)(off / (2 * (double)x)) : x;
+    }
+}
+
+// received[batch][SIZE], keys[batch][KEY], features[batch][CHANNELS][REALS / CHANNELS]
+extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) unmix(
+    INPUT(float) received, INPUT(unsigned) keys, span<feature> features)
+{
+    ARENA(arena);
+    const int image = blockIdx.x / G, rank = blockIdx.x % G;
+    const Memory m = begin(arena, rank);
+    const int slabs = max(0, min(SLABS, A - rank * SLABS)), rows = slabs * B, first = rank * HELD_ROWS;
+    const int slices = max(0, min(SLICES, B - rank * SLICES)), kept = slices * A;
+    const int from = first * C, end = min(REALS, from + rows * C);
+    const auto stream = [&](int w) { return word_of(m, w); };
+    INPUT(unsigned) key = keys + (size_t)image * KEY;
+
+    if (m.thread == 0) {
+        expects(m.arrivals, TO_SLICES, 4 * rows * C);
+        expects(m.arrivals, TO_PLACES, 4 * kept * C);
+        expects(m.arrivals, TO_SLICES_AGAIN, 4 * rows * C);
+    }
+    begun();
+    INPUT(float) mine = received + (size_t)image * SIZE;
+    #pragma unroll 16
+    for (int e = m.thread; m.thread < LOADERS_BACK && e < kept * C; e += LOADERS_BACK)
+        m.tiles[0][e / C * PITCH + e % C] = mine[row_of(rank, e / C) * C + e % C];
+    make_last_signs<true>(m, key, first, rows);
+    all_begun();
+    __syncthreads();
+
+    for (int r = m.thread; r < kept; r += THREADS) {
+        float x[C];
+        const int row = row_of(rank, r);
+        #pragma unroll
+        for (int k = 0; k < C; k++) x[k] = m.tiles[0][r * PITCH + k];
+        flip(x, mask_of(4, row, stream));
+        along_c_back(x);
+        flip(x, mask_of(3, row, stream));
+        #pragma unroll
+        for (int k = 0; k < C; k++) m.tiles[0][r * PITCH + k] = x[k];
+    }
+    make_rows_signs<true, false>(m, key, first, rows);  // threads that have no rows
+    kept_met();
+    over_a_back(m, slices, 0, 1, TO_SLICES);
+    __syncthreads();
+    make_columns(m);
+    for (int r = THREADS - 1 - m.thread; r < rows; r += THREADS) {
+        const int row = source_of(first + r, [&](int w) { return word_of(m, TURNS + w); }), j = row % B;
+        m.places[r] = (unsigned)(j / SLICES) << 24 | (j % SLICES * A + row / B) * PITCH;
+    }
+    if (m.thread < slabs * C) arrived(m.arrivals, TO_SLICES);
+    over_b_back(m, slabs, 1);
+    __syncthreads();
+
+    for (int r = m.thread; r < rows; r += THREADS) {
+        float x[C];
+        #pragma unroll
+        for (int k = 0; k < C; k++) x[k] = m.tiles[1][r * PITCH + k];
+        flip(x, mask_of(2, first + r, stream));
+        along_c_back(x);
+        #pragma unroll
+        for (int k = 0; k < C; k++) m.tiles[1][r * PITCH + k] = x[k];
+    }
+    __syncthreads();
+    #pragma unroll 8
+    for (int e = m.thread; e < rows * C; e += THREADS) {
+        const int r = e / C, k = e % C;
+        const unsigned place = m.places[r];
+        const float x = flipped(m.tiles[1][r * PITCH + m.columns[k]], bits_at(m, 1, first + r, k), k % 32);
+        push(towards(m.tiles[2], m.arrivals, TO_PLACES, place >> 24), (place & 0xffffffu) + k, x);
+    }
+    if (m.thread < slices * C) arrived(m.arrivals, TO_PLACES);
+    over_a_back(m, slices, 2, 3, TO_SLICES_AGAIN);
+
+    if (m.thread < slabs * C) arrived(m.arrivals, TO_SLICES_AGAIN);
+    over_b_back(m, slabs, 3);
+    rows_met();
+    for (int r = m.thread; r < rows; r += THREADS) {
+        float x[C];
+        #pragma unroll
+        for (int k = 0; k < C; k++) x[k] = m.tiles[3][r * PITCH + k];
+        flip(x, mask_of(0, first + r, stream));
+        along_c_back(x);
+        flip(x, column_signs(m));
+        #pragma unroll
+        for (int k = 0; k < C; k++) m.tiles[3][r * PITCH + k] = x[k];
+    }
+    __syncthreads();
+
+    constexpr int PLANE = REALS / CHANNELS, RUN = (HELD_ROWS * C + CHANNELS - 1) / CHANNELS + (HELD_ROWS * C % CHANNELS != 0);
+    const span<feature> out = features + (size_t)image * REALS;
+    #pragma unroll 8
+    for (int t = m.thread; t < CHANNELS * RUN; t += THREADS) {
+        const int channel = t / RUN, position = from / CHANNELS + t % RUN, e = position * CHANNELS + channel;
+        if (e < from || e >= end) continue;
+        const int at = e - from;
+        out[channel * PLANE + position] = narrow((float)SOFTER * m.tiles[3][at / C * PITCH + at % C]);
+    }
+}
+"""

@@ -1,0 +1,152 @@
+"""One request on an emulated GPU (emulated_gpu.py): captured as one CUDA graph, or in three launches where that is refused."""
+
+import warnings
+from types import SimpleNamespace
+
+import emulated_gpu
+import numpy as np
+import pytest
+from cuda.bindings import driver
+from emulated_gpu import Buffer, Device, emulate
+from semseal.runtime.bundle import open_bundle
+from semseal.runtime.defense import index
+from semseal.runtime.engine import open_engine
+from semseal.runtime.gpu import engines
+from semseal.runtime.gpu.device import Tensors
+from semseal.runtime.gpu.request import refuse_host_work
+
+pytestmark = pytest.mark.compiler
+DONE = driver.CUresult.CUDA_SUCCESS
+KINDS = driver.CUgraphNodeType
+HOST, DEVICE = driver.CUmemorytype.CU_MEMORYTYPE_HOST, driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory):
+    return tmp_path_factory.mktemp("libraries")
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch, libraries):
+    emulate(monkeypatch, libraries)
+
+
+@pytest.fixture
+def sessions(monkeypatch):
+    """The sessions that engines open in this test."""
+    opened = []
+
+    class Session(emulated_gpu.Session):
+        def __init__(self, name, graph):
+            super().__init__(name, graph)
+            opened.append(self)
+
+    monkeypatch.setattr(engines, "Session", Session)
+    return opened
+
+
+def given(side, batch, bundle, pixels):
+    """The graph of a side, data of both kinds and what else it is told."""
+    images = np.random.default_rng(1).random((batch, 3, bundle.height, bundle.width), np.float32)
+    if pixels and side == "transmitter":
+        images = np.round(images.transpose(0, 2, 3, 1) * 255).astype(np.uint8)
+    told = [np.full(batch, 10, np.float32)] if bundle.has_scale else []
+    if side == "receiver":
+        plain = index.identity(batch * bundle.h).reshape(batch, bundle.h)
+        images = open_engine("onnxruntime-cpu", bundle.graph("transmitter"))(images, plain, *told)
+        told = [np.tile(np.float32([1, 0.1, 10]), (batch, 1))] if bundle.has_scale else []
+    return bundle.program(side, "fp32", "onnxruntime-cuda", pixels), images, told
+
+
+@pytest.fixture(params=["small_bundle", "edge_bundle"])
+def bundle(request):
+    """With and without power normalisation in the graph; rows are not as wide as they are many."""
+    return open_bundle(request.getfixturevalue(request.param))
+
+
+@pytest.mark.parametrize(("pixels", "capturable"), [(True, True), (False, False)])
+@pytest.mark.parametrize("side", ["transmitter", "receiver"])
+def test_changing_data_and_shapes_are_answered_with_and_without_a_capture(
+    sessions, monkeypatch, bundle, side, pixels, capturable
+):
+    monkeypatch.setattr(emulated_gpu.Session, "capturable", capturable)
+    graph, data, told = given(side, 3, bundle, pixels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        here, there = open_engine("onnxruntime-cuda", graph), open_engine("onnxruntime-cpu", graph)
+    rng = np.random.default_rng(0)
+    for batch in (slice(0, 1), slice(1, 3), slice(1, 2)):
+        some = [array[batch] for array in (data, *told)]
+        table = rng.permutation(len(some[0]) * bundle.h).astype(np.int32).reshape(-1, bundle.h)
+        answer, expected = here(some[0], table, *some[1:]), there(some[0], table, *some[1:])
+        assert (answer.shape, answer.dtype) == (expected.shape, expected.dtype)
+        if pixels and side == "receiver":
+            assert np.array_equal(answer[:, -1], expected[:, -1])
+            assert np.abs(answer.astype(int) - expected).max() <= 1
+        else:
+            assert np.abs(answer - expected).max() < 2e-6 * np.abs(expected).max()
+    (session,) = sessions
+    assert len(session.inputs) == 1 + len(told), "the graph was not cut"
+    assert session.captured == capturable
+    assert ("CUDA failure 900" in session.refused) == (not capturable)
+
+
+def test_a_picture_that_is_none_is_told_of_by_its_last_row(small_bundle):
+    bundle = open_bundle(small_bundle)
+    graph, symbols, _ = given("receiver", 3, bundle, pixels=True)
+    symbols[1, 20] = np.nan
+    here = open_engine("onnxruntime-cuda", graph)
+    plain = index.identity(3 * bundle.h).reshape(3, bundle.h)
+    for _ in range(2):
+        assert here(symbols, plain)[:, -1].min(axis=(1, 2)).tolist() == [1, 0, 1]
+
+
+def test_of_a_captured_graph_only_work_of_the_device_is_launched_again(monkeypatch):
+    pinned = Tensors(Device(), None, [((4,), np.float32), ((3,), np.int32)])
+    ours, stray = int(pinned.each[1]._pinned.handle), Buffer(64).handle
+    on_device = {9: DEVICE, stray: HOST}
+    graph = []
+    copies = {
+        "ours": SimpleNamespace(srcMemoryType=HOST, srcHost=ours, dstMemoryType=DEVICE, dstDevice=9),
+        "from a stranger": SimpleNamespace(srcMemoryType=HOST, srcHost=stray, dstMemoryType=DEVICE, dstDevice=9),
+        "to nowhere": SimpleNamespace(srcMemoryType=DEVICE, srcDevice=9, dstMemoryType=HOST, dstHost=None),
+    }
+
+    def attribute(which, address):
+        return (DONE, on_device[address]) if address in on_device else (driver.CUresult.CUDA_ERROR_INVALID_VALUE, 0)
+
+    def kind(node):
+        return DONE, KINDS.CU_GRAPH_NODE_TYPE_MEMCPY if node in copies else node
+
+    monkeypatch.setattr(driver, "cuGraphGetNodes", lambda graph, count=0: (DONE, graph[:count], len(graph)))
+    monkeypatch.setattr(driver, "cuGraphNodeGetType", kind)
+    monkeypatch.setattr(driver, "cuGraphMemcpyNodeGetParams", lambda node: (DONE, copies[node]))
+    monkeypatch.setattr(driver, "cuPointerGetAttribute", attribute)
+
+    graph = [KINDS.CU_GRAPH_NODE_TYPE_KERNEL, "ours", KINDS.CU_GRAPH_NODE_TYPE_MEMSET]
+    refuse_host_work(graph, [pinned])
+    for node, message in (
+        (KINDS.CU_GRAPH_NODE_TYPE_HOST, "a node of type HOST"),
+        (KINDS.CU_GRAPH_NODE_TYPE_MEM_ALLOC, "a node of type MEM_ALLOC"),
+        ("from a stranger", "copies from memory of the host that is not the request's"),
+        ("to nowhere", "copies to memory of the host that is not the request's"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            refuse_host_work([*graph, node], [pinned])
+
+
+def test_tensors_that_are_moved_together_lie_apart():
+    tensors = Tensors(Device(), None, [((5,), np.uint8), ((2, 3), np.float32), ((1,), np.int32)])
+    for number, tensor in enumerate(tensors.each):
+        assert not tensor.host.any()
+        tensor.host[...] = number + 1
+    stream = emulated_gpu.Stream()
+    tensors.upload(stream)
+    for tensor in tensors.each:
+        tensor.host[...] = 0
+    tensors.each[1].download(stream)
+    assert [int(tensor.host.max()) for tensor in tensors.each] == [0, 2, 0]
+    far, near = Tensors(Device(), None, [((2,), np.int32), ((2,), np.int32)], near=(1,)).each
+    assert int(near.device.handle) == near.host.ctypes.data != int(far.device.handle)
+    tensors.download(stream)
+    assert [tensor.host.tolist() for tensor in tensors.each] == [[1] * 5, [[2] * 3] * 2, [3]]
