@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,18 @@ class Budget(click.ParamType):
         if not math.isfinite(bound):
             self.fail(f"{value!r} is not RATE or NAME=VALUE, such as 0.02 or linkability=0.55", param, ctx)
         return (name if sign else "identification"), bound
+
+
+class Cluster(click.ParamType):
+    """``local``, or the address of a Ray client server."""
+
+    name = "local|ray://HOST:PORT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        found = str(value)
+        if found != "local" and not re.fullmatch(r"ray://([^\s:/@]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}", found):
+            self.fail(f"{value!r} is neither local nor ray://HOST:PORT, such as ray://head:10001", param, ctx)
+        return found
 
 
 @click.command(
@@ -105,7 +118,10 @@ class Budget(click.ParamType):
     "--channel", type=click.Choice(CHANNELS), help="from Alice to Bob  [default: the one that the link was trained for]"
 )
 @click.option("--eve-channel", type=click.Choice(CHANNELS), help="from Alice to Eve  [default: as Bob's]")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="processes that share the cores")
+@click.option(
+    "--jobs", type=click.IntRange(1), help="cells at once, which share the cores  [default: 1, on a cluster one for each core]"
+)
+@click.option("--cluster", type=Cluster(), help="measure on a Ray cluster: local, which is this machine, or ray://HOST:PORT")
 @click.option(
     "--white-box",
     type=click.Choice(["fast", "paper"]),
@@ -141,7 +157,8 @@ def audit(
     bundles: tuple[str, ...],
     data: str,
     folder: Path,
-    jobs: int,
+    jobs: int | None,
+    cluster: str | None,
     budgets: tuple[tuple[str, float], ...],
     junit: Path | None,
     recording: Path | None,
@@ -155,7 +172,7 @@ def audit(
     """
     settings = _settings(**asked)
     if recording is not None:
-        refused = {"--budget": budgets, "--junit": junit, "--jobs": jobs > 1}
+        refused = {"--budget": budgets, "--junit": junit, "--jobs": (jobs or 1) > 1, "--cluster": cluster}
         _audit_recording(bundles, recording, sent, data, folder, settings, asked, refused)
         return
     if sent:
@@ -166,7 +183,7 @@ def audit(
     from semseal.runtime.audit.tables import print_results
 
     try:
-        results = run_audit([Path(name) for name in bundles], data, folder, settings, jobs, dict(budgets))
+        results = run_audit([Path(name) for name in bundles], data, folder, settings, jobs, dict(budgets), cluster)
     except KeyboardInterrupt:
         click.echo("\nthe same command continues where this one stopped", err=True)
         raise
