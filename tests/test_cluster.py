@@ -28,6 +28,19 @@ TINY = dataclasses.replace(
 )  # fmt: skip
 
 
+# before the others: once this process is connected to a cluster, that is the one it uses
+def test_a_cluster_that_is_not_there_is_told(small_bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_CLIENT_MAX_ATTEMPTS", "1")
+    with (
+        pytest.raises(AuditError, match=r"no Ray cluster at ray://127\.0\.0\.1:1: ") as refused,
+        cluster.connected("ray://127.0.0.1:1", None, 0),
+    ):
+        pass
+    assert "ray start --head" in refused.value.hint
+    telemetry = "RAY_usage_stats_enabled"
+    assert os.environ[telemetry] == "0"
+
+
 @pytest.fixture(scope="module")
 def ray():
     """A local cluster as ``--cluster local`` starts it, for all tests here."""
@@ -129,30 +142,34 @@ def test_an_attack_of_the_users_own_runs_on_a_cluster_unchanged(small_bundle, tm
     assert "nearest" in {row["attack"] for row in done["rows"]}
 
 
-def test_interrupting_ends_the_cluster_too_and_the_same_command_goes_on(small_bundle, tmp_path):
-    program = [sys.executable, "-c", "from semseal.runtime.cli import main; main()", "audit", small_bundle, "--data", "photos"]
+def test_an_interrupt_ends_the_cluster_too(small_bundle, tmp_path):
+    program = [sys.executable, "-c", "from semseal.runtime.cli import main; main()", "audit", small_bundle]
     options = [
+        "--data",
+        "photos",
         "--out",
         tmp_path / "out",
-        "--quick",
+        "--pictures",
+        "6",
         "--cluster",
         "local",
         "--attack",
-        "learned-inverse",
-        "--attacker-pictures",
-        "60",
+        "set-inverse",
     ]
-    running = subprocess.Popen([*program, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not any((tmp_path / "out").glob("cells/*")):
+    running = subprocess.Popen(
+        [*program, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not any((tmp_path / "out").glob("cells/bob*")):
         assert running.poll() is None, running.communicate()
         time.sleep(0.05)
     others = psutil.Process(running.pid).children(recursive=True)
-    running.send_signal(signal.SIGINT)
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does, to all of them
     out, err = running.communicate(timeout=60)
-    assert running.returncode == 130
+    assert running.returncode == 130, err
     assert "the same command continues where this one stopped" in err
     assert "Traceback" not in out + err
     assert not psutil.wait_procs(others, timeout=20)[1]
+    assert not list((tmp_path / "out").rglob(".*"))  # no half-written file
 
 
 @pytest.mark.parametrize("address", ["", "remote", "ray://", "ray://host", "ray://host:port", "http://host:80", "local "])
@@ -160,15 +177,3 @@ def test_other_addresses_are_wrong_usage(address):
     done = CliRunner().invoke(cli, ["audit", "edge", "--data", "photos", "--out", "out", "--cluster", address])
     assert done.exit_code == 2
     assert "neither local nor ray://HOST:PORT" in done.output
-
-
-def test_a_cluster_that_is_not_there_is_told(small_bundle, tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_CLIENT_MAX_ATTEMPTS", "1")
-    with (
-        pytest.raises(AuditError, match=r"no Ray cluster at ray://127\.0\.0\.1:1: ") as refused,
-        cluster.connected("ray://127.0.0.1:1", None, 0),
-    ):
-        pass
-    assert "ray start --head" in refused.value.hint
-    telemetry = "RAY_usage_stats_enabled"
-    assert os.environ[telemetry] == "0"

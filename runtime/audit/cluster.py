@@ -64,9 +64,11 @@ def measured(
     pictures = max((work.images.nbytes + work.attacker_images.nbytes for _, work in planned), default=0)
     with connected(address, jobs, pictures) as (ray, started):
         jobs, threads, gpus = _shares(ray.nodes(), jobs)
-        task = ray.remote(_task).options(num_cpus=threads, num_gpus=gpus, max_retries=RETRIES)
-        if not started:  # workers that were started here have it from this process
-            task = task.options(runtime_env={"env_vars": {**_limits(threads), **_owner([work for _, work in planned])}})
+        # workers that were started here have theirs from this process
+        environment = {} if started else {**_limits(threads), **_owner([work for _, work in planned])}
+        task = ray.remote(_task).options(
+            num_cpus=threads, num_gpus=gpus, max_retries=RETRIES, runtime_env={"env_vars": environment} if environment else None
+        )
         sent: dict[Any, Any] = {}
         waiting, running = list(reversed(planned)), {}
         try:

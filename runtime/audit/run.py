@@ -236,18 +236,18 @@ def _measure_all(
         TimeRemainingColumn(),
     )
     with Progress(*columns, transient=True, speed_estimate_period=300) as progress, told(progress):
-        bar = progress.add_task("audit", total=sum(_seconds(cell, settings) for cell, _ in missing))
+        bar = progress.add_task("audit", total=sum(seconds_of(cell, settings) for cell, _ in missing))
         if cluster is not None or (jobs or 1) > 1:
             finished = _on_cluster(missing, folder, jobs, cluster) if cluster else _in_processes(missing, folder, jobs or 1)
             for i, cell in enumerate(finished, 1):
-                progress.update(bar, description=f"{i} of {len(missing)} cells", advance=_seconds(cell, settings))
+                progress.update(bar, description=f"{i} of {len(missing)} cells", advance=seconds_of(cell, settings))
             return
         done = 0.0
         for cell, work in missing:
             eve = "" if cell.eve_snr is None else f", Eve {cell.eve_snr:g} dB"
             progress.update(bar, description=f"{cell.attack}, {cell.defense}, {_words(work.place)}, {cell.main_snr:g} dB{eve}")
             measure(scene_of(work), cell, folder / file_name(cell), lambda seconds: progress.advance(bar, seconds))
-            done += _seconds(cell, settings)
+            done += seconds_of(cell, settings)
             progress.update(bar, completed=done)
 
 
@@ -274,7 +274,8 @@ def _threads(jobs: int | None) -> int | None:
     return None if jobs is None or jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
 
 
-def _seconds(cell: Cell, settings: Settings) -> float:
+def seconds_of(cell: Cell, settings: Settings) -> float:
+    """What a cell is expected to take on two cores."""
     return PICTURE_S * settings.pictures if cell.eve_snr is None else BY_NAME[cell.attack].cost(settings)
 
 
