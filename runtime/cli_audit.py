@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,18 @@ class Budget(click.ParamType):
         if not math.isfinite(bound):
             self.fail(f"{value!r} is not RATE or NAME=VALUE, such as 0.02 or linkability=0.55", param, ctx)
         return (name if sign else "identification"), bound
+
+
+class Cluster(click.ParamType):
+    """``local``, or the address of a Ray client server."""
+
+    name = "local|ray://HOST:PORT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        found = str(value)
+        if found != "local" and not re.fullmatch(r"ray://([^\s:/@]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}", found):
+            self.fail(f"{value!r} is neither local nor ray://HOST:PORT, such as ray://head:10001", param, ctx)
+        return found
 
 
 @click.command(
@@ -105,7 +118,10 @@ class Budget(click.ParamType):
     "--channel", type=click.Choice(CHANNELS), help="from Alice to Bob  [default: the one that the link was trained for]"
 )
 @click.option("--eve-channel", type=click.Choice(CHANNELS), help="from Alice to Eve  [default: as Bob's]")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="processes that share the cores")
+@click.option(
+    "--jobs", type=click.IntRange(1), help="cells at once, which share the cores  [default: 1, on a cluster one for each core]"
+)
+@click.option("--cluster", type=Cluster(), help="measure on a Ray cluster: local, which is this machine, or ray://HOST:PORT")
 @click.option(
     "--white-box",
     type=click.Choice(["fast", "paper"]),
@@ -125,6 +141,9 @@ class Budget(click.ParamType):
 @click.option("--junit", type=NEW_FILE, metavar="FILE", help="write the budgets as JUnit XML")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
+    "--paper", is_flag=True, help="measure all that docs/security.md and docs/results.md show; says first what that takes"
+)
+@click.option(
     "--recording",
     type=NEW_FILE,
     metavar="NAME",
@@ -141,9 +160,11 @@ def audit(
     bundles: tuple[str, ...],
     data: str,
     folder: Path,
-    jobs: int,
+    jobs: int | None,
+    cluster: str | None,
     budgets: tuple[tuple[str, float], ...],
     junit: Path | None,
+    paper: bool,
     recording: Path | None,
     sent: tuple[Path, ...],
     **asked: Any,
@@ -155,18 +176,21 @@ def audit(
     """
     settings = _settings(**asked)
     if recording is not None:
-        refused = {"--budget": budgets, "--junit": junit, "--jobs": jobs > 1}
+        refused = {"--budget": budgets, "--junit": junit, "--jobs": (jobs or 1) > 1, "--cluster": cluster, "--paper": paper}
         _audit_recording(bundles, recording, sent, data, folder, settings, asked, refused)
         return
     if sent:
         raise click.UsageError("--sent goes with --recording")
+    if paper:
+        _audit_paper(bundles, data, folder, jobs, cluster, settings, asked | {"budgets": budgets, "junits": junit})
+        return
     _check_gate(settings, budgets, junit)
     from semseal.runtime.audit.gate import complaint, write_junit
     from semseal.runtime.audit.run import audit as run_audit
     from semseal.runtime.audit.tables import print_results
 
     try:
-        results = run_audit([Path(name) for name in bundles], data, folder, settings, jobs, dict(budgets))
+        results = run_audit([Path(name) for name in bundles], data, folder, settings, jobs, dict(budgets), cluster)
     except KeyboardInterrupt:
         click.echo("\nthe same command continues where this one stopped", err=True)
         raise
@@ -177,6 +201,42 @@ def audit(
         message, hint = complaint(results.gate)
         click.echo(f"error: {message}\nhint: {hint}", err=True)
         sys.exit(1)
+
+
+def _audit_paper(
+    bundles: tuple[str, ...],
+    data: str,
+    folder: Path,
+    jobs: int | None,
+    cluster: str | None,
+    settings: "Settings",
+    asked: dict[str, Any],
+) -> None:
+    """Measure every part of the whole, after saying what is left of it. ``asked`` are the options as given."""
+    own = ("attacks", "defenses", "eve_snrs", "precisions", "budgets", "junits")
+    if given := [f"--{name[:-1].replace('_', '-')}" for name in own if asked[name]]:
+        raise click.UsageError(f"{', '.join(given)}: not with --paper, which chooses that itself")
+    if asked["white_box"] != "fast":
+        raise click.UsageError("--white-box: not with --paper, which measures both")
+    from semseal.runtime.audit.whole import audit_everything, estimates
+
+    paths = [Path(name) for name in bundles]
+    left = estimates(paths, folder, settings)
+    for estimate in left:
+        out.print(f"{estimate.part.title}: {estimate.cells} cells, about {_hours(estimate.seconds)} on two cores")
+    out.print(f"all: {sum(e.cells for e in left)} cells, about {_hours(sum(e.seconds for e in left))} on two cores")
+    try:
+        audit_everything(paths, data, folder, settings, jobs, cluster)
+    except KeyboardInterrupt:
+        click.echo("\nthe same command continues where this one stopped", err=True)
+        raise
+    out.print(
+        f"all tables: {folder / 'paper.md'}    reports: {', '.join(str(folder / e.part.name / 'report.html') for e in left)}"
+    )
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
 
 
 def _audit_recording(

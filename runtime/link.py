@@ -208,8 +208,8 @@ class Transmitter:
         permutations = tables.copy()
         swapped = np.zeros((batch + batch % 2, h), bool)
         for i in range(batch + batch % 2 if swap else batch):
-            p = draw_choice() if permute else 0
-            s = headers[i - 1].s if i % 2 else (draw_choice() if swap else 0)
+            p = self._draw_choice() if permute else 0
+            s = headers[i - 1].s if i % 2 else (self._draw_choice() if swap else 0)
             headers.append(Header(self.defense, session, counter + i, p, s, noise=i >= batch))
             permutations[i], swapped[i] = scheme(headers[i], used.sets, h)
         for i in range(len(tables)):
@@ -272,6 +272,9 @@ class Transmitter:
             silent = np.flatnonzero(~((energies > 0) & np.isfinite(energies))).tolist()
             raise SendError(error.message, error.hint, tuple(silent) or tuple(range(len(images)))) from None
         return self._sealed(on_air, used, headers, scales.tolist())
+
+    def _draw_choice(self) -> int:
+        return draw_choice()
 
     def _told(self, batch: int) -> NDArray[np.float32]:
         return np.full(batch, self._snr_db, np.float32)

@@ -32,11 +32,11 @@ class Counters:
     """The counters of one process: a session that nobody else has, and the first counter that nobody has taken.
 
     With a keyset every call has a session of its own, whose first half names the process for an hour: receivers remember the
-    counters of so many senders and no more, so they forget the oldest.
+    counters of so many senders and no more, so they forget the oldest. ``session`` is for audits, which must repeat.
     """
 
-    def __init__(self) -> None:
-        self._lock, self._session, self._first = threading.Lock(), new_session(), 0
+    def __init__(self, session: bytes | None = None) -> None:
+        self._lock, self._session, self._first = threading.Lock(), session or new_session(), 0
         self._sender, self._until = new_sender(), time.monotonic() + _SENDER_S
 
     def take(self, count: int, in_keyset: bool) -> tuple[bytes, int]:

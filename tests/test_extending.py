@@ -20,7 +20,7 @@ settings = dataclasses.replace(
     FULL, pictures=12, optimised_pictures=6, attacker_pictures=40, eve_snrs=(50.0,),
     attacks=("nearest", "no-key"), defenses=("none", "permute", "signs"),
 )
-semseal.audit([Path(sys.argv[1])], "photos", Path(sys.argv[2]), settings)
+semseal.audit([Path(sys.argv[1])], "photos", Path(sys.argv[2]), settings, cluster=sys.argv[4] or None)
 """
 
 
@@ -31,7 +31,8 @@ def blocks(page):
     return dict(found)
 
 
-def test_the_page_is_one_file_and_one_row_each(small_bundle, tmp_path):
+def extended(tmp_path, bundle, cluster=""):
+    """The results of an audit by a copy of the package that has what the page adds."""
     package = tmp_path / "python" / "semseal"
     for room in ("runtime", "export", "train"):
         shutil.copytree(ROOT / room, package / room, ignore=shutil.ignore_patterns("__pycache__"))
@@ -52,11 +53,15 @@ def test_the_page_is_one_file_and_one_row_each(small_bundle, tmp_path):
         rows = re.search(r"^(?:ATTACKS|DEFENSES) = \(\n.*?^\)\n", table.replace(old, new), flags=re.DOTALL | re.MULTILINE)
         grown = rows[0].removesuffix(")\n") + code[name] + ")\n"
         (package / name).write_text(table.replace(old, new).replace(rows[0], grown))
-    command = [sys.executable, "-c", AUDIT, small_bundle, tmp_path / "out", package]
+    command = [sys.executable, "-c", AUDIT, bundle, tmp_path / "out", package, cluster]
     environment = {**os.environ, "PYTHONPATH": str(package.parent)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    return json.loads((tmp_path / "out" / "results.json").read_text())
+
+
+def test_the_page_is_one_file_and_one_row_each(small_bundle, tmp_path):
+    results = extended(tmp_path, small_bundle)
     rows = {(row["attack"], row["defense"]): row for row in results["rows"]}
     assert {defense for attack, defense in rows if attack == "nearest"} == {"none", "permute", "signs"}
     # a comparator costs Bob nothing, hides from his decoder what it turns, and leaves energies where they are
@@ -67,6 +72,7 @@ def test_the_page_is_one_file_and_one_row_each(small_bundle, tmp_path):
     assert "answers with the image of hers whose rows are as strong" in page
     assert "secret signs" in page
     program = [sys.executable, "-c", "from semseal.runtime.cli import main; main()", "audit", "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "python")}
     help_text = subprocess.run(program, capture_output=True, text=True, env=environment).stdout
     assert "nearest" in help_text
     assert "signs" in help_text

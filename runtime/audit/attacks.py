@@ -33,7 +33,6 @@ from semseal.runtime.audit.scene import Images, Rows, Scene
 from semseal.runtime.audit.settings import Cell, Settings
 from semseal.runtime.defense.defenses import BY_NAME as DEFENSES
 from semseal.runtime.defense.defenses import Defense
-from semseal.runtime.defense.keys import generate_key
 
 REPEATS = 4
 KNOWN_PACKETS = 64  # under a reused key stream
@@ -194,7 +193,7 @@ def _stored_frame(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, ...
 def _identify(scene: Scene, defense: Defense, snr: float) -> tuple[GameResult, ...]:
     """Every picture is sent five times, each time beside another of Eve's if rows are swapped; she receives both frames."""
     mine = scene.attacker_images
-    practice = scene.packets(mine, np.arange(len(mine))[::-1], defense, snr, 20, generate_key())
+    practice = scene.packets(mine, np.arange(len(mine))[::-1], defense, snr, 20, scene.fresh_key())
     eve = identification.learn(scene.attacker_rows, practice, np.arange(len(mine)))
     rng = np.random.default_rng([scene.settings.seed, 21])
     packets = [scene.packets(scene.images, rng.permutation(len(mine)), defense, snr, 60 + k) for k in range(TRIALS_EACH)]
@@ -234,7 +233,7 @@ def _linkability(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, ...]
             answers.append(same)
         return np.concatenate(received), np.concatenate(answers)
 
-    practice = trials(scene.attacker_images, 50, generate_key(), 1)
+    practice = trials(scene.attacker_images, 50, scene.fresh_key(), 1)
     game = distinguishing.linkability(*practice, *trials(scene.images, 70, None, TRIALS_EACH), 0.95)
     return (GameResult("same picture?", game.auc.value, game.auc.low, game.auc.high, len(game.scores), 0.5, "area"),)
 
@@ -249,7 +248,7 @@ def _distinguishing(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, .
     for i, (name, pair) in enumerate(pairs.items()):
         practice, packets = (
             scene.packets(pair[truth], rng.integers(len(scene.attacker_images), size=trials), defense, snr, 30 + 2 * i + k, key)
-            for k, key in enumerate((generate_key(), None))
+            for k, key in enumerate((scene.fresh_key(), None))
         )
         game = distinguishing.distinguish(scene.clean_rows(pair), practice, truth, packets, truth, 1 - 0.05 / len(pairs))
         results.append(GameResult(name, game.auc.value, game.auc.low, game.auc.high, len(game.scores), 0.5, "area"))

@@ -46,6 +46,7 @@ def answer(scene: Scene, cell: Cell, advance: Advance = lambda seconds: None) ->
 
     Raises GraphError from an attack that differentiates a transmitter which cannot be.
     """
+    scene.begin(file_name(cell))
     if cell.attack == "mean-picture":
         return np.broadcast_to(scene.mean_picture, scene.images.shape).astype(np.float32)
     if cell.attack == "bob":
@@ -55,12 +56,15 @@ def answer(scene: Scene, cell: Cell, advance: Advance = lambda seconds: None) ->
 
 def measure(scene: Scene, cell: Cell, file: Path, advance: Advance = lambda seconds: None) -> None:
     """Measure a cell and write its file, unless it is there. Raises as ``answer``."""
-    if file.exists():
-        return
+    if not file.exists():
+        write_atomically(file, content(scene, cell, advance))
+
+
+def content(scene: Scene, cell: Cell, advance: Advance = lambda seconds: None) -> bytes:
+    """The content of a cell's file, measured now. Raises as ``answer``."""
     found = answer(scene, cell, advance)
     if isinstance(found, tuple):
-        write_atomically(file, json.dumps([dataclasses.asdict(game) for game in found]).encode())
-        return
+        return json.dumps([dataclasses.asdict(game) for game in found]).encode()
     sent = scene.images[: len(found)]
     buffer = io.BytesIO()
     np.savez_compressed(
@@ -70,7 +74,7 @@ def measure(scene: Scene, cell: Cell, file: Path, advance: Advance = lambda seco
         advantage=matching_advantage(sent, found, DEFENSES[cell.defense].streams),
         shown=np.round(found[:SHOWN].clip(0, 1) * 255).astype(np.uint8),
     )
-    write_atomically(file, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def matching_advantage(sent: Images, answers: Images, streams: int) -> NDArray[np.float64]:

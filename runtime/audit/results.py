@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from semseal.runtime.attacks.whitebox import WhiteBoxSettings
+from semseal.runtime.audit.schema import mismatch
 from semseal.runtime.audit.settings import Cell, Place, Settings
 from semseal.runtime.environment import Environment
 from semseal.runtime.errors import AuditError
@@ -218,6 +219,8 @@ class Results:
         """The reverse. Raises AuditError for what is not the results.json of an audit by this version."""
         try:
             found = json.loads(text)
+            if reason := mismatch(found, Results):
+                raise ValueError(reason)
             return Results(
                 **{
                     **found,

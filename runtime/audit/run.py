@@ -10,9 +10,8 @@ network has seen. In the row ``mean-picture`` she answers with the mean of her i
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,12 @@ from semseal.runtime.audit.markdown import markdown_tables
 from semseal.runtime.audit.matrix import FULL, both, cells
 from semseal.runtime.audit.report import write_first_look, write_report
 from semseal.runtime.audit.results import AuditedBundle, Results
-from semseal.runtime.audit.scene import Images, Scene
+from semseal.runtime.audit.scene import Images
 from semseal.runtime.audit.settings import Cell, Place, Settings
 from semseal.runtime.audit.taken import MIN_PICTURES, take_pictures
 from semseal.runtime.audit.verdict import Games, Pictures, count_figures, game_rows, orderings, picture_rows
 from semseal.runtime.audit.wording import optimised
+from semseal.runtime.audit.work import Work, scene_of
 from semseal.runtime.bundle import Bundle, open_bundle
 from semseal.runtime.environment import Environment, environment
 from semseal.runtime.errors import AuditError, GraphError
@@ -47,8 +47,9 @@ def audit(
     data: str,
     out: Path,
     settings: Settings = FULL,
-    jobs: int = 1,
+    jobs: int | None = None,
     budgets: Mapping[str, float] | None = None,
+    cluster: str | None = None,
 ) -> Results:
     """Run or continue an audit; returns what it wrote to ``out``/results.json.
 
@@ -57,8 +58,9 @@ def audit(
     ``settings.channel`` or the one that it was trained for (``semseal.runtime.audit.links``). ``budgets`` are the largest
     figures that may be, by name (``semseal.runtime.audit.gate``); what became of them is in the results.
 
-    Beside it: report.html, tables.md, first-look.png, and one file for each cell. ``jobs`` processes measure cells side by
-    side, and share the cores.
+    Beside it: report.html, tables.md, first-look.png, and one file for each cell. ``jobs`` processes (None: one) measure
+    cells side by side, and share the cores; or a Ray ``cluster`` does, ``local`` or ``ray://HOST:PORT``, as many cells at once
+    (None: as many as it has cores).
 
     Raises AuditError for a bundle that is given twice, for bundles of different shapes, for an ``out`` that holds another audit
     and for a budget that has no name here or whose attack is not measured; EngineError where an engine cannot be had;
@@ -78,18 +80,17 @@ def audit(
     everything, everywhere, known = _with_earlier(settings, found, out)
     skipped |= known.skipped if known else {}
     agreement = dict(known.surrogate_agreement_db) if known else {}
-    threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
     asked = [place for link in found for place in link.places(settings)]
-    planned: list[tuple[Cell, _Work]] = []
+    planned: list[tuple[Cell, Work]] = []
     for link in everywhere:
         for place in link.places(everything):
-            work = _Work(json.dumps(identity), link.bundle.path, place, threads, images, attacker_images, settings)
+            work = Work(json.dumps(identity), link.bundle.path, place, _threads(jobs), images, attacker_images, settings)
             wanted = _wanted(settings if place in asked else None, everything, link, place)
             if any(map(_optimised, wanted)) and (reason := _unsupported(work, agreement)):
                 skipped[f"{optimised()} on {_words(place)}"] = reason
                 wanted = [cell for cell in wanted if not _optimised(cell)]
             planned += [(cell, work) for cell in wanted]
-    _measure_all(planned, out / "cells", settings, jobs)
+    _measure_all(planned, out / "cells", settings, jobs, cluster)
     places = [place for link in everywhere for place in link.places(everything)]
     pictures, games = _read(out / "cells", [cell for place in places for cell in cells(everything, place)])
     results = summarise(pictures, games, everywhere, data, everything, skipped, agreement)
@@ -189,15 +190,15 @@ def _optimised(cell: Cell) -> bool:
     return cell.eve_snr is not None and BY_NAME[cell.attack].optimised
 
 
-def _unsupported(work: "_Work", agreement: dict[str, float]) -> str:
+def _unsupported(work: Work, agreement: dict[str, float]) -> str:
     """Why the transmitter at a place cannot be differentiated, empty if it can; ``agreement`` gets that of its surrogate."""
     place = work.place
     if _words(place) in agreement:
         return ""
-    if reason := _scene(work).why_unsupported():
+    if reason := scene_of(work).why_unsupported():
         return reason
     try:
-        agreement[_words(place)] = round(_scene(work).surrogate_agreement_db(), 1)
+        agreement[_words(place)] = round(scene_of(work).surrogate_agreement_db(), 1)
     except GraphError as error:
         return error.message
     return ""
@@ -216,32 +217,15 @@ def _with_earlier(settings: Settings, found: list[Link], out: Path) -> tuple[Set
 # measuring them
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What a process needs for the cells of one bundle at one precision; equal when the cells' content is."""
-
-    identity: str
-    bundle: Path
-    place: Place
-    threads: int | None
-    images: Images = field(compare=False)
-    attacker_images: Images = field(compare=False)
-    settings: Settings = field(compare=False)
-
-
-@lru_cache(maxsize=1)
-def _scene(work: _Work) -> Scene:
-    bundle = open_bundle(work.bundle)
-    return Scene(bundle, work.images, work.attacker_images, work.settings, work.place, work.threads)
-
-
-def _measure(work: _Work, cell: Cell, file: Path) -> Cell:
-    measure(_scene(work), cell, file)
+def _measure(work: Work, cell: Cell, file: Path) -> Cell:
+    measure(scene_of(work), cell, file)
     return cell
 
 
-def _measure_all(planned: list[tuple[Cell, _Work]], folder: Path, settings: Settings, jobs: int) -> None:
-    """Measure what is not there yet, in ``jobs`` processes, with a bar in estimated seconds."""
+def _measure_all(
+    planned: list[tuple[Cell, Work]], folder: Path, settings: Settings, jobs: int | None, cluster: str | None
+) -> None:
+    """Measure what is not there yet, in ``jobs`` processes or on a cluster, with a bar in estimated seconds."""
     missing = [(cell, work) for cell, work in planned if not (folder / file_name(cell)).exists()]
     columns = (
         TextColumn("{task.description}"),
@@ -252,25 +236,46 @@ def _measure_all(planned: list[tuple[Cell, _Work]], folder: Path, settings: Sett
         TimeRemainingColumn(),
     )
     with Progress(*columns, transient=True, speed_estimate_period=300) as progress, told(progress):
-        bar = progress.add_task("audit", total=sum(_seconds(cell, settings) for cell, _ in missing))
-        if jobs > 1:
-            tasks = (delayed(_measure)(work, cell, folder / file_name(cell)) for cell, work in missing)
-            threads = max(1, (os.cpu_count() or 1) // jobs)
-            # copy on write: torch takes no read-only array
-            with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=threads, mmap_mode="c"):
-                for i, cell in enumerate(Parallel(return_as="generator_unordered")(tasks), 1):
-                    progress.update(bar, description=f"{i} of {len(missing)} cells", advance=_seconds(cell, settings))
+        bar = progress.add_task("audit", total=sum(seconds_of(cell, settings) for cell, _ in missing))
+        if cluster is not None or (jobs or 1) > 1:
+            finished = _on_cluster(missing, folder, jobs, cluster) if cluster else _in_processes(missing, folder, jobs or 1)
+            for i, cell in enumerate(finished, 1):
+                progress.update(bar, description=f"{i} of {len(missing)} cells", advance=seconds_of(cell, settings))
             return
         done = 0.0
         for cell, work in missing:
             eve = "" if cell.eve_snr is None else f", Eve {cell.eve_snr:g} dB"
             progress.update(bar, description=f"{cell.attack}, {cell.defense}, {_words(work.place)}, {cell.main_snr:g} dB{eve}")
-            measure(_scene(work), cell, folder / file_name(cell), lambda seconds: progress.advance(bar, seconds))
-            done += _seconds(cell, settings)
+            measure(scene_of(work), cell, folder / file_name(cell), lambda seconds: progress.advance(bar, seconds))
+            done += seconds_of(cell, settings)
             progress.update(bar, completed=done)
 
 
-def _seconds(cell: Cell, settings: Settings) -> float:
+def _in_processes(missing: list[tuple[Cell, Work]], folder: Path, jobs: int) -> Iterator[Cell]:
+    """The cells in the order in which they are done, by ``jobs`` processes."""
+    tasks = (delayed(_measure)(work, cell, folder / file_name(cell)) for cell, work in missing)
+    # copy on write: torch takes no read-only array
+    with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=_threads(jobs), mmap_mode="c"):
+        yield from Parallel(return_as="generator_unordered")(tasks)
+
+
+def _on_cluster(missing: list[tuple[Cell, Work]], folder: Path, jobs: int | None, address: str | None) -> Iterator[Cell]:
+    """The same by a cluster. Its machines need not see the folder."""
+    from semseal.runtime.audit.cluster import measured
+
+    if missing:
+        for cell, found in measured(address or "", jobs, missing, PACKAGES):
+            write_atomically(folder / file_name(cell), found)
+            yield cell
+
+
+def _threads(jobs: int | None) -> int | None:
+    """Of each process, where several share the cores."""
+    return None if jobs is None or jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
+
+
+def seconds_of(cell: Cell, settings: Settings) -> float:
+    """What a cell is expected to take on two cores."""
     return PICTURE_S * settings.pictures if cell.eve_snr is None else BY_NAME[cell.attack].cost(settings)
 
 

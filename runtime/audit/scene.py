@@ -14,6 +14,7 @@ Of a model whose scale is in the header, Eve knows each image's scale where noth
 takes the mean of her own images'. What Alice expects of the channel, and her own noise, she knows.
 """
 
+import dataclasses
 import warnings
 from functools import cached_property
 
@@ -21,17 +22,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from semseal.runtime import channel, metrics
+from semseal.runtime.attacks.accelerator import best_device
 from semseal.runtime.attacks.whitebox import DifferentiableTransmitter
+from semseal.runtime.audit.alice import Alice, secret_of
 from semseal.runtime.audit.links import links, taps
 from semseal.runtime.audit.settings import Place, Settings
 from semseal.runtime.audit.surrogate import Surrogate, why_unsupported
 from semseal.runtime.bundle import Bundle
 from semseal.runtime.defense.defenses import BY_NAME, Defense
 from semseal.runtime.defense.header import HeaderSealer
-from semseal.runtime.defense.keys import derive, generate_key
+from semseal.runtime.defense.keys import derive
 from semseal.runtime.engine import open_engine
 from semseal.runtime.errors import GraphError
-from semseal.runtime.link import BrokenDefenseWarning, Frame, Receiver, Transmitter
+from semseal.runtime.link import BrokenDefenseWarning, Frame, Receiver
 from torch import Tensor
 
 QUIET_DB = 40.0  # an SNR above which noise is not told from none, as of ``semseal.runtime.link``
@@ -56,13 +59,31 @@ class Scene:
         threads: int | None = None,
     ) -> None:
         """``threads`` limits those of an engine on the CPU (None: all cores). ``place`` None: the bundle as it is deployed."""
-        self.bundle, self.images, self.attacker_images = bundle, images, attacker_images
+        # one layout, so that sums come out the same to the bit wherever they were loaded, and writable, as torch asks
+        self.images, self.attacker_images = (np.require(part, requirements="CW") for part in (images, attacker_images))
+        self.bundle = bundle
         self.place = links([bundle], settings)[0].places(settings)[0] if place is None else place
         self.main_snr, self.precision, self.engine = self.place.main_snr, self.place.precision, self.place.engine
         self.settings = settings
-        self.key, self._threads = generate_key(), threads if self.engine in CPU_ENGINES else None
+        self.key = secret_of("key", settings.seed, bundle.digest.hex(), *dataclasses.astuple(self.place))
+        self._threads = threads if self.engine in CPU_ENGINES else None
         self._decode = open_engine(self.engine, bundle.program("receiver", self.precision, self.engine), threads=self._threads)
-        self._alice: dict[str, Transmitter] = {}
+        self._alice: dict[str, Alice] = {}
+        self.begin("")
+
+    def begin(self, cell: str) -> None:
+        """From here on keys, sessions and choices are those of ``cell``, which comes out the same whatever came before."""
+        self._cell, self._drawn = cell, 0
+        for name, alice in self._alice.items():
+            alice.restart(self._secret(name))
+
+    def fresh_key(self) -> bytes:
+        """A key that Eve practises with, never the same within a cell."""
+        self._drawn += 1
+        return self._secret(f"key {self._drawn}")
+
+    def _secret(self, what: str) -> bytes:
+        return secret_of(self.key.hex(), self._cell, what)
 
     @property
     def row_shape(self) -> tuple[int, int]:
@@ -81,7 +102,7 @@ class Scene:
         graph = Surrogate(self.bundle.graph("transmitter", self.precision))  # that its plan was built from, too
         if not self.bundle.has_scale:
             return graph
-        return lambda images, index: graph(images, index, torch.full((len(images),), self.main_snr))
+        return lambda images, index: graph(images, index, torch.full((len(images),), self.main_snr, device=images.device))
 
     @property
     def surrogate_on_air(self) -> DifferentiableTransmitter:
@@ -101,9 +122,9 @@ class Scene:
         Raises GraphError where it is less than MIN_AGREEMENT_DB: what Eve then differentiates is not what Alice sends with.
         """
         few = self.attacker_images[:4]
-        index = torch.arange(len(few) * self.bundle.h, dtype=torch.int32).reshape(len(few), -1)
+        index = torch.arange(len(few) * self.bundle.h, dtype=torch.int32, device=best_device()).reshape(len(few), -1)
         with torch.no_grad():
-            hers = self.surrogate_on_air(torch.from_numpy(few), index).double().numpy().reshape(-1)
+            hers = self.surrogate_on_air(torch.from_numpy(few).to(best_device()), index).double().cpu().numpy().reshape(-1)
         theirs = self.clean_rows(few).reshape(-1).astype(np.float64)
         found = float(10 * np.log10(np.square(theirs).mean() / max(np.square(hers - theirs).mean(), 1e-20)))
         if not found >= MIN_AGREEMENT_DB:
@@ -165,15 +186,18 @@ class Scene:
             return frames
         return [Frame(defense.conceal(frame.symbols, _image_key(key or self.key, frame)), frame.header) for frame in frames]
 
-    def _transmitter(self, defense: Defense, key: bytes | None) -> Transmitter:
-        """Alice's is kept, as its engine takes long to open, and uses every counter once; one under another key is not."""
+    def _transmitter(self, defense: Defense, key: bytes | None) -> Alice:
+        """Alice's is kept, as its engine takes long to open, and uses every counter once; one under another key is not.
+
+        A comparator has one of its own: its keys follow from the counters.
+        """
+        if key is None and defense.name in self._alice:
+            return self._alice[defense.name]
         mode = "none" if defense.conceal else defense.name
-        if key is None and mode in self._alice:
-            return self._alice[mode]
         told = self.main_snr if self.bundle.has_scale else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", BrokenDefenseWarning)  # that is what is measured here
-            made = Transmitter(
+            made = Alice(
                 self.bundle.path,
                 key or self.key,
                 mode,
@@ -183,7 +207,11 @@ class Scene:
                 snr_db=told,
             )
         if key is None:
-            self._alice[mode] = made
+            made.restart(self._secret(defense.name))
+            self._alice[defense.name] = made
+        else:
+            self._drawn += 1
+            made.restart(self._secret(f"{defense.name} {self._drawn}"))
         return made
 
     def receive(self, symbols: Symbols, snr_db: float, rng: np.random.Generator, eve: bool = True) -> Symbols:
