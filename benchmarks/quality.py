@@ -26,13 +26,13 @@ import numpy as np
 import torch
 from cost import arithmetic, latency
 from curves import draw
-from digital import CODECS
 from joblib import Memory
 from rich.console import Console
 from rich.table import Table
 from rivals import SEED, Rival, encoded, losses, one_colour, really_sent, rivals
 from scores import Images, Scores, score
 from semseal.runtime import metrics
+from semseal.runtime.audit.digital import CODECS
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.channel import awgn, draw_noise
 from semseal.runtime.environment import environment
