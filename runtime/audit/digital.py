@@ -29,7 +29,7 @@ from semseal.runtime.errors import AuditError
 MAX_BLOCK_BITS = 8448  # that one block of 5G's base graph 1 carries, its CRC included
 MAX_SLOW_BLOCK_BITS = 3824  # of base graph 2; at rates up to 1/3 the other would only repeat bits, which sionna leaves out
 CRC_BITS = 24
-BP_ROUNDS = (15, 40)  # the second for blocks whose CRC does not hold after the first
+BP_ROUNDS = (5, 15, 40)  # each for blocks whose CRC does not hold after fewer
 BATCH = 16  # blocks decoded at once
 LENGTH_BYTES = 3
 CODECS = ("jpeg", "webp", "avif")

@@ -62,7 +62,7 @@ class DigitalLink:
     def conceal(self, image: Images, key: bytes) -> Symbols:
         """One picture [3, height, width] as it goes on air under a key of 32 bytes: complex64 [symbols]."""
         levels = np.ascontiguousarray(np.rint(image * 255).astype(np.uint8).transpose(1, 2, 0))
-        file = _file(levels.tobytes(), self._size, self.file_bytes)
+        file = fitted(levels.tobytes(), self._size, self.file_bytes)
         sealed = ChaCha20Poly1305(key).encrypt(NONCE, file.ljust(self.file_bytes, b"\0"), None)
         sent = self.link.modulate(self.link.bits(sealed)).reshape(-1)
         return np.pad(sent, (0, self._symbols - len(sent)))  # fewer idle symbols than there are blocks
@@ -85,7 +85,7 @@ class DigitalLink:
 
 
 @lru_cache(KEPT_FILES)
-def _file(levels: bytes, size: tuple[int, int], limit: int) -> bytes:
+def fitted(levels: bytes, size: tuple[int, int], limit: int) -> bytes:
     """The best file of a picture, uint8 [height, width, 3], that fits; none where no quality does."""
-    fitted = Encodings(np.frombuffer(levels, np.uint8).reshape(*size, 3), CODEC, 0).fit(limit)
-    return b"" if fitted is None else fitted[0]
+    found = Encodings(np.frombuffer(levels, np.uint8).reshape(*size, 3), CODEC, 0).fit(limit)
+    return b"" if found is None else found[0]

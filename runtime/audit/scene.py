@@ -282,6 +282,14 @@ class Scene:
         """
         frames = self.send(self.images, defense)
         received = self.add_noise(np.stack([frame.symbols for frame in frames]), self.main_snr, 0, eve=False)
+        return self.open(frames, received, defense)
+
+    @cached_property
+    def _bob(self) -> Receiver:
+        return Receiver(self.bundle.path, self.key, self.engine, self.precision, self._threads)
+
+    def open(self, frames: list[Frame], received: Symbols, defense: Defense) -> Images:
+        """What Bob makes of ``frames`` whose symbols arrived as ``received`` [n, M]."""
         keys = [_image_key(self.key, frame) for frame in frames]
         grey = np.full(self.images.shape[1:], 0.5, np.float32)
         if defense.digital:
@@ -290,10 +298,9 @@ class Scene:
         if defense.reveal is not None:
             received = np.stack([defense.reveal(symbols, key) for symbols, key in zip(received, keys, strict=True)])
         arrived = [Frame(symbols, frame.header) for symbols, frame in zip(received, frames, strict=True)]
-        receiver = Receiver(self.bundle.path, self.key, self.engine, self.precision, self._threads)
         if self.place.main_channel == "awgn":
-            return receiver.receive(arrived)
-        return np.stack([grey if found.image is None else found.image for found in receiver.receive_each(arrived)])
+            return self._bob.receive(arrived)
+        return np.stack([grey if found.image is None else found.image for found in self._bob.receive_each(arrived)])
 
     def best_order(self, answers: Images, streams: int) -> Images:
         """Eve's pictures of every group in the order that scores best: which path is which picture is not hers to know."""

@@ -33,7 +33,8 @@ def superpose(symbols: Symbols, key: bytes) -> Symbols:
     satellites = (_SATELLITES * spread.view(np.float32)).clip(-limit, limit)
     reals = satellites + _CLOUD * _signs(key, 2 * n)
     power = 2 * np.square(reals, dtype=np.float64).mean()
-    return (reals / np.float32(np.sqrt(power))).view(np.complex64)
+    on_air: Symbols = (reals / np.float32(np.sqrt(power))).view(np.complex64)
+    return on_air
 
 
 def cancel(received: Symbols, key: bytes = b"") -> Symbols:
