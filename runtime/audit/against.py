@@ -92,7 +92,7 @@ def balances(results: Results, pictures: Pictures, costs: Sequence[Cost], place:
         found.append(
             Balance(
                 defense,
-                word_of([row.verdict for row in (*eves, *games)], False),
+                word_of([*(row.verdict for row in eves), *(game.verdict for game in games)], False),
                 max(
                     (row for row in eves if row.verdict != "void"),
                     key=lambda row: (row.verdict == "sees", row.matching_advantage_db or 0.0),

@@ -135,12 +135,12 @@ class Link:
 
     def blocks(self, bits: Bits, snr_db: float, rng: np.random.Generator) -> tuple[Bits, NDArray[np.bool_]]:
         """Payloads [blocks, bits] as received, and whose CRC holds [blocks]."""
-        received, intact = [], []
+        found = []
         for start in range(0, len(bits), BATCH):
             on_air = self.modulate(bits[start : start + BATCH])
             arrived = awgn(on_air, draw_noise(len(on_air), on_air.shape[1], rng), snr_db)
-            for kept, found in zip((received, intact), self.demodulate(arrived, snr_db), strict=True):
-                kept.append(found)
+            found.append(self.demodulate(arrived, snr_db))
+        received, intact = zip(*found, strict=True)
         return np.concatenate(received), np.concatenate(intact)
 
     @torch.inference_mode()
