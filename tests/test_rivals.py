@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from semseal.runtime.audit.cost import costs_of
 from semseal.runtime.audit.matrix import FULL, QUICK
+from semseal.runtime.audit.recorded import audit_recording
 from semseal.runtime.audit.run import audit
 from semseal.runtime.audit.scene import Scene
 from semseal.runtime.bundle import open_bundle
@@ -191,3 +192,16 @@ def test_costs_that_are_damaged_are_named(small_bundle, tmp_path):
     (tmp_path / "costs.json").write_text("[{}]")
     with pytest.raises(AuditError, match=r"costs\.json is damaged"):
         costs_of(scene, ("mix",), tmp_path / "costs.json")
+
+
+def test_no_recording_is_under_a_rival(small_bundle, tmp_path):
+    with pytest.raises(AuditError, match="digital: no transmitter sends that"):
+        audit_recording(small_bundle, tmp_path / "air", "photos", tmp_path / "out", QUICK, ("mix", "digital"))
+
+
+def test_a_digital_link_is_refused_before_anything_is_measured_where_it_cannot_be_had(small_bundle, tmp_path):
+    pytest.importorskip("sionna", reason="sionna-no-rt is not installed: in the source folder, pip install '.[radio]'")
+    asked = dataclasses.replace(QUICK, defenses=("digital",), attacks=("no-key",))
+    with pytest.raises(AuditError, match="no use for a rayleigh channel"):
+        audit([small_bundle], "photos", tmp_path / "out", dataclasses.replace(asked, channel="rayleigh"))
+    assert not (tmp_path / "out").exists()
