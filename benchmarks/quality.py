@@ -2,7 +2,7 @@
 
     bundles   the deployed graphs: Transmitter.send, AWGN on the symbols of the frames, Receiver.receive
     linear    no network: block KLT, power as lambda^-1/4, linear MMSE at Bob, who knows scale and noise (train/edge.py, step 0)
-    digital   JPEG, WebP, AVIF at the largest quality that fits, behind 5G LDPC and QAM (digital.py), a link for each design SNR
+    digital   JPEG, WebP, AVIF at the largest quality that fits, behind 5G LDPC and QAM, a link for each design SNR
 
 Every contender sends the same pictures over the same noise powers; all analog ones meet the same noise. A digital link is the
 fastest modulation and code rate that loses at most 1 % of its frames at its design SNR, measured with random bits, there and on
@@ -26,13 +26,13 @@ import numpy as np
 import torch
 from cost import arithmetic, latency
 from curves import draw
-from digital import CODECS
 from joblib import Memory
 from rich.console import Console
 from rich.table import Table
 from rivals import SEED, Rival, encoded, losses, one_colour, really_sent, rivals
 from scores import Images, Scores, score
 from semseal.runtime import metrics
+from semseal.runtime.audit.digital import CODECS
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.channel import awgn, draw_noise
 from semseal.runtime.environment import environment

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import click
 import numpy as np
-from digital import Encodings, Frame, Link, Mcs, capacity, table
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scores import Images, Scores, score
+from semseal.runtime.audit.digital import Encodings, Frame, Link, Mcs, capacity, table
 from semseal.runtime.metrics import Proportion, proportion
 
 MAX_LOST_FRAMES = 0.01  # of a digital link at its design SNR

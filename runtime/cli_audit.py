@@ -83,7 +83,7 @@ class Cluster(click.ParamType):
     "defenses",
     multiple=True,
     type=click.Choice(list(BY_NAME)),
-    help="measure only this defence; may be repeated  [default: all]",
+    help="measure only this defence; may be repeated  [default: all that the link can send, not those of others]",
 )
 @click.option(
     "--attack",
@@ -328,7 +328,7 @@ def _settings(
 
     return dataclasses.replace(
         settings,
-        defenses=chosen(defenses, FULL.defenses, settings.defenses),
+        defenses=chosen(defenses, tuple(BY_NAME), settings.defenses),
         attacks=chosen(attacks, FULL.attacks, settings.attacks),
         precisions=chosen(precisions, PRECISIONS, settings.precisions),
         engines=chosen(engines, ENGINES, ()),

@@ -20,8 +20,22 @@ import cost
 import quality
 import rivals
 from cost import arithmetic, graph_cost
-from digital import CODECS, CRC_BITS, Encodings, Frame, Link, Mcs, _file, _settings, capacity, open_file, pack, table, unpack
 from scores import Scores, score
+from semseal.runtime.audit.digital import (
+    CODECS,
+    CRC_BITS,
+    Encodings,
+    Frame,
+    Link,
+    Mcs,
+    _file,
+    _settings,
+    capacity,
+    open_file,
+    pack,
+    table,
+    unpack,
+)
 
 SPEED = 10  # AVIF's fastest
 

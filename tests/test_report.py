@@ -92,7 +92,7 @@ def test_the_page_opens_in_chromium_on_a_phone_and_on_a_desk(tiny, tmp_path, wid
         seen = Image.fromarray(shot[top:bottom, left:right])
         difference = np.asarray(sent.resize((6, 8)), float) - np.asarray(seen.resize((6, 8)), float)
         assert np.abs(difference).mean() < 12
-    assert len(measures["drawings"]) == 4 + 1
+    assert len(measures["drawings"]) == 4 + 1 + 1  # advantage, naming, and naming against cost: no advantage counts here
     for left, top, right, bottom in measures["drawings"]:
         assert 0 <= left < right <= width
         drawn = shot[round(top) : round(bottom), round(left) : round(right)]
@@ -113,7 +113,7 @@ def test_the_page_holds_everything_in_its_order(tiny):
     out, results = tiny
     page = (out / "report.html").read_text()
     heads = ["What an eavesdropper sees", "What they get to see", "Leakage over Eve", "How often Eve names",
-             "Table I and Figure 3", "Table II and Figure 4", "Adaptive attacks",
+             "Leakage against cost", "Table I and Figure 3", "Table II and Figure 4", "Adaptive attacks",
              "Does quantisation change leakage?", "Orderings", "How it was measured"]  # fmt: skip
     places = [page.index(f">{head}") for head in heads]
     assert places == sorted(places)

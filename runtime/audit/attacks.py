@@ -269,7 +269,8 @@ def _in_seconds(advance: Advance, seconds: float) -> Callable[[int], None]:
 
 def _decoded(scene: Scene, cell: Cell, rows: Rows) -> Images:
     """The rows [n, h, r] of all images, undefended as Eve believes, through Bob's decoder."""
-    return scene.decode(rows, scene.known_scales(DEFENSES[cell.defense]), _snr(cell))
+    defense = DEFENSES[cell.defense]
+    return scene.decode(rows, scene.known_scales(defense), None if defense.keyless else _snr(cell))
 
 
 def _ordered(scene: Scene, cell: Cell, model: ordering.RowModel, received: Rows) -> Images:
@@ -424,6 +425,7 @@ ATTACKS = (
         "the scale of each frame, and all pictures that may have been sent",
         "none",
         _leaked_scale,
+        applies=lambda defense: not defense.digital,
         game=True,
         misuse=True,
         noiseless=True,

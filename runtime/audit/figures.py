@@ -42,6 +42,17 @@ class Point:
     high: float
 
 
+@dataclass(frozen=True)
+class Balanced:
+    """What a defence leaks, with the ends of its 95 % interval, at what it costs Bob in dB."""
+
+    name: str
+    cost: float
+    value: float
+    low: float
+    high: float
+
+
 @rc_context(RC)
 def advantages(
     points: Sequence[Point], void: Sequence[str], names: Sequence[str], snrs: Sequence[float], ends: tuple[float, float]
@@ -115,6 +126,27 @@ def rates(points: Sequence[Point], snrs: Sequence[float], chance: float, floor: 
     return svg(figure)
 
 
+@rc_context(RC)
+def against_cost(points: Sequence[Balanced], what: str) -> str:
+    """One panel: leakage over what Bob loses; the best corner, no leakage at no cost, is marked by two dashed lines."""
+    figure, axes = new_figure(340, left=40, right=NAME_PX + 14, top=30)
+    axes.axhline(0, color=RULE, linestyle=(0, (5, 4)), linewidth=1)
+    axes.axvline(0, color=RULE, linestyle=(0, (5, 4)), linewidth=1)
+    costs, ends = [0.0, *(point.cost for point in points)], [0.0, *(point.high for point in points)]
+    room, height = 0.06 * (max(costs) - min(costs)) + 0.2, 0.05 * (max(ends) - min(0.0, *(point.low for point in points))) + 0.2
+    axes.set_xlim(min(costs) - room, max(costs) + room)
+    axes.set_ylim(min(0.0, *(point.low for point in points)) - height, max(ends) + height)
+    for point in points:
+        style = DEFENSE_STYLES[point.name]
+        axes.plot([point.cost, point.cost], [point.low, point.high], color=style.colour, linewidth=2, solid_capstyle="butt")
+        face = style.colour if style.dashes == "-" else "white"
+        axes.plot([point.cost], [point.value], "o", color=style.colour, markersize=7, markerfacecolor=face, clip_on=False)
+    axes.set_title(what, loc="left", fontsize=FONT_PX, color=PALE_INK, x=-0.1)
+    axes.set_xlabel("what Bob loses, dB", color=PALE_INK)
+    _name_at_side(axes, {point.name: (point.cost, point.value, DEFENSE_STYLES[point.name].colour) for point in points})
+    return svg(figure)
+
+
 def _dot(axes: Axes, point: Point, row: int, style: Style, floor: float | None = None) -> None:
     low, value = (point.low, point.value) if floor is None else (max(point.low, floor), max(point.value, floor))
     axes.plot([low, point.high], [row, row], color=style.colour, linewidth=2, solid_capstyle="butt")
@@ -139,15 +171,25 @@ def _over_snr(axes: Axes, snrs: Sequence[float], labels: Mapping[str, tuple[floa
     axes.set_xticks(sorted(snrs), [f"{snr:g}" for snr in sorted(snrs)])
     axes.set_xlim(min(snrs), max(snrs))
     axes.set_xlabel("Eve's SNR in dB", color=PALE_INK)
+    _name_at_side(axes, {name: (max(snrs), value, colour) for name, (value, colour) in labels.items()})
+
+
+def _name_at_side(axes: Axes, marks: Mapping[str, tuple[float, float, str]]) -> None:
+    """Name marks (x, y, colour) right of the axes, joined by thin lines; names that would touch are moved apart."""
     height = axes.get_window_extent().height / axes.figure.dpi * 72
-    ends = {name: axes.transData.transform((max(snrs), value))[1] for name, (value, _) in labels.items()}
+    ends = {name: axes.transData.transform((x, value))[1] for name, (x, value, _) in marks.items()}
     bottom = axes.get_window_extent().y0
     ends = {name: (end - bottom) / axes.figure.dpi * 72 for name, end in ends.items()}
+    side = axes.get_xlim()[1]
     for name, y in move_apart(ends, FONT_PX + 1, height).items():
-        value, colour = labels[name]
+        x, value, colour = marks[name]
         leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4, "relpos": (0, 0.5)}
-        axes.annotate(name, (1, value), (18, y), xycoords=("axes fraction", "data"), va="center", color=colour,
-                      textcoords=("offset points", "axes points"), annotation_clip=False, arrowprops=leader)  # fmt: skip
+        at, across = ((1, value), "axes fraction") if x == side else ((x, value), "data")
+        place = (
+            {"textcoords": ("offset points", "axes points")} if x == side else {"textcoords": ("axes fraction", "axes points")}
+        )
+        axes.annotate(name, at, (18 if x == side else 1.09, y), xycoords=(across, "data"), va="center", color=colour,
+                      annotation_clip=False, arrowprops=leader, **place)  # fmt: skip
 
 
 def move_apart(heights: Mapping[str, float], gap: float, top: float) -> dict[str, float]:

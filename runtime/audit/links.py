@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from semseal.runtime.audit.digitallink import DigitalLink
 from semseal.runtime.audit.settings import Place, Settings
 from semseal.runtime.bundle import Bundle, is_packaged
 from semseal.runtime.channel import CHANNELS, TAPS
+from semseal.runtime.defense.defenses import BY_NAME
 from semseal.runtime.engine import open_engine
 from semseal.runtime.errors import AuditError, BundleError, EngineError
 from semseal.runtime.files import shown
@@ -135,6 +137,19 @@ def check(found: list[Link], settings: Settings) -> None:
     for link in found:
         taps(link.bundle)
         check_engines(link, settings)
+        if any(BY_NAME[name].digital for name in settings.defenses):
+            for snr_db in link.main_snrs:
+                digital_link(link.bundle, link.main_channel, snr_db)
+
+
+def digital_link(bundle: Bundle, main_channel: str, snr_db: float) -> DigitalLink:
+    """The digital link in place of a bundle. Raises AuditError where it cannot be had."""
+    if main_channel != "awgn":
+        raise AuditError(
+            f"the digital link has one rate for all frames, and no use for a {main_channel} channel",
+            "add --channel awgn, or leave out --defense digital",
+        )
+    return DigitalLink(bundle.n_symbols, snr_db, bundle.height, bundle.width)
 
 
 def _names(bundles: Sequence[Bundle]) -> list[str]:

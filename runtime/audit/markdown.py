@@ -1,6 +1,9 @@
 """Results of an audit -> tables in Markdown; the figures of the paper in parentheses."""
 
+from collections.abc import Sequence
+
 from semseal.runtime.audit import paper
+from semseal.runtime.audit.against import HEAD, Compared
 from semseal.runtime.audit.gate import line as gate_line
 from semseal.runtime.audit.results import CHANNEL_TITLES, GameRow, PictureRow, Results
 from semseal.runtime.audit.tables import (
@@ -19,11 +22,14 @@ from semseal.runtime.audit.wording import MATCHING_ADVANTAGE, beside, counts, he
 from semseal.runtime.defense.defenses import BY_NAME
 
 
-def markdown_tables(results: Results) -> str:
+def markdown_tables(results: Results, compared: Sequence[Compared] = ()) -> str:
     """All tables."""
     lines = ["### Verdict", "", *headline(results), "", *_verdict_lines(results)]
     if results.gate:
         lines += ["### Gate", "", *(f"- {gate_line(gate)}" for gate in results.gate), ""]
+    for here in compared:
+        lines += [f"### Leakage against cost: {place_title(results, here.place)}", ""]
+        lines += _markdown(list(HEAD), [list(balance.cells) for balance in here.balances])
     lines += ["### What was attacked", "", *_bundle_lines(results)]
     for defense in paper_defenses(results):
         lines += [f"### Table {paper.TABLES[defense][0]}: {BY_NAME[defense].title}", ""]

@@ -11,9 +11,10 @@ from semseal.runtime.audit.attacks import ATTACKS, BY_NAME, snrs_of
 from semseal.runtime.audit.settings import Cell, Place, Settings
 from semseal.runtime.bundle import PRECISIONS
 from semseal.runtime.defense.defenses import BY_NAME as DEFENSES
+from semseal.runtime.defense.defenses import MODES
 from semseal.runtime.engine import ENGINES
 
-FULL = Settings(attacks=tuple(BY_NAME), defenses=tuple(DEFENSES))
+FULL = Settings(attacks=tuple(BY_NAME), defenses=MODES)  # what the link can send; rivals where they are asked for
 QUICK = dataclasses.replace(
     FULL,
     pictures=16,

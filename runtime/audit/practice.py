@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from semseal.runtime.attacks import learned
-from semseal.runtime.audit.scene import Rows, Scene
+from semseal.runtime.audit.scene import Rows, Scene, undone
 from semseal.runtime.defense import index, mix
 from semseal.runtime.defense.defenses import Defense
 from semseal.runtime.defense.schemes import scheme_sets
@@ -45,14 +45,18 @@ def simulate(scene: Scene, defense: Defense, snr: float) -> learned.Simulate:
             rows = frames[0].reshape(batch, -1)
             keys = mix.derive_keys(rng.bytes(32), bytes(mix.SESSION_SIZE), range(batch), scene.bundle.digest, rows.shape[1])
             frames = [mix.mix(rows, keys)[:, : rows.shape[1]].reshape(frames[0].shape)]
-        if defense.conceal is not None:
-            frames = [_concealed(defense, rows, rng) for rows in frames]
+        if defense.rival:
+            frames = [_concealed(scene, defense, chosen[:, 0], rows, rng) for rows in frames]
         if fades:
             symbols = [np.ascontiguousarray(rows).reshape(batch, -1).view(np.complex64) for rows in frames]
-            received = [scene.receive(frame, snr, rng).view(np.float32).reshape(frames[0].shape) for frame in symbols]
-            return np.stack(received, axis=1)
-        on_air = np.stack(frames, axis=1)
-        return on_air + sigma * rng.standard_normal(on_air.shape, np.float32)
+            received = np.stack([scene.receive(frame, snr, rng) for frame in symbols], axis=1)
+        else:
+            on_air = np.stack(frames, axis=1)
+            noisy = on_air + sigma * rng.standard_normal(on_air.shape, np.float32)
+            received = noisy.reshape(batch, len(frames), -1).view(np.complex64)
+        if defense.keyless:
+            received = undone(received[:, 0], defense)
+        return received.view(np.float32).reshape(batch, len(frames), *frames[0].shape[1:])
 
     return draw
 
@@ -77,11 +81,15 @@ def _one_scheme(scene: Scene, defense: Defense, n: int) -> NDArray[np.int32]:
     return index.absolute(np.tile(table, (n, 1)), frames, frames ^ 1)
 
 
-def _concealed(defense: Defense, rows: Rows, rng: np.random.Generator) -> Rows:
-    """Rows [batch, h, r] as a comparator sends them, each image under a key of its own."""
-    assert defense.conceal is not None
+def _concealed(scene: Scene, defense: Defense, chosen: NDArray[np.integer], rows: Rows, rng: np.random.Generator) -> Rows:
+    """Rows [batch, h, r] of the ``chosen`` of Eve's images as a comparator sends them, each image under a key of its own."""
     symbols = np.ascontiguousarray(rows.reshape(len(rows), -1)).view(np.complex64)
-    on_air = np.stack([defense.conceal(image, rng.bytes(32)) for image in symbols])[:, : symbols.shape[1]]
+    if defense.digital:
+        sent = [scene.digital.conceal(scene.attacker_images[image], rng.bytes(32)) for image in chosen]
+    else:
+        assert defense.conceal is not None
+        sent = [defense.conceal(image, rng.bytes(32)) for image in symbols]
+    on_air = np.stack(sent)[:, : symbols.shape[1]]
     return np.ascontiguousarray(on_air).view(np.float32).reshape(rows.shape)
 
 

@@ -68,6 +68,8 @@ def audit_recording(
     PictureError for too few pictures, EngineError where the engine cannot be had.
     """
     _check_out(out)
+    if unsent := [name for name in supposed if DEFENSES[name].rival]:
+        raise AuditError(f"{', '.join(unsent)}: no transmitter sends that", f"choose --defense among {', '.join(MODES)}")
     opened = open_bundle(bundle)
     link = links([opened], settings)[0]
     check([link], settings)

@@ -7,6 +7,7 @@ images that were sent ── thumbnails ─────────────�
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import product
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from semseal.runtime import metrics
-from semseal.runtime.audit import gate, paper, tables, wording
+from semseal.runtime.audit import against, gate, paper, tables, wording
 from semseal.runtime.audit import verdict as judging
 from semseal.runtime.audit.attacks import ATTACKS
 from semseal.runtime.audit.attacks import BY_NAME as ATTACK_BY_NAME
@@ -84,7 +85,9 @@ class Comparison:
     lines: tuple[tuple[PictureRow, tuple[Other | None, ...]], ...]
 
 
-def write_report(path: Path, results: Results, pictures: Pictures, images: Images) -> None:
+def write_report(
+    path: Path, results: Results, pictures: Pictures, images: Images, compared: Sequence[against.Compared] = ()
+) -> None:
     """Write the page. ``pictures`` are those of every cell, ``images`` [n, 3, height, width] in 0..1 what was sent."""
     from jinja2 import Environment
 
@@ -102,6 +105,8 @@ def write_report(path: Path, results: Results, pictures: Pictures, images: Image
         strips=_strips(results, pictures, images),
         advantage_panels=_advantage_panels(results, pictures),
         rate_panels=_rate_panels(results),
+        against=against,
+        compared=compared,
         comparisons=_comparisons(results, pictures),
         attacks=ATTACKS,
         defenses=BY_NAME,

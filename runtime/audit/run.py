@@ -17,16 +17,18 @@ from typing import Any
 
 from joblib import Parallel, delayed, parallel_config
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from semseal.runtime.audit.against import Compared, balances
 from semseal.runtime.audit.attacks import BY_NAME, PICTURE_S
 from semseal.runtime.audit.cell import file_name, is_game, measure, read_games, read_reconstructions
 from semseal.runtime.audit.code import digest_of_code
+from semseal.runtime.audit.cost import costs_of
 from semseal.runtime.audit.gate import check_budgets, judge
 from semseal.runtime.audit.links import Link, check, links, taps, with_earlier
 from semseal.runtime.audit.markdown import markdown_tables
 from semseal.runtime.audit.matrix import FULL, both, cells
 from semseal.runtime.audit.report import write_first_look, write_report
-from semseal.runtime.audit.results import AuditedBundle, Results
-from semseal.runtime.audit.scene import Images
+from semseal.runtime.audit.results import AuditedBundle, Results, place_key
+from semseal.runtime.audit.scene import Images, Scene
 from semseal.runtime.audit.settings import Cell, Place, Settings
 from semseal.runtime.audit.taken import MIN_PICTURES, take_pictures
 from semseal.runtime.audit.verdict import Games, Pictures, count_figures, game_rows, orderings, picture_rows
@@ -58,9 +60,9 @@ def audit(
     ``settings.channel`` or the one that it was trained for (``semseal.runtime.audit.links``). ``budgets`` are the largest
     figures that may be, by name (``semseal.runtime.audit.gate``); what became of them is in the results.
 
-    Beside it: report.html, tables.md, first-look.png, and one file for each cell. ``jobs`` processes (None: one) measure
-    cells side by side, and share the cores; or a Ray ``cluster`` does, ``local`` or ``ray://HOST:PORT``, as many cells at once
-    (None: as many as it has cores).
+    Beside it: report.html, tables.md, first-look.png, costs.json, and one file for each cell. ``jobs`` processes (None: one)
+    measure cells side by side, and share the cores; or a Ray ``cluster`` does, ``local`` or ``ray://HOST:PORT``, as many cells
+    at once (None: as many as it has cores).
 
     Raises AuditError for a bundle that is given twice, for bundles of different shapes, for an ``out`` that holds another audit
     and for a budget that has no name here or whose attack is not measured; EngineError where an engine cannot be had;
@@ -82,9 +84,11 @@ def audit(
     agreement = dict(known.surrogate_agreement_db) if known else {}
     asked = [place for link in found for place in link.places(settings)]
     planned: list[tuple[Cell, Work]] = []
+    works: list[Work] = []
     for link in everywhere:
         for place in link.places(everything):
             work = Work(json.dumps(identity), link.bundle.path, place, _threads(jobs), images, attacker_images, settings)
+            works += [work] if place in asked else []
             wanted = _wanted(settings if place in asked else None, everything, link, place)
             if any(map(_optimised, wanted)) and (reason := _unsupported(work, agreement)):
                 skipped[f"{optimised()} on {_words(place)}"] = reason
@@ -95,9 +99,10 @@ def audit(
     pictures, games = _read(out / "cells", [cell for place in places for cell in cells(everything, place)])
     results = summarise(pictures, games, everywhere, data, everything, skipped, agreement)
     results = replace(results, gate=judge(budgets or {}, results, settings, asked))
-    write_atomically(out / "tables.md", markdown_tables(results).encode(errors="replace"))
+    compared = _compared(works, results, pictures, out / "costs.json")
+    write_atomically(out / "tables.md", markdown_tables(results, compared).encode(errors="replace"))
     write_first_look(out / "first-look.png", results, pictures, images)
-    write_report(out / "report.html", results, pictures, images)
+    write_report(out / "report.html", results, pictures, images, compared)
     write_atomically(out / "results.json", results.to_json().encode())
     return results
 
@@ -163,6 +168,14 @@ def _check_counts(settings: Settings) -> None:
             raise AuditError(
                 f"pictures are sent in pairs and compared: their number must be even and at least {MIN_PICTURES}, got {count}"
             )
+
+
+def _compared(works: list[Work], results: Results, pictures: Pictures, file: Path) -> list[Compared]:
+    """Leakage against cost at the first place of each bundle that this run is about; ``file`` keeps the costs."""
+    firsts = {place_key(place) for place in results.firsts}
+    here = [work for work in works if place_key(work.place) in firsts]
+    found = [(work.place, costs_of(scene_of(work), results.settings.defenses, file)) for work in here]
+    return [Compared(place, balances(results, pictures, costs, place)) for place, costs in found]
 
 
 # which cells

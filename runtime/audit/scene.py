@@ -25,7 +25,8 @@ from semseal.runtime import channel, metrics
 from semseal.runtime.attacks.accelerator import best_device
 from semseal.runtime.attacks.whitebox import DifferentiableTransmitter
 from semseal.runtime.audit.alice import Alice, secret_of
-from semseal.runtime.audit.links import links, taps
+from semseal.runtime.audit.digitallink import DigitalLink
+from semseal.runtime.audit.links import digital_link, links, taps
 from semseal.runtime.audit.settings import Place, Settings
 from semseal.runtime.audit.surrogate import Surrogate, why_unsupported
 from semseal.runtime.bundle import Bundle
@@ -154,7 +155,7 @@ class Scene:
 
     def knows_scales(self, defense: Defense) -> bool:
         """Whether Eve reads the scale of every image that is sent: where nothing seals it."""
-        return defense.name == "none"
+        return defense.name == "none" or defense.keyless
 
     def known_scales(self, defense: Defense) -> NDArray[np.float32]:
         """What Eve takes for the scale of every image that is sent."""
@@ -182,9 +183,20 @@ class Scene:
     def send(self, images: Images, defense: Defense, key: bytes | None = None) -> list[Frame]:
         """Frames of the real transmitter, each under a fresh key stream; ``key`` is Alice's unless Eve practises."""
         frames = self._transmitter(defense, key).send(images)
-        if defense.conceal is None:
+        if not defense.rival:
             return frames
-        return [Frame(defense.conceal(frame.symbols, _image_key(key or self.key, frame)), frame.header) for frame in frames]
+        keys = [_image_key(key or self.key, frame) for frame in frames]
+        if defense.digital:
+            on_air = [self.digital.conceal(image, own) for image, own in zip(images, keys, strict=True)]
+        else:
+            assert defense.conceal is not None
+            on_air = [defense.conceal(frame.symbols, own) for frame, own in zip(frames, keys, strict=True)]
+        return [Frame(symbols, frame.header) for symbols, frame in zip(on_air, frames, strict=True)]
+
+    @cached_property
+    def digital(self) -> DigitalLink:
+        """In as many channel uses, at Bob's SNR. Raises AuditError where it cannot be had."""
+        return digital_link(self.bundle, self.place.main_channel, self.main_snr)
 
     def _transmitter(self, defense: Defense, key: bytes | None) -> Alice:
         """Alice's is kept, as its engine takes long to open, and uses every counter once; one under another key is not.
@@ -193,7 +205,7 @@ class Scene:
         """
         if key is None and defense.name in self._alice:
             return self._alice[defense.name]
-        mode = "none" if defense.conceal else defense.name
+        mode = "none" if defense.rival else defense.name
         told = self.main_snr if self.bundle.has_scale else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", BrokenDefenseWarning)  # that is what is measured here
@@ -224,9 +236,13 @@ class Scene:
         return self.receive(symbols, snr_db, np.random.default_rng([self.settings.seed, draw]), eve)
 
     def received_frames(self, images: Images, defense: Defense, snr_db: float, draw: int, key: bytes | None = None) -> Symbols:
-        """What Eve receives of each image, complex64 [n, M], every transmission under a fresh key stream."""
+        """What Eve receives of each image, complex64 [n, M], every transmission under a fresh key stream.
+
+        What a defence without a key does, she has undone.
+        """
         frames = self.send(images, defense, key)
-        return self.add_noise(np.stack([frame.symbols for frame in frames[: len(images)]]), snr_db, draw)
+        received = self.add_noise(np.stack([frame.symbols for frame in frames[: len(images)]]), snr_db, draw)
+        return undone(received, defense) if defense.keyless else received
 
     def received_symbols(self, images: Images, defense: Defense, snr_db: float, draw: int, key: bytes | None = None) -> Symbols:
         """The same without what a defence has added at the end: complex64 [n, N], as decoders and inversions take it."""
@@ -265,10 +281,10 @@ class Scene:
         symbols = np.stack([frame.symbols for frame in self.send(images, BY_NAME["none"])])
         return symbols.view(np.float32).reshape(len(images), *self.row_shape)
 
-    def decode(self, rows: Rows, scales: NDArray[np.float32], snr_db: float) -> Images:
+    def decode(self, rows: Rows, scales: NDArray[np.float32], snr_db: float | None) -> Images:
         """Rows [n, h, w*c] through the deployed receiver as they are, which is Bob's decoder without a key.
 
-        ``scales`` [n] is what Eve takes for theirs, ``snr_db`` her own.
+        ``scales`` [n] is what Eve takes for theirs, ``snr_db`` her own; None: she measures what noise there is.
         """
         known = np.stack([scales, self._noise(rows, snr_db), np.full(len(rows), self.main_snr)], axis=1)
         out = []
@@ -279,9 +295,9 @@ class Scene:
             out.append(self._decode(part, index, *told))
         return np.concatenate(out)
 
-    def _noise(self, rows: Rows, snr_db: float) -> NDArray[np.float64]:
+    def _noise(self, rows: Rows, snr_db: float | None) -> NDArray[np.float64]:
         """The noise power in a symbol of each image, [n]: as Eve knows it, or as she measures it after her equaliser."""
-        if self.place.eve_channel == "awgn":
+        if snr_db is not None and self.place.eve_channel == "awgn":
             return np.full(len(rows), 10 ** (-snr_db / 10))
         power = 2 * np.square(rows, dtype=np.float64).mean(axis=(1, 2))
         measured: NDArray[np.float64] = np.maximum(power - 1, 10 ** (-QUIET_DB / 10))
@@ -294,15 +310,25 @@ class Scene:
         """
         frames = self.send(self.images, defense)
         received = self.add_noise(np.stack([frame.symbols for frame in frames]), self.main_snr, 0, eve=False)
+        return self.open(frames, received, defense)
+
+    @cached_property
+    def _bob(self) -> Receiver:
+        return Receiver(self.bundle.path, self.key, self.engine, self.precision, self._threads)
+
+    def open(self, frames: list[Frame], received: Symbols, defense: Defense) -> Images:
+        """What Bob makes of ``frames`` whose symbols arrived as ``received`` [n, M]."""
+        keys = [_image_key(self.key, frame) for frame in frames]
+        grey = np.full(self.images.shape[1:], 0.5, np.float32)
+        if defense.digital:
+            seen = [self.digital.reveal(symbols, key) for symbols, key in zip(received, keys, strict=True)]
+            return np.stack([grey if image is None else image for image in seen])
         if defense.reveal is not None:
-            keys = (_image_key(self.key, frame) for frame in frames)
             received = np.stack([defense.reveal(symbols, key) for symbols, key in zip(received, keys, strict=True)])
         arrived = [Frame(symbols, frame.header) for symbols, frame in zip(received, frames, strict=True)]
-        receiver = Receiver(self.bundle.path, self.key, self.engine, self.precision, self._threads)
         if self.place.main_channel == "awgn":
-            return receiver.receive(arrived)
-        grey = np.full(self.images.shape[1:], 0.5, np.float32)
-        return np.stack([grey if found.image is None else found.image for found in receiver.receive_each(arrived)])
+            return self._bob.receive(arrived)
+        return np.stack([grey if found.image is None else found.image for found in self._bob.receive_each(arrived)])
 
     def best_order(self, answers: Images, streams: int) -> Images:
         """Eve's pictures of every group in the order that scores best: which path is which picture is not hers to know."""
@@ -314,6 +340,12 @@ class Scene:
         keep, turn = (metrics.psnr(sent, p.reshape(answers.shape)).reshape(-1, 2).sum(1) for p in (pairs, swapped))
         best: Images = np.where((keep >= turn)[:, None, None, None, None], pairs, swapped).reshape(answers.shape)
         return best
+
+
+def undone(received: Symbols, defense: Defense) -> Symbols:
+    """Received symbols [n, M] without what a defence does that has no key."""
+    assert defense.reveal is not None
+    return np.stack([defense.reveal(symbols, b"") for symbols in received])
 
 
 def _image_key(key: bytes, frame: Frame) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 from rich.console import Console
-from semseal.runtime.defense.defenses import BY_NAME
+from semseal.runtime.defense.defenses import MODES
 from semseal.runtime.engine import ENGINES
 from semseal.runtime.files import check_writable
 from semseal.runtime.options import FOLDER, POSITIVE, PRECISION, NumberRange, example
@@ -26,9 +26,7 @@ from semseal.runtime.options import FOLDER, POSITIVE, PRECISION, NumberRange, ex
 @click.option(
     "--precision", "precisions", multiple=True, type=PRECISION, help="may be repeated  [default: those of the bundle]"
 )
-@click.option(
-    "--defense", "defenses", multiple=True, type=click.Choice(list(BY_NAME)), help="may be repeated  [default: none, mix]"
-)
+@click.option("--defense", "defenses", multiple=True, type=click.Choice(MODES), help="may be repeated  [default: none, mix]")
 @click.option(
     "--batch",
     "batches",

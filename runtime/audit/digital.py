@@ -24,14 +24,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from semseal.runtime.channel import awgn, draw_noise
-from sionna.phy.fec.crc import CRCDecoder, CRCEncoder
-from sionna.phy.fec.ldpc import LDPC5GDecoder, LDPC5GEncoder
-from sionna.phy.mapping import Demapper, Mapper
+from semseal.runtime.errors import AuditError
 
 MAX_BLOCK_BITS = 8448  # that one block of 5G's base graph 1 carries, its CRC included
 MAX_SLOW_BLOCK_BITS = 3824  # of base graph 2; at rates up to 1/3 the other would only repeat bits, which sionna leaves out
 CRC_BITS = 24
-BP_ROUNDS = (15, 40)  # the second for blocks whose CRC does not hold after the first
+BP_ROUNDS = (5, 15, 40)  # each for blocks whose CRC does not hold after fewer
 BATCH = 16  # blocks decoded at once
 LENGTH_BYTES = 3
 CODECS = ("jpeg", "webp", "avif")
@@ -116,6 +114,15 @@ class Link:
     """Bits over the air in frames of one kind."""
 
     def __init__(self, frame: Frame) -> None:
+        """Raises AuditError where the coding library is not installed."""
+        try:
+            from sionna.phy.fec.crc import CRCDecoder, CRCEncoder
+            from sionna.phy.fec.ldpc import LDPC5GDecoder, LDPC5GEncoder
+            from sionna.phy.mapping import Demapper, Mapper
+        except ModuleNotFoundError as error:
+            raise AuditError(
+                f"a digital link needs sionna-no-rt: {error}", "in the source folder: pip install '.[radio]'"
+            ) from None
         self.frame = frame
         self._payload = frame.block_bits - CRC_BITS
         order, coded = frame.mcs.order, frame.block_symbols * frame.mcs.order
@@ -126,24 +133,33 @@ class Link:
         self._map = Mapper("qam", order, device="cpu")
         self._demap = Demapper("app", "qam", order, device="cpu")
 
-    @torch.inference_mode()
     def blocks(self, bits: Bits, snr_db: float, rng: np.random.Generator) -> tuple[Bits, NDArray[np.bool_]]:
         """Payloads [blocks, bits] as received, and whose CRC holds [blocks]."""
-        received, intact = [], []
+        found = []
         for start in range(0, len(bits), BATCH):
-            coded = self._encode(self._crc(torch.from_numpy(bits[start : start + BATCH].astype(np.float32))))
-            on_air = self._map(coded).numpy()
-            arrived = torch.from_numpy(awgn(on_air, draw_noise(len(on_air), on_air.shape[1], rng), snr_db))
-            soft = self._demap(arrived, torch.tensor(10 ** (-snr_db / 10)))
-            decided = torch.zeros(len(soft), self._payload)
-            holds = torch.zeros(len(soft), dtype=torch.bool)
-            for decode in self._decode:
-                if not holds.all():
-                    found, good = self._check(decode(soft[~holds]))
-                    decided[~holds], holds[~holds] = found, good.reshape(-1)
-            received.append(decided.numpy().astype(np.uint8))
-            intact.append(holds.numpy())
+            on_air = self.modulate(bits[start : start + BATCH])
+            arrived = awgn(on_air, draw_noise(len(on_air), on_air.shape[1], rng), snr_db)
+            found.append(self.demodulate(arrived, snr_db))
+        received, intact = zip(*found, strict=True)
         return np.concatenate(received), np.concatenate(intact)
+
+    @torch.inference_mode()
+    def modulate(self, bits: Bits) -> NDArray[np.complex64]:
+        """Payloads [blocks, bits] to their symbols [blocks, block_symbols]."""
+        on_air: NDArray[np.complex64] = self._map(self._encode(self._crc(torch.from_numpy(bits.astype(np.float32))))).numpy()
+        return on_air
+
+    @torch.inference_mode()
+    def demodulate(self, symbols: NDArray[np.complex64], snr_db: float) -> tuple[Bits, NDArray[np.bool_]]:
+        """Received symbols [blocks, block_symbols], BATCH blocks at most, to payloads, and whose CRC holds."""
+        soft = self._demap(torch.from_numpy(symbols), torch.tensor(10 ** (-snr_db / 10)))
+        decided = torch.zeros(len(soft), self._payload)
+        holds = torch.zeros(len(soft), dtype=torch.bool)
+        for decode in self._decode:
+            if not holds.all():
+                found, good = self._check(decode(soft[~holds]))
+                decided[~holds], holds[~holds] = found, good.reshape(-1)
+        return decided.numpy().astype(np.uint8), holds.numpy()
 
     def failures(self, count: int, enough: int, snr_db: float, rng: np.random.Generator) -> tuple[int, int]:
         """Of at most ``count`` blocks of random bits how many were lost, and of how many.
@@ -160,12 +176,20 @@ class Link:
 
     def send(self, payload: bytes, snr_db: float, rng: np.random.Generator) -> bytes | None:
         """A frame's payload as received, filled up with zeros; None where a block is lost."""
+        received, intact = self.blocks(self.bits(payload), snr_db, rng)
+        return self.payload(received) if intact.all() else None
+
+    def bits(self, payload: bytes) -> Bits:
+        """A frame's payload, filled up with zeros, as bits [blocks, bits]."""
         if len(payload) > self.frame.payload_bytes:
             raise ValueError(f"a frame carries {self.frame.payload_bytes} bytes, got {len(payload)}")
         bits = np.zeros(self.frame.blocks * self._payload, np.uint8)
         bits[: 8 * len(payload)] = np.unpackbits(np.frombuffer(payload, np.uint8))
-        received, intact = self.blocks(bits.reshape(self.frame.blocks, -1), snr_db, rng)
-        return np.packbits(received.reshape(-1)[: 8 * self.frame.payload_bytes]).tobytes() if intact.all() else None
+        return bits.reshape(self.frame.blocks, -1)
+
+    def payload(self, bits: Bits) -> bytes:
+        """The reverse, with what it was filled up with."""
+        return np.packbits(bits.reshape(-1)[: 8 * self.frame.payload_bytes]).tobytes()
 
 
 def _settings(codec: str, speed: int) -> list[dict[str, Any]]:
