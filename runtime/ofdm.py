@@ -5,9 +5,13 @@
                                   │  type A, position 2, one more), on every other subcarrier, at twice the power
                                   └── from_grid ── [n, N]
 
-N symbols fill the K subcarriers of one OFDM symbol after the other. The last one may not be full; the rest of it is silent.
+N symbols fill the K subcarriers of one OFDM symbol after the other, in an order and with quarter turns that are drawn once for
+all and public, as NR interleaves and scrambles its bits. Analog symbols need it more: those of a smooth picture are alike, and
+alike on neighbouring subcarriers they add up to one peak of 20 dB, and fade together. The last OFDM symbol may not be full; the
+rest of it is silent.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -106,15 +110,26 @@ def to_grid(symbols: Symbols, radio: Radio) -> Symbols:
     grid = np.zeros((n, len(at), radio.subcarriers), np.complex64)
     grid[:, at] = pilots(radio)
     data = np.zeros((n, int((~at).sum()) * radio.subcarriers), np.complex64)
-    data[:, :count] = symbols
+    order, turns = _scrambling(count)
+    data[:, :count] = symbols[:, order] * turns
     grid[:, ~at] = data.reshape(n, -1, radio.subcarriers)
     return grid
 
 
 def from_grid(grid: Symbols, n_symbols: int, radio: Radio) -> Symbols:
-    """The reverse."""
+    """The symbols [n, N] of a grid: the reverse."""
     data = grid[:, ~holds_pilots(n_symbols, radio)]
-    return np.ascontiguousarray(data.reshape(len(grid), -1)[:, :n_symbols])
+    order, turns = _scrambling(n_symbols)
+    symbols = np.empty((len(grid), n_symbols), np.complex64)
+    symbols[:, order] = data.reshape(len(grid), -1)[:, :n_symbols] * turns.conj()
+    return symbols
+
+
+@functools.lru_cache(maxsize=8)
+def _scrambling(n_symbols: int) -> tuple[NDArray[np.integer], Symbols]:
+    """The order of the symbols on air and their turns, [N] each."""
+    rng = np.random.default_rng([38211, n_symbols])
+    return rng.permutation(n_symbols), np.array([1, 1j, -1, -1j], np.complex64)[rng.integers(4, size=n_symbols)]
 
 
 def waveform(grid: Symbols, size: int) -> Symbols:

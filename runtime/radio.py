@@ -78,6 +78,7 @@ def linear(
     known, wrong = estimate(response * ofdm.pilots(radio) + noise, at, sigma2, radio, response)
     gain, _ = combine(known, response, sigma2 + wrong)
     rest, _ = combine(known, noise, sigma2 + wrong)
+    gain *= ofdm.to_grid(np.ones((1, n_symbols), np.complex64), radio)  # as symbols are turned
     return ofdm.from_grid(gain, n_symbols, radio), ofdm.from_grid(rest, n_symbols, radio)
 
 

@@ -170,10 +170,10 @@ class AuditedBundle:
 class AirRow:
     """What Alice put on air under one defence at one place, and how noisy Bob got it.
 
-    ``symbols_db`` is the mean over frames of a frame's peak to mean power, of the symbols themselves; ``waveform_db`` the
+    ``symbols_db`` is the mean over frames of a frame's peak to mean power, of the symbols themselves. ``waveform_db`` is the
     level that one OFDM symbol in a thousand exceeds (four times oversampled, before clipping), ``exceeded`` the share that
-    exceeds each of ``levels_db``. ``effective_snr_db`` is a frame's behind Bob's equaliser: the median; ``worst_snr_db`` is that
-    of the worst in twenty.
+    exceeds each of ``levels_db``. ``effective_snr_db`` is the median of the frames' behind Bob's equaliser, ``worst_snr_db``
+    that of the worst frame in twenty.
     """
 
     defense: str
