@@ -186,7 +186,7 @@ def _noise(shape: tuple[int, ...], sigma2: float, rng: np.random.Generator) -> S
     return drawn * np.float32((sigma2 / 2) ** 0.5)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)  # training is at every whole dB; 1.5 MB each
 def _smoother(radio: Radio, sigma2: float) -> tuple[Symbols, float]:
     """What makes K gains of the K / 2 that the pilots show, complex64 [K, K / 2], and the mean power of its mistakes."""
     k, noise = radio.subcarriers, sigma2 / ofdm.COMB  # as pilots are louder

@@ -92,7 +92,11 @@ def test_keygen(tmp_path):
         (["train", "--preset", "photos-10db", "--data", "photos", "--out", "run", "--resume"], 3, "no run to resume"),
         (["train", "--preset", "photos-0db", "--data", "photos", "--out", "run"], 2, "'photos-10db', 'edge', 'edge-quality'"),
         (["train", "--preset", "edge", "--data", "photos", "--out", "run", "--c", "50"], 2, "c must be at most 48"),
-        (["train", "--preset", "edge", "--data", "photos", "--out", "run", "--channel", "rayleigh"], 2, "trained for awgn"),
+        (
+            ["train", "--preset", "edge", "--data", "photos", "--out", "run", "--channel", "rician"],
+            2,
+            "not one of 'awgn', 'rayleigh'",
+        ),
         (["train", "--preset", "edge", "--data", "photos", "--out", "run", "--seed", "-1"], 2, "seed must be 0 or above"),
         (
             ["train", "--preset", "edge", "--data", "photos", "--out", "run", "--save-every", "0"],

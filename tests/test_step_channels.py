@@ -12,26 +12,24 @@ from semseal.train.config import CHANNELS, ModelConfig, TrainConfig
 from semseal.train.step import _effective_noise, transmit
 
 EDGE = TrainConfig(model=ModelConfig(height=32, width=32, c=16, network="edge"), batch=4)
+FRAMES = 96
 WITHOUT_SIONNA = find_spec("sionna") is None and "sionna-no-rt is not installed: pip install sionna-no-rt"
 
 
 def of(kind):
-    return (
-        pytest.param(kind, marks=pytest.mark.skipif(bool(WITHOUT_SIONNA), reason=str(WITHOUT_SIONNA)))
-        if "dl-" in kind
-        else kind
-    )
+    needs = pytest.mark.skipif("dl-" in kind and bool(WITHOUT_SIONNA), reason=str(WITHOUT_SIONNA))
+    return pytest.param(kind, marks=needs)
 
 
 @pytest.mark.parametrize("kind", [of(kind) for kind in ("awgn", "rayleigh", "multipath", "tdl-c", "cdl-c")])
 def test_the_edge_network_meets_the_noise_that_the_audits_channel_leaves(kind):
     config, n = dataclasses.replace(EDGE, channel=kind), 512
-    x, snr_db = torch.zeros(128, 3, 32, 32), torch.full((128,), 10.0)
+    x, snr_db = torch.zeros(FRAMES, 3, 32, 32), torch.full((FRAMES,), 10.0)
     power, noise = _effective_noise(x, snr_db, config, torch.Generator().manual_seed(0))
-    assert power.shape == (128,)
-    assert noise.shape == (128, 8, 8 * 16)
+    assert power.shape == (FRAMES,)
+    assert noise.shape == (FRAMES, 8, 8 * 16)
     assert noise.square().mean().item() == pytest.approx(1, rel=0.05)  # each part's; the power 2 is a symbol's
-    symbols = edge_channel.draw_noise(128, n, np.random.default_rng(1)) / np.float32(2**0.5)
+    symbols = edge_channel.draw_noise(FRAMES, n, np.random.default_rng(1)) / np.float32(2**0.5)
     rng = np.random.default_rng(2)
     if kind in radio.CHANNELS:
         received = radio.transmit(kind, symbols, 10.0, rng, unbiased=True)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from semseal.runtime import metrics
-from semseal.runtime.audit import gate, paper, tables, wording
+from semseal.runtime.audit import gate, overchannels, paper, tables, wording
 from semseal.runtime.audit import verdict as judging
 from semseal.runtime.audit.attacks import ATTACKS
 from semseal.runtime.audit.attacks import BY_NAME as ATTACK_BY_NAME
@@ -102,6 +102,7 @@ def write_report(path: Path, results: Results, pictures: Pictures, images: Image
         strips=_strips(results, pictures, images),
         advantage_panels=_advantage_panels(results, pictures),
         rate_panels=_rate_panels(results),
+        overchannels=overchannels,
         comparisons=_comparisons(results, pictures),
         attacks=ATTACKS,
         defenses=BY_NAME,
