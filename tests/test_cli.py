@@ -209,6 +209,15 @@ def test_keygen(tmp_path):
         (["audit", "edge", "edge", "--data", "photos", "--out", "results"], 3, "is given twice"),
         (["audit", "--data", "photos", "--out", "results"], 2, "BUNDLE"),
         (["audit", "edge", "--data", "photos", "--out", "results", "--sent", "x"], 2, "--sent goes with --recording"),
+        (["audit", "edge", "--data", "photos", "--out", "results", "--estimation", "ls"], 2, "go with --channel or --eve-ch"),
+        (["audit", "edge", "--data", "photos", "--out", "r", "--channel", "tdl-c", "--delay-spread", "0"], 2, "0.0 is not in"),
+        (["audit", "edge", "--data", "photos", "--out", "r", "--channel", "tdl-c", "--delay-spread", "300"], 3, "at most 270"),
+        (["audit", "edge", "--data", "photos", "--out", "r", "--channel", "tdl-f"], 2, "'tdl-f' is not one of"),
+        (
+            ["audit", "edge", "--data", "photos", "--out", "r", "--recording", "x", "--eve-antennas", "4"],
+            2,
+            "--eve-antennas: not",
+        ),
         (["audit", "edge", "--data", "photos", "--out", "results", "--recording", "gone"], 3, "no recording gone.sigmf-meta"),
         (["audit", "edge", "photos-10db", "--data", "photos", "--out", "results", "--recording", "x"], 2, "one with --rec"),
         (
