@@ -61,6 +61,12 @@ def _presets() -> Sequence[str]:
     return tuple(PRESETS)
 
 
+def _channels() -> Sequence[str]:
+    from semseal.train.config import CHANNELS
+
+    return CHANNELS
+
+
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=example("semseal demo", "semseal audit edge --data photos --out audit --quick"),
@@ -76,7 +82,7 @@ def cli() -> None:
 @click.option("--out", "run", required=True, type=FOLDER, metavar="RUN", help="run folder to write")
 @click.option("--resume", is_flag=True, help="continue an interrupted run; same --preset and options")
 @click.option("--init", type=FOLDER, metavar="RUN", help="start from the weights of this run that fit")
-@click.option("--channel", type=click.Choice(["awgn", "rayleigh", "multipath"]), help="main channel  [default: awgn]")
+@click.option("--channel", type=LazyChoice(_channels), help="main channel; tdl and cdl: extra radio  [default: awgn]")
 @click.option("--c", type=int, help="feature channels: bandwidth ratio c/96  [default: 16]")
 @click.option("--steps", type=int, help="updates")
 @click.option("--batch", type=int, help="pictures per update, over all devices")

@@ -15,12 +15,15 @@ from semseal.runtime.channel import CHANNELS
 from semseal.runtime.defense.defenses import BY_NAME
 from semseal.runtime.engine import ENGINES
 from semseal.runtime.files import check_writable
-from semseal.runtime.options import FOLDER, NEW_FILE, NUMBER, PRECISION, LazyChoice, UserPath, example
+from semseal.runtime.ofdm import ESTIMATIONS, Radio
+from semseal.runtime.options import FOLDER, NEW_FILE, NUMBER, POSITIVE, PRECISION, LazyChoice, NumberRange, UserPath, example
+from semseal.runtime.radio import CHANNELS as RADIO_CHANNELS
 
 if TYPE_CHECKING:
     from semseal.runtime.audit.settings import Settings
 
 out = Console(emoji=False)
+KNOWN_CHANNELS = (*CHANNELS, *RADIO_CHANNELS)
 _ONE_OF = ("engines", "precisions", "main_snrs")  # of the options of ``audit``, with --recording
 
 
@@ -115,9 +118,21 @@ class Cluster(click.ParamType):
 )
 @click.option("--precision", "precisions", multiple=True, type=PRECISION, help="may be repeated  [default: fp32]")
 @click.option(
-    "--channel", type=click.Choice(CHANNELS), help="from Alice to Bob  [default: the one that the link was trained for]"
+    "--channel",
+    "channels",
+    multiple=True,
+    type=click.Choice(KNOWN_CHANNELS),
+    help="from Alice to Bob, tdl and cdl with the extra radio; may be repeated  [default: what the link was trained for]",
 )
-@click.option("--eve-channel", type=click.Choice(CHANNELS), help="from Alice to Eve  [default: as Bob's]")
+@click.option("--eve-channel", type=click.Choice(KNOWN_CHANNELS), help="from Alice to Eve  [default: as Bob's]")
+@click.option("--eve-antennas", type=click.IntRange(1, 64), default=1, show_default=True, help="of Eve's, which she combines")
+@click.option(
+    "--estimation",
+    type=click.Choice(ESTIMATIONS),
+    help="over tdl and cdl: how Bob and Eve get to know their channels  [default: lmmse]",
+)
+@click.option("--delay-spread", type=POSITIVE, metavar="NS", help="over tdl and cdl, in ns  [default: 100]")
+@click.option("--speed", type=NumberRange(0), metavar="KMH", help="over tdl and cdl, in km/h  [default: 3]")
 @click.option(
     "--jobs", type=click.IntRange(1), help="cells at once, which share the cores  [default: 1, on a cluster one for each core]"
 )
@@ -250,7 +265,7 @@ def _audit_recording(
     refused: dict[str, Any],
 ) -> None:
     """Attack what was recorded. ``asked`` are the options as given, ``refused`` some that mean nothing here."""
-    refused |= {"--eve-snr": asked["eve_snrs"], "--channel": asked["channel"]}
+    refused |= {"--eve-snr": asked["eve_snrs"], "--channel": asked["channels"], "--eve-antennas": asked["eve_antennas"] > 1}
     if given := [option for option, value in refused.items() if value]:
         raise click.UsageError(f"{', '.join(given)}: not with --recording")
     several = {"BUNDLE": bundles, **{f"--{name[:-1].replace('_', '-')}": asked[name] for name in _ONE_OF}}
@@ -297,8 +312,12 @@ def _settings(
     main_snrs: tuple[float, ...],
     engines: tuple[str, ...],
     precisions: tuple[str, ...],
-    channel: str | None,
+    channels: tuple[str, ...],
     eve_channel: str | None,
+    eve_antennas: int,
+    estimation: str | None,
+    delay_spread: float | None,
+    speed: float | None,
     white_box: str,
     seed: int,
 ) -> "Settings":
@@ -321,7 +340,15 @@ def _settings(
         settings = dataclasses.replace(settings, attacker_pictures=attacker_pictures)
     if eve_snrs:
         settings = dataclasses.replace(settings, eve_snrs=tuple(sorted(set(eve_snrs))))
-    settings = dataclasses.replace(settings, main_snrs=tuple(sorted(set(main_snrs))), channel=channel, eve_channel=eve_channel)
+    channels = tuple(dict.fromkeys(channels))
+    settings = dataclasses.replace(
+        settings,
+        main_snrs=tuple(sorted(set(main_snrs))),
+        channels=channels,
+        eve_channel=eve_channel,
+        eve_antennas=eve_antennas,
+        radio=_radio(channels, eve_channel, estimation, delay_spread, speed),
+    )
 
     def chosen(names: tuple[str, ...], known: Sequence[str], default: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(name for name in known if name in names) or default  # in the order of the table
@@ -333,6 +360,17 @@ def _settings(
         precisions=chosen(precisions, PRECISIONS, settings.precisions),
         engines=chosen(engines, ENGINES, ()),
     )
+
+
+def _radio(
+    channels: tuple[str, ...], eve_channel: str | None, estimation: str | None, delay_spread: float | None, speed: float | None
+) -> Radio:
+    """What the options change of an OFDM radio; they are wrong usage where no channel goes through one."""
+    given = {"estimation": estimation, "delay_spread_ns": delay_spread, "speed_kmh": speed}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and not {*channels, eve_channel} & set(RADIO_CHANNELS):
+        raise click.UsageError("--estimation, --delay-spread and --speed go with --channel or --eve-channel tdl-... or cdl-...")
+    return Radio(**given)  # type: ignore[arg-type]
 
 
 @click.command(epilog=example("semseal demo --out demo"))

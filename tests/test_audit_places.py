@@ -126,8 +126,8 @@ def test_a_rayleigh_link_is_audited_under_rayleigh(rayleigh, tmp_path):
     bob = next(row for row in results.rows if row.attack == "bob")
     assert (bob.eve_channel, bob.paper_psnr) == (None, None)  # the paper's figure is of AWGN
     with pytest.raises(AuditError, match="holds another audit: channels differ"):
-        audit([rayleigh], "photos", tmp_path / "out", dataclasses.replace(QUICKER, channel="awgn"))
-    mixed = dataclasses.replace(QUICKER, channel="awgn", eve_channel="multipath")
+        audit([rayleigh], "photos", tmp_path / "out", dataclasses.replace(QUICKER, channels=("awgn",)))
+    mixed = dataclasses.replace(QUICKER, channels=("awgn",), eve_channel="multipath")
     other = audit([rayleigh], "photos", tmp_path / "other", mixed)
     assert {(row.main_channel, row.eve_channel) for row in other.rows if row.eve_snr} == {("awgn", "multipath")}
     awgn = next(row for row in other.rows if row.attack == "bob")
@@ -145,7 +145,7 @@ def test_each_channel_fades_as_its_name_says(small_bundle, rayleigh):
 
 @pytest.mark.parametrize("kind", ["rayleigh", "multipath"])
 def test_the_edge_network_is_told_the_noise_that_the_equaliser_leaves(edge_bundle, kind):
-    scene = scene_of(edge_bundle, channel=kind)
+    scene = scene_of(edge_bundle, channels=(kind,))
     sent = np.stack([frame.symbols for frame in scene.send(scene.images, BY_NAME["none"])])
     received = scene.add_noise(sent, 10.0, 4)
     rng = np.random.default_rng([TINY.seed, 4])

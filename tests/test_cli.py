@@ -92,7 +92,11 @@ def test_keygen(tmp_path):
         (["train", "--preset", "photos-10db", "--data", "photos", "--out", "run", "--resume"], 3, "no run to resume"),
         (["train", "--preset", "photos-0db", "--data", "photos", "--out", "run"], 2, "'photos-10db', 'edge', 'edge-quality'"),
         (["train", "--preset", "edge", "--data", "photos", "--out", "run", "--c", "50"], 2, "c must be at most 48"),
-        (["train", "--preset", "edge", "--data", "photos", "--out", "run", "--channel", "rayleigh"], 2, "trained for awgn"),
+        (
+            ["train", "--preset", "edge", "--data", "photos", "--out", "run", "--channel", "rician"],
+            2,
+            "not one of 'awgn', 'rayleigh'",
+        ),
         (["train", "--preset", "edge", "--data", "photos", "--out", "run", "--seed", "-1"], 2, "seed must be 0 or above"),
         (
             ["train", "--preset", "edge", "--data", "photos", "--out", "run", "--save-every", "0"],
@@ -205,6 +209,15 @@ def test_keygen(tmp_path):
         (["audit", "edge", "edge", "--data", "photos", "--out", "results"], 3, "is given twice"),
         (["audit", "--data", "photos", "--out", "results"], 2, "BUNDLE"),
         (["audit", "edge", "--data", "photos", "--out", "results", "--sent", "x"], 2, "--sent goes with --recording"),
+        (["audit", "edge", "--data", "photos", "--out", "results", "--estimation", "ls"], 2, "go with --channel or --eve-ch"),
+        (["audit", "edge", "--data", "photos", "--out", "r", "--channel", "tdl-c", "--delay-spread", "0"], 2, "0.0 is not in"),
+        (["audit", "edge", "--data", "photos", "--out", "r", "--channel", "tdl-c", "--delay-spread", "300"], 3, "at most 270"),
+        (["audit", "edge", "--data", "photos", "--out", "r", "--channel", "tdl-f"], 2, "'tdl-f' is not one of"),
+        (
+            ["audit", "edge", "--data", "photos", "--out", "r", "--recording", "x", "--eve-antennas", "4"],
+            2,
+            "--eve-antennas: not",
+        ),
         (["audit", "edge", "--data", "photos", "--out", "results", "--recording", "gone"], 3, "no recording gone.sigmf-meta"),
         (["audit", "edge", "photos-10db", "--data", "photos", "--out", "results", "--recording", "x"], 2, "one with --rec"),
         (

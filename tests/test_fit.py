@@ -35,6 +35,8 @@ CONFIGS = {
     "rayleigh": dataclasses.replace(TINY, channel="rayleigh", steps=100),
     "multipath": dataclasses.replace(TINY, channel="multipath", steps=100),
     "edge": EDGE,
+    "tdl-c": dataclasses.replace(TINY, channel="tdl-c", steps=40),
+    "edge over tdl-c": dataclasses.replace(EDGE, channel="tdl-c", steps=40, save_every=20),
 }
 
 

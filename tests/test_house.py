@@ -31,6 +31,8 @@ ORDER = (
         "runtime.jpegfile",
         "runtime.svg",
     ),
+    ("runtime.ofdm",),
+    ("runtime.radio",),
     ("runtime.picturefile", "runtime.picturefolder"),
     ("runtime.pictures",),
     ("runtime.onnxwrite",),

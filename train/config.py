@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from semseal.runtime import channel, radio
 from semseal.runtime.errors import TrainingError
+
+CHANNELS = (*channel.CHANNELS, *radio.CHANNELS)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     snr_db: float = 10.0
     snr_span_db: float = 0.0  # each image is sent at a random SNR of snr_db +- this
-    channel: str = "awgn"  # awgn, rayleigh, multipath; edge knows awgn only
+    channel: str = "awgn"  # of CHANNELS; tdl and cdl need the extra radio
     taps: int = 8  # of the multipath channel
     lam: float = 1.0  # lambda of Eq. (2), for pixels in 0..255
     beta: float = 1.0  # of Eq. (3)
@@ -87,10 +90,8 @@ class TrainConfig:
         for name in ("taps", "lr", "batch", "steps", "clip", "save_every"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.channel not in ("awgn", "rayleigh", "multipath"):
-            raise ValueError(f"channel must be awgn, rayleigh or multipath, got {self.channel!r}")
-        if self.model.network == "edge" and self.channel != "awgn":
-            raise ValueError(f"the edge network is trained for awgn, got channel {self.channel!r}")
+        if self.channel not in CHANNELS:
+            raise ValueError(f"channel must be one of {', '.join(CHANNELS)}, got {self.channel!r}")
         if self.snr_span_db < 0 or (self.snr_span_db and self.model.network != "edge"):
             raise ValueError(f"snr_span_db must be 0, or above for the edge network, got {self.snr_span_db}")
         if self.crop < 0 or self.crop % 4 or (self.crop and self.model.network != "edge"):

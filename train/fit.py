@@ -28,8 +28,10 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from semseal.runtime import radio
 from semseal.runtime.errors import TrainingError
 from semseal.runtime.files import append, check_room, shown, write_atomically
+from semseal.runtime.ofdm import Radio
 from semseal.runtime.pictures import Pictures, open_pictures
 from semseal.runtime.progress import told
 from semseal.train.config import TrainConfig
@@ -78,6 +80,8 @@ def train(
     torch.set_float32_matmul_precision("high")
     fabric = _launch(config, devices)
     # everything that can be wrong is found before the run folder is made
+    if config.channel in radio.CHANNELS:
+        radio.check(config.channel, Radio())
     pictures, (valid, remarks) = open_pictures(data, "train"), _valid_pictures(data, config)
     known = pictures.remarks(len(pictures.paths), 0 if data == "photos" else USUAL_PICTURES, "training")
     remarks = [line for line in remarks if line not in known] + known[len(pictures.skipped) :]  # decoding says what it skips

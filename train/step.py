@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
+from semseal.runtime import radio
 from semseal.train import channel
 from semseal.train.config import ModelConfig, TrainConfig
 from semseal.train.data import to_images
@@ -75,14 +76,52 @@ def _draw_channel(x: Tensor, config: TrainConfig, generator: torch.Generator) ->
     draws = torch.rand(3, len(x), generator=generator, device=generator.device)
     snr_db = config.snr_db + (2 * draws[0] - 1) * span
     told = torch.where(draws[2] < 0.2, config.snr_db + (2 * draws[1] - 1) * span, snr_db)
-    h, w = x.shape[2] // 4, x.shape[3] // 4
-    noise = torch.randn(len(x), h, w * config.model.c, generator=generator, device=generator.device)
-    return told, 10 ** (-snr_db / 10), noise
+    return told, *_effective_noise(x, snr_db, config, generator)
+
+
+def _effective_noise(x: Tensor, snr_db: Tensor, config: TrainConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """What the edge network meets of the run's channel: the noise power behind the equaliser, [batch], and noise of power 2.
+
+    Over a fading channel the power is what a fade leaves, of one that the receiver has made the gain of 1 of. Over OFDM the
+    noise also differs from symbol to symbol, as the response does: both are of realisations of the whole receiver.
+    """
+    batch, h, w = len(x), x.shape[2] // 4, x.shape[3] // 4 * config.model.c
+    noise = torch.randn(batch, h, w, generator=generator, device=generator.device)
+    power = 10 ** (-snr_db / 10)
+    if config.channel == "awgn":
+        return power, noise
+    if config.channel in radio.CHANNELS:
+        drawn = torch.view_as_complex(noise.reshape(batch, -1, 2)) / 2**0.5  # in the place of symbols, which fades change
+        parts = [_behind_ofdm(one, float(snr), config, generator) for one, snr in zip(drawn, snr_db, strict=True)]
+        rest = torch.view_as_real(torch.stack(parts)).reshape(batch, h, w)
+        power = 2 * rest.square().mean(dim=(1, 2))
+        return power, rest * (2 / power).sqrt()[:, None, None]
+    taps = channel.draw_taps(batch, 1 if config.channel == "rayleigh" else config.taps, generator)
+    response = (taps if taps.shape[1] == 1 else torch.fft.fft(taps, n=h * w // 2)).abs().square()
+    gain = (response / (response + power[:, None])).mean(dim=1)
+    return (1 - gain) / gain.clamp_min(1e-9), noise
+
+
+def _behind_ofdm(symbols: Tensor, snr_db: float, config: TrainConfig, generator: torch.Generator) -> Tensor:
+    """What such a channel adds to symbols [N] that its receiver brings to a gain of 1."""
+    gain, noise = _realisation(1, len(symbols), round(snr_db), config, generator)  # whole dB, whose filters are kept
+    mean = gain.real.mean()
+    return ((gain / mean - 1) * symbols + noise / mean)[0]
+
+
+def _realisation(n: int, count: int, snr_db: float, config: TrainConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+    found = radio.linear(config.channel, n, count, snr_db, np.random.default_rng(seed))
+    gain, noise = (torch.from_numpy(array).to(generator.device) for array in found)
+    return gain, noise
 
 
 def transmit(symbols: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
     """The run's channel and equaliser on the paper network's symbols [batch, N, 2]; everything random from the generator."""
     batch, n = symbols.shape[:2]
+    if config.channel in radio.CHANNELS:
+        gain, rest = _realisation(batch, n, config.snr_db, config, generator)
+        return torch.view_as_real(torch.view_as_complex(symbols.float().contiguous()) * gain + rest)
     noise = channel.draw_noise(batch, n, generator)
     if config.channel == "awgn":
         return channel.awgn(symbols, noise, config.snr_db)
@@ -105,8 +144,7 @@ def validate(model: Link, config: TrainConfig, x: Tensor) -> dict[str, float]:
         generator = torch.Generator(x.device).manual_seed(config.seed)
         if isinstance(model, EdgeCodec):
             told = torch.full((len(x),), snr_db, device=x.device)
-            noise = torch.randn(len(x), config.model.h, config.model.w * config.model.c, generator=generator, device=x.device)
-            x_hat = model(x, told, 10 ** (-told / 10), noise).clamp(0, 1)
+            x_hat = model(x, told, *_effective_noise(x, told, config, generator)).clamp(0, 1)
         else:
             x_hat = model.decode(transmit(model.encode(x), config, generator))
         measured[f"{snr_db:g}"] = float(psnr((x_hat - x).square().mean(dim=(1, 2, 3))).mean())

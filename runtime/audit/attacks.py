@@ -165,7 +165,8 @@ def _reused_stream(scene: Scene, cell: Cell, _: Advance) -> Images:
     clean = scene.clean_rows(scene.images)
     packets = np.concatenate([scene.attacker_rows[:known], clean])
     received = under_one_key(scene, DEFENSES[cell.defense], packets, _snr(cell))
-    rows = reuse.unmix(mine[known:], mine[:known], received[:known], received[known:], _snr(cell))
+    snr = scene.combined_db(_snr(cell))
+    rows = reuse.unmix(mine[known:], mine[:known], received[:known], received[known:], snr)
     return _decoded(scene, cell, rows.reshape(clean.shape))
 
 
@@ -286,7 +287,7 @@ def _in_order(model: ordering.RowModel, received: Rows) -> Rows:
 
 @lru_cache(maxsize=2)  # of one packet and of four; a scene is large, so no more are held
 def _row_model(scene: Scene, snr: float) -> ordering.RowModel:
-    return ordering.fit(scene.attacker_rows, snr, max_distance=bruteforce.SCORED_DISTANCES)
+    return ordering.fit(scene.attacker_rows, scene.combined_db(snr), max_distance=bruteforce.SCORED_DISTANCES)
 
 
 def _seconds_of_packets(settings: Settings) -> float:

@@ -14,11 +14,13 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 from semseal.runtime import metrics
+from semseal.runtime.audit import on_air
 from semseal.runtime.audit.attacks import BY_NAME, Advance, Answer
 from semseal.runtime.audit.results import GameResult, Reconstructions
 from semseal.runtime.audit.scene import Images, Scene
 from semseal.runtime.audit.settings import Cell
 from semseal.runtime.defense.defenses import BY_NAME as DEFENSES
+from semseal.runtime.defense.defenses import Defense
 from semseal.runtime.errors import AuditError
 from semseal.runtime.files import write_atomically
 
@@ -38,6 +40,8 @@ def file_name(cell: Cell) -> str:
         bundle += f"-{hashlib.sha256(cell.bundle.encode()).hexdigest()[:8]}"
     main = f"main{cell.main_snr:g}-{cell.main_channel}"
     eve = "" if cell.eve_snr is None else f"-eve{cell.eve_snr:g}-{cell.eve_channel}"
+    if cell.eve_antennas not in (None, 1):
+        eve += f"-x{cell.eve_antennas}"
     return f"{cell.attack}-{cell.defense}-{bundle}-{main}{eve}-{cell.engine}-{cell.precision}.{kind}"
 
 
@@ -62,7 +66,11 @@ def measure(scene: Scene, cell: Cell, file: Path, advance: Advance = lambda seco
 
 def content(scene: Scene, cell: Cell, advance: Advance = lambda seconds: None) -> bytes:
     """The content of a cell's file, measured now. Raises as ``answer``."""
-    found = answer(scene, cell, advance)
+    more: dict[str, NDArray[np.float64]] = {}
+    if cell.attack == "bob":
+        found, more = _bob(scene, DEFENSES[cell.defense])
+    else:
+        found = answer(scene, cell, advance)
     if isinstance(found, tuple):
         return json.dumps([dataclasses.asdict(game) for game in found]).encode()
     sent = scene.images[: len(found)]
@@ -73,8 +81,17 @@ def content(scene: Scene, cell: Cell, advance: Advance = lambda seconds: None) -
         ssim=metrics.ssim(sent, found),
         advantage=matching_advantage(sent, found, DEFENSES[cell.defense].streams),
         shown=np.round(found[:SHOWN].clip(0, 1) * 255).astype(np.uint8),
+        **more,
     )
     return buffer.getvalue()
+
+
+def _bob(scene: Scene, defense: Defense) -> tuple[Images, dict[str, NDArray[np.float64]]]:
+    """What Bob gets, and the ``OnAir`` of what Alice sent for it."""
+    frames, received = scene.received_by_bob(defense)
+    sent = np.stack([frame.symbols for frame in frames])
+    found = on_air.measure(sent, received, scene.settings.radio)
+    return scene.decoded_by_bob(defense, frames, received), {name: getattr(found, name) for name in on_air.NAMES}
 
 
 def matching_advantage(sent: Images, answers: Images, streams: int) -> NDArray[np.float64]:
@@ -95,7 +112,9 @@ def read_reconstructions(file: Path) -> Reconstructions:
     """What ``measure`` kept of a cell that ends in pictures. Raises AuditError for a damaged file."""
     try:
         with np.load(io.BytesIO(file.read_bytes())) as kept:
-            return Reconstructions(kept["psnr"], kept["ssim"], kept["advantage"], kept["shown"].astype(np.float32) / 255)
+            shown = kept["shown"].astype(np.float32) / 255
+            sent = on_air.OnAir(**{name: kept[name] for name in on_air.NAMES}) if on_air.NAMES[0] in kept else None
+            return Reconstructions(kept["psnr"], kept["ssim"], kept["advantage"], shown, sent)
     except (ValueError, KeyError, EOFError, BadZipFile):
         raise _damaged(file) from None
 

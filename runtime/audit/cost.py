@@ -72,7 +72,7 @@ def _measure(scene: Scene, defenses: tuple[str, ...]) -> list[Cost]:
             symbols = np.stack([frame.symbols for frame in frames])
             received = scene.add_noise(symbols, scene.main_snr, 0, eve=False)
             arrived = perf_counter()
-            scene.open(frames, received, BY_NAME[name])
+            scene.decoded_by_bob(BY_NAME[name], frames, received)
             times[row, column] = 1e3 * (perf_counter() - arrived + sent - start) / PICTURES
             uses[column] = symbols.shape[1]
     times = times[1:]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from semseal.runtime.audit.attacks import ATTACKS
+from semseal.runtime.audit.results import CHANNEL_TITLES, AirRow
 from semseal.runtime.defense.defenses import DEFENSES
 from semseal.runtime.svg import DASHES, FONT_PX, HUES, INK, PALE_INK, RC, RULE, name_rows, new_figure, svg
 
@@ -28,12 +29,13 @@ def _styles(names: Sequence[str]) -> dict[str, Style]:
 
 
 ATTACK_STYLES = {"Bob": Style(INK), **_styles([attack.name for attack in ATTACKS if not attack.game])}
+CHANNEL_STYLES = _styles(tuple(CHANNEL_TITLES.values()))
 DEFENSE_STYLES = {DEFENSES[0].short: Style(INK), **_styles([defense.short for defense in DEFENSES[1:]])}
 
 
 @dataclass(frozen=True)
 class Point:
-    """A value with the ends of its 95 % interval; ``snr`` is Eve's, None for Bob."""
+    """A value with the ends of its 95 % interval; ``snr`` is Eve's, None for Bob, but where it is said to be his."""
 
     name: str
     snr: float | None
@@ -147,6 +149,49 @@ def against_cost(points: Sequence[Balanced], what: str) -> str:
     return svg(figure)
 
 
+@rc_context(RC)
+def over_channels(points: Sequence[Point], title: str, whose: str, floor: float | None = None) -> str:
+    """One panel: a line for each channel over the SNRs of ``whose``, or, with a single SNR, a row. Log with a ``floor``."""
+    snrs, names = sorted({point.snr or 0.0 for point in points}), list(dict.fromkeys(point.name for point in points))
+    if len(snrs) == 1:
+        figure, axes = new_figure(46 + 24 * len(names), left=NAME_PX, right=24)
+        if floor is not None:
+            axes.set_xscale("log")
+        for point in points:
+            _dot(axes, point, names.index(point.name), CHANNEL_STYLES[point.name], floor)
+        name_rows(axes, names)
+        axes.set_xlabel(f"{title}; {whose} SNR {snrs[0]:g} dB", color=PALE_INK)
+        return svg(figure)
+    figure, axes = new_figure(300, left=54, right=NAME_PX + 14, top=30)
+    if floor is not None:
+        axes.set_yscale("log")
+    labels = {}
+    for name in names:
+        line = [point for point in points if point.name == name]
+        labels[name] = (_line(axes, line, CHANNEL_STYLES[name], floor), CHANNEL_STYLES[name].colour)
+    axes.set_title(title, loc="left", fontsize=FONT_PX, color=PALE_INK)
+    _over_snr(axes, snrs, labels, whose)
+    return svg(figure)
+
+
+@rc_context(RC)
+def peaks(rows: Mapping[str, AirRow]) -> str:
+    """The share of OFDM symbols whose peak is above a level, on a log axis, a line for each defence by its short name."""
+    figure, axes = new_figure(300, left=60, right=14, top=30)
+    axes.set_yscale("log")
+    lowest = min((share for row in rows.values() for share in row.exceeded if share > 0), default=0.1)
+    for name, row in rows.items():
+        style = DEFENSE_STYLES[name]
+        shown = [(level, share) for level, share in zip(row.levels_db, row.exceeded, strict=True) if share > 0]
+        levels, shares = [level for level, _ in shown], [share for _, share in shown]
+        axes.plot(levels, shares, style.dashes, color=style.colour, linewidth=1.6, label=name)
+    axes.set_ylim(lowest, 1.2)
+    axes.legend(frameon=False, fontsize=FONT_PX - 2, loc="lower left")
+    axes.set_title("share of OFDM symbols with a higher peak", loc="left", fontsize=FONT_PX, color=PALE_INK)
+    axes.set_xlabel("peak over mean power, dB", color=PALE_INK)
+    return svg(figure)
+
+
 def _dot(axes: Axes, point: Point, row: int, style: Style, floor: float | None = None) -> None:
     low, value = (point.low, point.value) if floor is None else (max(point.low, floor), max(point.value, floor))
     axes.plot([low, point.high], [row, row], color=style.colour, linewidth=2, solid_capstyle="butt")
@@ -166,11 +211,11 @@ def _line(axes: Axes, points: Sequence[Point], style: Style, floor: float | None
     return values[-1]
 
 
-def _over_snr(axes: Axes, snrs: Sequence[float], labels: Mapping[str, tuple[float, str]]) -> None:
-    """Eve's SNR below, and the name of each line at its end, joined by a thin line; names that would touch are moved apart."""
+def _over_snr(axes: Axes, snrs: Sequence[float], labels: Mapping[str, tuple[float, str]], whose: str = "Eve's") -> None:
+    """The SNR below, and the name of each line at its end, joined by a thin line; names that would touch are moved apart."""
     axes.set_xticks(sorted(snrs), [f"{snr:g}" for snr in sorted(snrs)])
     axes.set_xlim(min(snrs), max(snrs))
-    axes.set_xlabel("Eve's SNR in dB", color=PALE_INK)
+    axes.set_xlabel(f"{whose} SNR in dB", color=PALE_INK)
     _name_at_side(axes, {name: (max(snrs), value, colour) for name, (value, colour) in labels.items()})
 
 

@@ -13,34 +13,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from semseal.runtime import channel, ofdm, radio
 from semseal.runtime.audit.digitallink import DigitalLink
 from semseal.runtime.audit.settings import Place, Settings
 from semseal.runtime.bundle import Bundle, is_packaged
-from semseal.runtime.channel import CHANNELS, TAPS
 from semseal.runtime.defense.defenses import BY_NAME
 from semseal.runtime.engine import open_engine
 from semseal.runtime.errors import AuditError, BundleError, EngineError
 from semseal.runtime.files import shown
 
 DEFAULT_ENGINE = "onnxruntime-cpu"
+KNOWN_CHANNELS = (*channel.CHANNELS, *radio.CHANNELS)
+MAX_ANTENNAS = 64
 
 
 @dataclass(frozen=True)
 class Link:
-    """A bundle, its name in the audit, and where it is attacked: SNRs of Bob's, engines, and both channels."""
+    """A bundle, its name in the audit, and where it is attacked: SNRs of Bob's, engines, and channels, Bob's with Eve's."""
 
     bundle: Bundle
     name: str
     main_snrs: tuple[float, ...]
     engines: tuple[str, ...]
-    main_channel: str
-    eve_channel: str
+    channels: tuple[tuple[str, str], ...]
 
     def places(self, settings: Settings) -> list[Place]:
         """Its places at the precisions of ``settings``, the first one first."""
         return [
-            Place(self.name, main_snr, engine, precision, self.main_channel, self.eve_channel)
+            Place(self.name, main_snr, engine, precision, main, eve, settings.eve_antennas)
             for main_snr in self.main_snrs
+            for main, eve in self.channels
             for engine in self.engines
             for precision in settings.precisions
         ]
@@ -51,15 +53,14 @@ def links(bundles: Sequence[Bundle], settings: Settings) -> list[Link]:
     names = _names(bundles)
     found = []
     for bundle, name in zip(bundles, names, strict=True):
-        main_channel = settings.channel or trained_channel(bundle)
+        main_channels = settings.channels or (trained_channel(bundle),)
         found.append(
             Link(
                 bundle,
                 name,
                 settings.main_snrs if bundle.has_scale and settings.main_snrs else (bundle.snr_db,),
                 settings.engines or (deployed_engine(bundle),),
-                main_channel,
-                settings.eve_channel or main_channel,
+                tuple((main, settings.eve_channel or main) for main in main_channels),
             )
         )
     return sorted(found, key=lambda link: (link.main_snrs, link.name))
@@ -74,7 +75,7 @@ def trained_channel(bundle: Bundle) -> str:
     """The channel that the link was trained for, by the manifest; AWGN where it says nothing, as of models that were packed."""
     training = bundle.manifest.get("training")
     found = training.get("channel", "awgn") if isinstance(training, dict) else "awgn"
-    if found not in CHANNELS:
+    if found not in KNOWN_CHANNELS:
         raise BundleError(f"{bundle.path} was trained for a channel {found!r} that is not known here", "choose one: --channel")
     return str(found)
 
@@ -82,10 +83,18 @@ def trained_channel(bundle: Bundle) -> str:
 def taps(bundle: Bundle) -> int:
     """Those of its multipath channel."""
     training: Any = bundle.manifest.get("training")
-    found = training.get("taps", TAPS) if isinstance(training, dict) else TAPS
+    found = training.get("taps", channel.TAPS) if isinstance(training, dict) else channel.TAPS
     if type(found) is not int or not 1 <= found <= bundle.n_symbols:
         raise BundleError(f"{bundle.path} was trained for {found!r} taps", "make the bundle again")
     return found
+
+
+def channel_uses(link: Link, main_channel: str, settings: Settings) -> float:
+    """Of one picture without a defence, with what the main channel adds: its cyclic prefixes, and pilots."""
+    n = link.bundle.n_symbols
+    if main_channel in radio.CHANNELS:
+        return ofdm.channel_uses(n, settings.radio)
+    return n + taps(link.bundle) - 1 if main_channel == "multipath" else n
 
 
 def with_earlier(found: list[Link], engines: dict[str, tuple[str, ...]], everything: Settings) -> list[Link]:
@@ -134,12 +143,20 @@ def check(found: list[Link], settings: Settings) -> None:
         raise AuditError("the bundles take images of different sizes", "audit them one at a time")
     if not settings.eve_snrs or not np.isfinite(settings.eve_snrs).all():
         raise AuditError(f"Eve's SNRs must be finite numbers of dB, got {settings.eve_snrs}")
+    if not 1 <= settings.eve_antennas <= MAX_ANTENNAS:
+        raise AuditError(f"Eve has 1 to {MAX_ANTENNAS} antennas, got {settings.eve_antennas}")
+    for kind in {kind for link in found for pair in link.channels for kind in pair}:
+        if kind not in KNOWN_CHANNELS:
+            raise AuditError(f"there is no channel {kind!r}", f"choose one of {', '.join(KNOWN_CHANNELS)}")
+        if kind in radio.CHANNELS:
+            radio.check(kind, settings.radio)
     for link in found:
         taps(link.bundle)
         check_engines(link, settings)
         if any(BY_NAME[name].digital for name in settings.defenses):
             for snr_db in link.main_snrs:
-                digital_link(link.bundle, link.main_channel, snr_db)
+                for main_channel, _ in link.channels:
+                    digital_link(link.bundle, main_channel, snr_db)
 
 
 def digital_link(bundle: Bundle, main_channel: str, snr_db: float) -> DigitalLink:

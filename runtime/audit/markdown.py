@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from semseal.runtime.audit import paper
 from semseal.runtime.audit.against import HEAD, Compared
 from semseal.runtime.audit.gate import line as gate_line
+from semseal.runtime.audit.overchannels import AIR_HEAD, air_lines
 from semseal.runtime.audit.results import CHANNEL_TITLES, GameRow, PictureRow, Results
 from semseal.runtime.audit.tables import (
     bound_of,
@@ -50,6 +51,8 @@ def markdown_tables(results: Results, compared: Sequence[Compared] = ()) -> str:
             [[line.label, *(_judged_pictures(row) for row in line.rows)] for line in group.pictures]
             + [[game.label, *(_judged_game(row) for row in game.rows)] for game in group.games],
         )
+    for title, found in air_lines(results):
+        lines += [f"### On air: {title}", "", *_markdown(list(AIR_HEAD), [list(cells) for cells in found])]
     lines += ["### Orderings", ""]
     tallied = [[line.claim, str(line.holds), str(line.fails), str(line.open)] for line in tally(results.orderings)]
     lines += _markdown(["claim", "holds", "fails", "open"], tallied)
@@ -59,13 +62,15 @@ def markdown_tables(results: Results, compared: Sequence[Compared] = ()) -> str:
 def _bundle_lines(results: Results) -> list[str]:
     head = ["bundle", "main channel", "Eve's channel", "engines", "precisions", "bandwidth ratio", "digest"]
     eve = ", ".join(f"{snr:g}" for snr in results.settings.eve_snrs)
+    count = results.settings.eve_antennas
+    antennas = "" if count == 1 else f", {count} antennas"
     return _markdown(
         head,
         [
             [
                 bundle.name,
                 f"{CHANNEL_TITLES[bundle.main_channel]}, {bundle.main_snr:g} dB",
-                f"{CHANNEL_TITLES[bundle.eve_channel]}, {eve} dB",
+                f"{CHANNEL_TITLES[bundle.eve_channel]}, {eve} dB{antennas}",
                 ", ".join(bundle.engines),
                 ", ".join(results.settings.precisions),
                 f"{bundle.bandwidth_ratio:.4f}",

@@ -29,7 +29,7 @@ def simulate(scene: Scene, defense: Defense, snr: float) -> learned.Simulate:
     The draws need not be secret, only fresh.
     """
     clean = scene.attacker_rows
-    sigma = np.float32(np.sqrt(10 ** (-snr / 10) / 2))
+    sigma = np.float32(np.sqrt(10 ** (-scene.combined_db(snr) / 10) / 2))
     fades = scene.place.eve_channel != "awgn"
 
     def draw(chosen: NDArray[np.integer], rng: np.random.Generator) -> Rows:

@@ -92,7 +92,7 @@ def audit_recording(
     largest = max(choices.values(), key=lambda chosen: len(chosen.frames))
     snr_db, place = estimated_snr_db(largest.symbols, recording), link.places(settings)[0]
     if snr_db is None:
-        place = dataclasses.replace(place, eve_channel="awgn")
+        place = dataclasses.replace(place, eve_channel="awgn", eve_antennas=1)
     case = Case(opened, place, settings, attacker_images, snr_db, choices, sent_pictures)
     shots = _attacked(case, [name for name in fitting if DEFENSES[name].streams in choices], left_out)
     reason = "" if sent_pictures else UNALIGNED if sent else UNKNOWN

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from semseal.runtime import metrics
-from semseal.runtime.audit import against, gate, paper, tables, wording
+from semseal.runtime.audit import against, gate, overchannels, paper, tables, wording
 from semseal.runtime.audit import verdict as judging
 from semseal.runtime.audit.attacks import ATTACKS
 from semseal.runtime.audit.attacks import BY_NAME as ATTACK_BY_NAME
@@ -107,6 +107,7 @@ def write_report(
         rate_panels=_rate_panels(results),
         against=against,
         compared=compared,
+        overchannels=overchannels,
         comparisons=_comparisons(results, pictures),
         attacks=ATTACKS,
         defenses=BY_NAME,

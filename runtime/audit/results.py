@@ -2,6 +2,7 @@
 
 Reconstructions ── PictureRow ─┐
 GameResult ─────── GameRow ────┼─ Results ── results.json
+OnAir ──────────── AirRow ─────┤
 two Reconstructions ─ Ordering ┤
 budgets ───────────── Gate ────┘
 """
@@ -13,15 +14,24 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from semseal.runtime import radio
 from semseal.runtime.attacks.whitebox import WhiteBoxSettings
+from semseal.runtime.audit.on_air import OnAir
 from semseal.runtime.audit.schema import mismatch
 from semseal.runtime.audit.settings import Cell, Place, Settings
 from semseal.runtime.environment import Environment
 from semseal.runtime.errors import AuditError
+from semseal.runtime.ofdm import Radio
 
 Images = NDArray[np.float32]
 
-CHANNEL_TITLES = {"awgn": "AWGN", "rayleigh": "Rayleigh", "multipath": "multipath"}
+CHANNEL_TITLES = {
+    "awgn": "AWGN",
+    "rayleigh": "Rayleigh",
+    "multipath": "multipath",
+    **{kind: kind.upper() for kind in radio.CHANNELS},
+}
+PlaceKey = tuple[str, float, str, str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +47,7 @@ class Reconstructions:
     ssim: NDArray[np.float64]
     advantage: NDArray[np.float64]
     shown: Images
+    on_air: OnAir | None = None  # of Bob's
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,7 @@ class PictureRow:
     bundle: str
     main_channel: str
     eve_channel: str | None
+    eve_antennas: int | None
     pictures: int
     psnr: float
     psnr_95: float | None
@@ -99,6 +111,7 @@ class GameRow:
     bundle: str
     main_channel: str
     eve_channel: str | None
+    eve_antennas: int | None
     name: str
     value: float
     low: float
@@ -143,7 +156,8 @@ class AuditedBundle:
     @property
     def title(self) -> str:
         """Of a column."""
-        return f"{self.name}, main channel {self.main_snr:g} dB"
+        kind = "" if self.main_channel == "awgn" else f"{CHANNEL_TITLES[self.main_channel]} "
+        return f"{self.name}, main channel {kind}{self.main_snr:g} dB"
 
     @property
     def channels(self) -> str:
@@ -151,6 +165,31 @@ class AuditedBundle:
         return CHANNEL_TITLES[self.main_channel] + (
             "" if self.eve_channel == self.main_channel else f", Eve's {CHANNEL_TITLES[self.eve_channel]}"
         )
+
+
+@dataclass(frozen=True)
+class AirRow:
+    """What Alice put on air under one defence at one place, and how noisy Bob got it.
+
+    ``symbols_db`` is the mean over frames of a frame's peak to mean power, of the symbols themselves. ``waveform_db`` is the
+    level that one OFDM symbol in a thousand exceeds (four times oversampled, before clipping), ``exceeded`` the share that
+    exceeds each of ``levels_db``. ``effective_snr_db`` is the median of the frames' behind Bob's equaliser, ``worst_snr_db``
+    that of the worst frame in twenty.
+    """
+
+    defense: str
+    main_snr: float
+    precision: str
+    engine: str
+    bundle: str
+    main_channel: str
+    frames: int
+    symbols_db: float
+    waveform_db: float
+    levels_db: tuple[float, ...]
+    exceeded: tuple[float, ...]
+    effective_snr_db: float
+    worst_snr_db: float
 
 
 @dataclass(frozen=True)
@@ -187,12 +226,21 @@ class Results:
     orderings: tuple[Ordering, ...]
     skipped: dict[str, str]
     surrogate_agreement_db: dict[str, float]  # of what the white-box attacks differentiate with what the engine sends
+    on_air: tuple[AirRow, ...] = ()
     gate: tuple[Gate, ...] = ()
 
     def places(self, bundle: AuditedBundle) -> tuple[Place, ...]:
         """Where the bundle was measured, at this SNR of Bob's: on each engine at each precision, the first one first."""
         return tuple(
-            Place(bundle.name, bundle.main_snr, engine, precision, bundle.main_channel, bundle.eve_channel)
+            Place(
+                bundle.name,
+                bundle.main_snr,
+                engine,
+                precision,
+                bundle.main_channel,
+                bundle.eve_channel,
+                self.settings.eve_antennas,
+            )
             for engine in bundle.engines
             for precision in self.settings.precisions
         )
@@ -231,6 +279,7 @@ class Results:
                     ),
                     "rows": tuple(PictureRow(**row) for row in found["rows"]),
                     "games": tuple(GameRow(**row) for row in found["games"]),
+                    "on_air": tuple(_air_row(row) for row in found["on_air"]),
                     "gate": tuple(Gate(**{**gate, "cell": gate["cell"] and Cell(**gate["cell"])}) for gate in found["gate"]),
                     "orderings": tuple(_ordering(ordering) for ordering in found["orderings"]),
                 }
@@ -240,24 +289,31 @@ class Results:
             raise AuditError(message, "run the audit again with another --out") from None
 
 
+_TUPLES = ("attacks", "defenses", "eve_snrs", "main_snrs", "precisions", "engines", "channels")
+
+
 def _settings(found: dict[str, Any]) -> Settings:
-    tuples = {name: tuple(found[name]) for name in ("attacks", "defenses", "eve_snrs", "main_snrs", "precisions", "engines")}
+    tuples = {name: tuple(found[name]) for name in _TUPLES}
     searches = {name: WhiteBoxSettings(**found[name]) for name in ("whitebox", "matching")}
-    return Settings(**{**found, **tuples, **searches})
+    return Settings(**{**found, **tuples, **searches, "radio": Radio(**found["radio"])})
+
+
+def _air_row(found: dict[str, Any]) -> AirRow:
+    return AirRow(**{**found, "levels_db": tuple(found["levels_db"]), "exceeded": tuple(found["exceeded"])})
 
 
 def _ordering(found: dict[str, Any]) -> Ordering:
     return Ordering(**{**found, "better": Cell(**found["better"]), "worse": Cell(**found["worse"])})
 
 
-def place_of(row: Cell | PictureRow | GameRow) -> tuple[str, float, str, str]:
-    """What tells the place of a row or cell from the others of one audit: bundle, main SNR, engine and precision."""
-    return row.bundle, row.main_snr, row.engine, row.precision
+def place_of(row: Cell | PictureRow | GameRow | AirRow) -> PlaceKey:
+    """What tells the place of a row or cell from the others of one audit: bundle, main SNR, engine, precision, main channel."""
+    return row.bundle, row.main_snr, row.engine, row.precision, row.main_channel
 
 
-def place_key(place: Place) -> tuple[str, float, str, str]:
+def place_key(place: Place) -> PlaceKey:
     """The same of a place."""
-    return place.bundle, place.main_snr, place.engine, place.precision
+    return place.bundle, place.main_snr, place.engine, place.precision, place.main_channel
 
 
 def cell_of(row: PictureRow | GameRow) -> Cell:

@@ -23,15 +23,15 @@ from semseal.runtime.audit.cell import file_name, is_game, measure, read_games, 
 from semseal.runtime.audit.code import digest_of_code
 from semseal.runtime.audit.cost import costs_of
 from semseal.runtime.audit.gate import check_budgets, judge
-from semseal.runtime.audit.links import Link, check, links, taps, with_earlier
+from semseal.runtime.audit.links import Link, channel_uses, check, links, taps, with_earlier
 from semseal.runtime.audit.markdown import markdown_tables
 from semseal.runtime.audit.matrix import FULL, both, cells
 from semseal.runtime.audit.report import write_first_look, write_report
 from semseal.runtime.audit.results import AuditedBundle, Results, place_key
-from semseal.runtime.audit.scene import Images, Scene
+from semseal.runtime.audit.scene import Images
 from semseal.runtime.audit.settings import Cell, Place, Settings
 from semseal.runtime.audit.taken import MIN_PICTURES, take_pictures
-from semseal.runtime.audit.verdict import Games, Pictures, count_figures, game_rows, orderings, picture_rows
+from semseal.runtime.audit.verdict import Games, Pictures, air_rows, count_figures, game_rows, orderings, picture_rows
 from semseal.runtime.audit.wording import optimised
 from semseal.runtime.audit.work import Work, scene_of
 from semseal.runtime.bundle import Bundle, open_bundle
@@ -57,7 +57,7 @@ def audit(
 
     Any number of bundles for pictures of one size, each under a name of its own; one for a range of SNRs is audited at
     ``settings.main_snrs``, or at the middle. Each runs on ``settings.engines`` or the one that it is deployed with, over
-    ``settings.channel`` or the one that it was trained for (``semseal.runtime.audit.links``). ``budgets`` are the largest
+    ``settings.channels`` or the one that it was trained for (``semseal.runtime.audit.links``). ``budgets`` are the largest
     figures that may be, by name (``semseal.runtime.audit.gate``); what became of them is in the results.
 
     Beside it: report.html, tables.md, first-look.png, costs.json, and one file for each cell. ``jobs`` processes (None: one)
@@ -130,13 +130,14 @@ def summarise(
                 main_snr=main_snr,
                 digest=link.bundle.digest.hex(),
                 c=link.bundle.manifest["model"]["c"],
-                bandwidth_ratio=link.bundle.bandwidth_ratio * (1 + _prefix(link) / link.bundle.n_symbols),
+                bandwidth_ratio=link.bundle.bandwidth_ratio * channel_uses(link, main, settings) / link.bundle.n_symbols,
                 engines=link.engines,
-                main_channel=link.main_channel,
-                eve_channel=link.eve_channel,
+                main_channel=main,
+                eve_channel=eve,
             )
             for link in links
             for main_snr in link.main_snrs
+            for main, eve in link.channels
         ),
         pictures=(
             "crops of three photographs: the intervals cover the crops, not pictures in general"
@@ -145,15 +146,11 @@ def summarise(
         ),
         rows=picture_rows(pictures, among),
         games=game_rows(games, among),
+        on_air=air_rows(pictures),
         orderings=orderings(pictures),
         skipped=skipped,
         surrogate_agreement_db=agreement,
     )
-
-
-def _prefix(link: Link) -> int:
-    """Channel uses for the cyclic prefix of the main channel."""
-    return taps(link.bundle) - 1 if link.main_channel == "multipath" else 0
 
 
 def _with_middle(settings: Settings, bundles: list[Bundle]) -> Settings:
@@ -306,7 +303,7 @@ def _identity(found: list[Link], data: str, images: Images, attacker_images: Ima
     """What an audit's cells depend on."""
     return {
         "bundles": [[link.name, link.bundle.snr_db, _digest_of_graphs(link.bundle)] for link in found],
-        "channels": [[link.main_channel, link.eve_channel, taps(link.bundle)] for link in found],
+        "channels": [[link.channels, taps(link.bundle)] for link in found],
         "data": data,
         "pictures": hashlib.sha256(images.tobytes() + attacker_images.tobytes()).hexdigest(),
         "effort": settings.effort(),

@@ -21,7 +21,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from semseal.runtime import channel, metrics
+from semseal.runtime import channel, metrics, radio
 from semseal.runtime.attacks.accelerator import best_device
 from semseal.runtime.attacks.whitebox import DifferentiableTransmitter
 from semseal.runtime.audit.alice import Alice, secret_of
@@ -228,8 +228,11 @@ class Scene:
 
     def receive(self, symbols: Symbols, snr_db: float, rng: np.random.Generator, eve: bool = True) -> Symbols:
         """Symbols [n, N] as they come out of Eve's channel, or of Bob's, and of the equaliser behind it."""
-        kind = self.place.eve_channel if eve else self.place.main_channel
-        return channel.transmit(kind, symbols, snr_db, rng, taps(self.bundle), unbiased=self.bundle.has_scale)
+        place, unbiased = self.place, self.bundle.has_scale
+        kind, antennas = (place.eve_channel, place.eve_antennas) if eve else (place.main_channel, 1)
+        if kind in radio.CHANNELS:
+            return radio.transmit(kind, symbols, snr_db, rng, self.settings.radio, antennas, unbiased)
+        return channel.transmit(kind, symbols, snr_db, rng, taps(self.bundle), unbiased, antennas)
 
     def add_noise(self, symbols: Symbols, snr_db: float, draw: int, eve: bool = True) -> Symbols:
         """The same; ``draw`` numbers the independent draws of one seed."""
@@ -298,26 +301,33 @@ class Scene:
     def _noise(self, rows: Rows, snr_db: float | None) -> NDArray[np.float64]:
         """The noise power in a symbol of each image, [n]: as Eve knows it, or as she measures it after her equaliser."""
         if snr_db is not None and self.place.eve_channel == "awgn":
-            return np.full(len(rows), 10 ** (-snr_db / 10))
+            return np.full(len(rows), 10 ** (-self.combined_db(snr_db) / 10))
         power = 2 * np.square(rows, dtype=np.float64).mean(axis=(1, 2))
         measured: NDArray[np.float64] = np.maximum(power - 1, 10 ** (-QUIET_DB / 10))
         return measured
+
+    def combined_db(self, snr_db: float) -> float:
+        """Eve's SNR behind all of her antennas, on average, where that of one is ``snr_db``."""
+        return snr_db + channel.antenna_gain_db(self.place.eve_antennas)
 
     def bob(self, defense: Defense) -> Images:
         """What Bob gets with the key, at the main channel's SNR; where his receiver refuses a frame, a grey picture.
 
         It refuses one that is mostly noise, under mix in a deep fade, as it may be another's.
         """
+        return self.decoded_by_bob(defense, *self.received_by_bob(defense))
+
+    def received_by_bob(self, defense: Defense) -> tuple[list[Frame], Symbols]:
+        """The frame of every image as Alice sends it, and its symbols [n, M] behind the main channel."""
         frames = self.send(self.images, defense)
-        received = self.add_noise(np.stack([frame.symbols for frame in frames]), self.main_snr, 0, eve=False)
-        return self.open(frames, received, defense)
+        return frames, self.add_noise(np.stack([frame.symbols for frame in frames]), self.main_snr, 0, eve=False)
 
     @cached_property
     def _bob(self) -> Receiver:
         return Receiver(self.bundle.path, self.key, self.engine, self.precision, self._threads)
 
-    def open(self, frames: list[Frame], received: Symbols, defense: Defense) -> Images:
-        """What Bob makes of ``frames`` whose symbols arrived as ``received`` [n, M]."""
+    def decoded_by_bob(self, defense: Defense, frames: list[Frame], received: Symbols) -> Images:
+        """What Bob's receiver makes of ``frames`` whose symbols arrived as ``received`` [n, M]."""
         keys = [_image_key(self.key, frame) for frame in frames]
         grey = np.full(self.images.shape[1:], 0.5, np.float32)
         if defense.digital:

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from semseal.runtime.attacks.whitebox import FAST, WhiteBoxSettings
+from semseal.runtime.ofdm import Radio
 
 
 @dataclass(frozen=True)
@@ -24,19 +25,21 @@ class Settings:
     main_snrs: tuple[float, ...] = ()  # of Bob, with a model for a range of them; none: the middle of the range
     precisions: tuple[str, ...] = ("fp32",)
     engines: tuple[str, ...] = ()  # none: that which each bundle is deployed with
-    channel: str | None = None  # from Alice to Bob, of ``semseal.runtime.channel``; None: that which each link was trained for
+    channels: tuple[str, ...] = ()  # from Alice to Bob, one after the other; none: that which each link was trained for
     eve_channel: str | None = None  # from Alice to Eve; None: as Bob's
+    eve_antennas: int = 1  # of Eve's, which she combines
+    radio: Radio = Radio()  # noqa: RUF009  frozen; of the channels that go through OFDM, Bob's and Eve's
     seed: int = 0
 
     def effort(self) -> dict[str, object]:
         """What the content of a cell depends on, besides its place; the rest only says which cells are measured."""
-        chosen = ("eve_snrs", "main_snrs", "defenses", "attacks", "precisions", "engines", "channel", "eve_channel")
+        chosen = ("eve_snrs", "main_snrs", "defenses", "attacks", "precisions", "engines", "channels", "eve_channel")
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in chosen}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement. Eve's SNR and channel are None for Bob and for the mean picture, in which she takes no part."""
+    """One measurement. What is Eve's is None for Bob and for the mean picture, in which she takes no part."""
 
     attack: str  # a name of the table of attacks, or bob, or mean-picture
     defense: str
@@ -47,10 +50,12 @@ class Cell:
     bundle: str = ""  # its name in this audit
     main_channel: str = "awgn"
     eve_channel: str | None = "awgn"
+    eve_antennas: int | None = 1
 
     def __post_init__(self) -> None:
         if self.eve_snr is None:
             object.__setattr__(self, "eve_channel", None)
+            object.__setattr__(self, "eve_antennas", None)
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class Place:
     precision: str
     main_channel: str
     eve_channel: str
+    eve_antennas: int = 1
 
     def cell(self, attack: str, defense: str, eve_snr: float | None) -> Cell:
         return Cell(attack, defense, eve_snr=eve_snr, **dataclasses.asdict(self))

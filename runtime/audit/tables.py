@@ -20,7 +20,7 @@ from rich.table import Table
 from semseal.runtime.audit import paper
 from semseal.runtime.audit.attacks import ATTACKS
 from semseal.runtime.audit.gate import line as gate_line
-from semseal.runtime.audit.results import CHANNEL_TITLES, GameRow, Ordering, PictureRow, Results, place_key, place_of
+from semseal.runtime.audit.results import CHANNEL_TITLES, GameRow, Ordering, PictureRow, PlaceKey, Results, place_key, place_of
 from semseal.runtime.audit.settings import Place, Settings
 from semseal.runtime.audit.verdict import verdicts
 from semseal.runtime.audit.wording import MATCHING_ADVANTAGE, beside, headline, limits, optimised, percent
@@ -96,13 +96,16 @@ def _place_parts(results: Results, place: Place) -> list[str]:
         parts.append(f"main {place.main_snr:g} dB")
     if len({(other.engine, other.precision) for other in results.every_place}) > 1:
         parts += [place.engine, place.precision]
+    if len({bundle.main_channel for bundle in results.bundles}) > 1:
+        parts.append(CHANNEL_TITLES[place.main_channel])
     return parts
 
 
 def full_title(place: Place, eve_snr: float | None = None) -> str:
     """A place in full: bundle, engine, precision, SNRs and channels."""
     main = f"main {place.main_snr:g} dB {CHANNEL_TITLES[place.main_channel]}"
-    eve = "" if eve_snr is None else f"Eve {eve_snr:g} dB {CHANNEL_TITLES[place.eve_channel]}, "
+    antennas = "" if place.eve_antennas == 1 else f" with {place.eve_antennas} antennas"
+    eve = "" if eve_snr is None else f"Eve {eve_snr:g} dB {CHANNEL_TITLES[place.eve_channel]}{antennas}, "
     return f"{place.bundle}, {eve}{main}, {place.engine} {place.precision}"
 
 
@@ -114,7 +117,7 @@ def side_by_side(results: Results) -> list[Line[Either]]:
     places, best = results.every_place, max(results.settings.eve_snrs)
     if len(places) < 2:
         return []
-    found: dict[tuple[str, str], dict[tuple[str, float, str, str], Either]] = {}
+    found: dict[tuple[str, str], dict[PlaceKey, Either]] = {}
     rows: tuple[Either, ...] = (*results.rows, *results.games)
     for row in rows:
         if row.eve_snr in (None, best):

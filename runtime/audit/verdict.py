@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from itertools import product
 
 from semseal.runtime import metrics
-from semseal.runtime.audit import paper
+from semseal.runtime.audit import on_air, paper
 from semseal.runtime.audit.attacks import ATTACKS, BY_NAME, snrs_of
 from semseal.runtime.audit.results import (
+    AirRow,
     GameResult,
     GameRow,
     Ordering,
@@ -118,9 +119,21 @@ def _picture_row(cell: Cell, cells: Pictures, among: int) -> PictureRow:
     )
 
 
+def air_rows(cells: Pictures) -> tuple[AirRow, ...]:
+    """A row for every cell of Bob's."""
+    rows = []
+    for cell, found in cells.items():
+        if found.on_air is not None:
+            place = {
+                name: getattr(cell, name) for name in ("defense", "main_snr", "precision", "engine", "bundle", "main_channel")
+            }
+            rows.append(AirRow(**place, **on_air.summary(found.on_air)))
+    return tuple(rows)
+
+
 def _published(cell: Cell) -> tuple[float, float] | None:
     """PSNR and SSIM of the paper, which is about AWGN."""
-    if cell.main_channel != "awgn" or cell.eve_channel not in (None, "awgn"):
+    if cell.main_channel != "awgn" or cell.eve_channel not in (None, "awgn") or cell.eve_antennas not in (None, 1):
         return None
     if cell.attack == "bob" and cell.defense == "none":
         return paper.BOB.get(cell.main_snr)
