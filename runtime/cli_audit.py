@@ -14,7 +14,7 @@ from semseal.runtime.channel import CHANNELS
 from semseal.runtime.defense.defenses import BY_NAME
 from semseal.runtime.engine import ENGINES
 from semseal.runtime.files import check_writable
-from semseal.runtime.options import FOLDER, NEW_FILE, NUMBER, PRECISION, LazyChoice, UserPath, example
+from semseal.runtime.options import FOLDER, NEW_FILE, NUMBER, PRECISION, EveSnr, LazyChoice, UserPath, example
 
 if TYPE_CHECKING:
     from semseal.runtime.audit.settings import Settings
@@ -82,9 +82,10 @@ class Budget(click.ParamType):
 @click.option(
     "--eve-snr",
     "eve_snrs",
-    type=NUMBER,
+    type=EveSnr(),
+    metavar="DB",
     multiple=True,
-    help="Eve's SNR in dB; may be repeated  [default: 0 10 20, with --quick 10]",
+    help="Eve's SNR in dB, or none: she has stored frames, without noise; may be repeated  [default: 0 10 20, with --quick 10]",
 )
 @click.option(
     "--main-snr",

@@ -68,6 +68,9 @@ class Attack:
     noiseless: bool = False  # does without Eve's channel, so that one of her SNRs is enough
     recorded: bool = False  # needs no key, no chosen picture and one packet of each, so that it works on a recording
     of_scale: bool = False  # for models whose scale is in the header
+    of_classes: bool = False  # for pictures whose classes are known
+    of_cpu: bool = False  # for engines on the CPU
+    apart: str = ""  # no eavesdropper's: what is said where it sees; no defence falls or holds by it
 
 
 # attacks that end in pictures

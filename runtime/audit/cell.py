@@ -17,7 +17,7 @@ from semseal.runtime import metrics
 from semseal.runtime.audit.attacks import BY_NAME, Advance, Answer
 from semseal.runtime.audit.results import GameResult, Reconstructions
 from semseal.runtime.audit.scene import Images, Scene
-from semseal.runtime.audit.settings import Cell
+from semseal.runtime.audit.settings import Cell, snr_name
 from semseal.runtime.defense.defenses import BY_NAME as DEFENSES
 from semseal.runtime.errors import AuditError
 from semseal.runtime.files import write_atomically
@@ -37,7 +37,7 @@ def file_name(cell: Cell) -> str:
     if bundle != cell.bundle:  # "a/b" and "a_b" are two
         bundle += f"-{hashlib.sha256(cell.bundle.encode()).hexdigest()[:8]}"
     main = f"main{cell.main_snr:g}-{cell.main_channel}"
-    eve = "" if cell.eve_snr is None else f"-eve{cell.eve_snr:g}-{cell.eve_channel}"
+    eve = "" if cell.eve_snr is None else f"-eve{snr_name(cell.eve_snr)}-{cell.eve_channel}"
     return f"{cell.attack}-{cell.defense}-{bundle}-{main}{eve}-{cell.engine}-{cell.precision}.{kind}"
 
 

@@ -28,7 +28,7 @@ from semseal.runtime.audit.matrix import FULL, both, cells
 from semseal.runtime.audit.report import write_first_look, write_report
 from semseal.runtime.audit.results import AuditedBundle, Results
 from semseal.runtime.audit.scene import Images, Scene
-from semseal.runtime.audit.settings import Cell, Place, Settings
+from semseal.runtime.audit.settings import Cell, Place, Settings, eve_at
 from semseal.runtime.audit.taken import MIN_PICTURES, take_pictures
 from semseal.runtime.audit.verdict import Games, Pictures, count_figures, game_rows, orderings, picture_rows
 from semseal.runtime.audit.wording import optimised
@@ -263,7 +263,7 @@ def _measure_all(planned: list[tuple[Cell, _Work]], folder: Path, settings: Sett
             return
         done = 0.0
         for cell, work in missing:
-            eve = "" if cell.eve_snr is None else f", Eve {cell.eve_snr:g} dB"
+            eve = "" if cell.eve_snr is None else f", {eve_at(cell.eve_snr)}"
             progress.update(bar, description=f"{cell.attack}, {cell.defense}, {_words(work.place)}, {cell.main_snr:g} dB{eve}")
             measure(_scene(work), cell, folder / file_name(cell), lambda seconds: progress.advance(bar, seconds))
             done += _seconds(cell, settings)

@@ -254,7 +254,7 @@ class Scene:
     def _noise(self, rows: Rows, snr_db: float) -> NDArray[np.float64]:
         """The noise power in a symbol of each image, [n]: as Eve knows it, or as she measures it after her equaliser."""
         if self.place.eve_channel == "awgn":
-            return np.full(len(rows), 10 ** (-snr_db / 10))
+            return np.full(len(rows), 10 ** (-min(snr_db, QUIET_DB) / 10))  # never 0, of which a model may take the logarithm
         power = 2 * np.square(rows, dtype=np.float64).mean(axis=(1, 2))
         measured: NDArray[np.float64] = np.maximum(power - 1, 10 ** (-QUIET_DB / 10))
         return measured
