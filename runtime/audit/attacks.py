@@ -27,6 +27,7 @@ from semseal.runtime.attacks import (
     rowmatching,
     whitebox,
 )
+from semseal.runtime.audit import integrity
 from semseal.runtime.audit.practice import schemes_of, simulate, under_one_key
 from semseal.runtime.audit.results import GameResult
 from semseal.runtime.audit.scene import Images, Rows, Scene
@@ -259,6 +260,10 @@ def _distinguishing(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, .
     return tuple(results)
 
 
+def _integrity(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, ...]:
+    return integrity.play(scene, DEFENSES[cell.defense], _snr(cell), lambda: _row_model(scene, _snr(cell)))
+
+
 # what several share
 
 
@@ -450,6 +455,16 @@ ATTACKS = (
         _distinguishing,
         cost=lambda settings: 2 * PICTURE_S * PAIRS * settings.trials,
         game=True,
+    ),
+    Attack(
+        "integrity",
+        "changes a frame on its way, so that Bob sees what she chose; no eavesdropper",
+        "what is sent, for latent; images of her own; she sends to Bob, and he receives nobody else",
+        "none",
+        _integrity,
+        cost=lambda settings: 12 * PICTURE_S * settings.pictures,
+        game=True,
+        apart="who can transmit has Bob see what she chose",
     ),
 )
 BY_NAME = {attack.name: attack for attack in ATTACKS}

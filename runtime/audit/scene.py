@@ -265,16 +265,31 @@ class Scene:
         It refuses one that is mostly noise, under mix in a deep fade, as it may be another's.
         """
         frames = self.send(self.images, defense)
-        received = self.add_noise(np.stack([frame.symbols for frame in frames]), self.main_snr, 0, eve=False)
+        if self.place.main_channel == "awgn":
+            return self._receiver.receive(self._arrived(frames, defense, 0))
+        return self.bob_sees(frames, defense, 0)[0]
+
+    def bob_sees(self, frames: list[Frame], defense: Defense, draw: int) -> tuple[Images, NDArray[np.bool_]]:
+        """What Bob gets of frames, whoever sent them: pictures [n, 3, height, width], and which of the frames he takes.
+
+        ``frames`` are all that belong together, a picture each. Of one that he refuses he has a grey picture.
+        """
+        found = self._receiver.receive_each(self._arrived(frames, defense, draw))
+        grey = np.full(self.images.shape[1:], 0.5, np.float32)
+        pictures = np.stack([grey if reception.image is None else reception.image for reception in found])
+        return pictures, np.array([reception.image is not None for reception in found])
+
+    def _arrived(self, frames: list[Frame], defense: Defense, draw: int) -> list[Frame]:
+        """The frames behind the main channel, and what a comparator does to them."""
+        received = self.add_noise(np.stack([frame.symbols for frame in frames]), self.main_snr, draw, eve=False)
         if defense.reveal is not None:
             keys = (_image_key(self.key, frame) for frame in frames)
             received = np.stack([defense.reveal(symbols, key) for symbols, key in zip(received, keys, strict=True)])
-        arrived = [Frame(symbols, frame.header) for symbols, frame in zip(received, frames, strict=True)]
-        receiver = Receiver(self.bundle.path, self.key, self.engine, self.precision, self._threads)
-        if self.place.main_channel == "awgn":
-            return receiver.receive(arrived)
-        grey = np.full(self.images.shape[1:], 0.5, np.float32)
-        return np.stack([grey if found.image is None else found.image for found in receiver.receive_each(arrived)])
+        return [Frame(symbols, frame.header) for symbols, frame in zip(received, frames, strict=True)]
+
+    @cached_property
+    def _receiver(self) -> Receiver:
+        return Receiver(self.bundle.path, self.key, self.engine, self.precision, self._threads)
 
     def best_order(self, answers: Images, streams: int) -> Images:
         """Eve's pictures of every group in the order that scores best: which path is which picture is not hers to know."""
