@@ -32,7 +32,7 @@ ORDER = (
         "runtime.svg",
     ),
     ("runtime.picturefile", "runtime.picturefolder"),
-    ("runtime.pictures",),
+    ("runtime.pictures", "runtime.pictureclasses"),
     ("runtime.onnxwrite",),
     ("runtime.defense", "runtime.pixels"),
     ("runtime.mixing",),

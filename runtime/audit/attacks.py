@@ -27,7 +27,7 @@ from semseal.runtime.attacks import (
     rowmatching,
     whitebox,
 )
-from semseal.runtime.audit import integrity
+from semseal.runtime.audit import integrity, people
 from semseal.runtime.audit.practice import schemes_of, simulate, under_one_key
 from semseal.runtime.audit.results import GameResult
 from semseal.runtime.audit.scene import Images, Rows, Scene
@@ -41,7 +41,7 @@ KNOWN_PACKETS = 64  # under a reused key stream
 TRIALS_EACH = 5  # packets of each picture: with 200 in all, one lucky guess would already pass 2.5 %
 PAIRS = 7  # of ``chosen_pairs``, for the cost
 PICTURE_S = 0.01  # seconds for what is done once a picture; those below are for one picture in one step. On two cores
-WHITE_BOX_S, ROW_MATCHING_S, BLACK_BOX_S, LEARNED_S, SET_S = 5e-3, 6e-3, 2e-3, 12e-3, 15e-3
+WHITE_BOX_S, ROW_MATCHING_S, BLACK_BOX_S, LEARNED_S, SET_S, PROBE_S = 5e-3, 6e-3, 2e-3, 12e-3, 15e-3, 1e-3
 
 Answer = Images | tuple[GameResult, ...]
 Advance = Callable[[float], None]  # told of the seconds, on two cores, that a step was expected to take
@@ -260,6 +260,11 @@ def _distinguishing(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, .
     return tuple(results)
 
 
+def _attributes(scene: Scene, cell: Cell, advance: Advance) -> tuple[GameResult, ...]:
+    told, snr = _in_seconds(advance, PROBE_S), _snr(cell)
+    return people.play(scene, DEFENSES[cell.defense], snr, lambda: _row_model(scene, snr), told)
+
+
 def _integrity(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, ...]:
     return integrity.play(scene, DEFENSES[cell.defense], _snr(cell), lambda: _row_model(scene, _snr(cell)))
 
@@ -455,6 +460,19 @@ ATTACKS = (
         _distinguishing,
         cost=lambda settings: 2 * PICTURE_S * PAIRS * settings.trials,
         game=True,
+    ),
+    Attack(
+        "attributes",
+        "names who or what is in the picture, by what the data says of it",
+        "images of her own, and of what class each is",
+        "none",
+        _attributes,
+        cost=lambda settings: (
+            2 * PICTURE_S * settings.pictures
+            + settings.probe_pictures * (2 * PICTURE_S + 2 * PROBE_S * settings.probe_epochs)
+        ),
+        game=True,
+        of_classes=True,
     ),
     Attack(
         "integrity",

@@ -24,7 +24,8 @@ QUICK = dataclasses.replace(
     blackbox_steps=150,
     learned_steps=20,
     trials=40,
-    probe_epochs=6,
+    probe_pictures=80,
+    probe_epochs=4,
     timed_calls=200,
     eve_snrs=(10.0,),
 )

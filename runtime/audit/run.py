@@ -18,7 +18,7 @@ from typing import Any
 
 from joblib import Parallel, delayed, parallel_config
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from semseal.runtime.audit.attacks import BY_NAME, PICTURE_S
+from semseal.runtime.audit.attacks import ATTACKS, BY_NAME, PICTURE_S, Attack
 from semseal.runtime.audit.cell import file_name, is_game, measure, read_games, read_reconstructions
 from semseal.runtime.audit.code import digest_of_code
 from semseal.runtime.audit.gate import check_budgets, judge
@@ -27,8 +27,8 @@ from semseal.runtime.audit.markdown import markdown_tables
 from semseal.runtime.audit.matrix import FULL, both, cells
 from semseal.runtime.audit.report import write_first_look, write_report
 from semseal.runtime.audit.results import AuditedBundle, Results
-from semseal.runtime.audit.scene import Images, Scene
-from semseal.runtime.audit.settings import Cell, Place, Settings, eve_at
+from semseal.runtime.audit.scene import CPU_ENGINES, Images, Scene
+from semseal.runtime.audit.settings import Cell, Place, Question, Settings, eve_at
 from semseal.runtime.audit.taken import MIN_PICTURES, take_pictures
 from semseal.runtime.audit.verdict import Games, Pictures, count_figures, game_rows, orderings, picture_rows
 from semseal.runtime.audit.wording import optimised
@@ -74,17 +74,22 @@ def audit(
     taken, data = take_pictures(data, settings, height, width), shown(data)
     images, attacker_images, settings, skipped = taken.images, taken.attacker_images, taken.settings, taken.skipped
     identity = _identity(found, data, images, attacker_images, settings)
+    if taken.questions:
+        identity["questions"] = hashlib.sha256(repr(taken.questions).encode()).hexdigest()
     _claim(out, identity)
     everything, everywhere, known = _with_earlier(settings, found, out)
     skipped |= known.skipped if known else {}
+    if taken.unasked:
+        skipped |= {attack.name: taken.unasked for attack in ATTACKS if attack.of_classes and attack.name in everything.attacks}
     agreement = dict(known.surrogate_agreement_db) if known else {}
     threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
     asked = [place for link in found for place in link.places(settings)]
     planned: list[tuple[Cell, _Work]] = []
     for link in everywhere:
         for place in link.places(everything):
-            work = _Work(json.dumps(identity), link.bundle.path, place, threads, images, attacker_images, settings)
-            wanted = _wanted(settings if place in asked else None, everything, link, place)
+            about = images, attacker_images, taken.questions, settings
+            work = _Work(json.dumps(identity), link.bundle.path, place, threads, *about)
+            wanted = _wanted(settings if place in asked else None, everything, work, link)
             if any(map(_optimised, wanted)) and (reason := _unsupported(work, agreement)):
                 skipped[f"{optimised()} on {_words(place)}"] = reason
                 wanted = [cell for cell in wanted if not _optimised(cell)]
@@ -167,18 +172,26 @@ def _check_counts(settings: Settings) -> None:
 # which cells
 
 
-def _wanted(settings: Settings | None, everything: Settings, link: Link, place: Place) -> list[Cell]:
+def _wanted(settings: Settings | None, everything: Settings, work: "_Work", link: Link) -> list[Cell]:
     """The cells that were asked for now, and of all others what they are compared with: Bob and the mean picture.
 
     ``settings`` None: nothing is asked of this place.
     """
-    asked = set(cells(settings, place)) if settings else set()
+    asked = set(cells(settings, work.place)) if settings else set()
     return [
         cell
-        for cell in cells(everything, place)
-        if (cell in asked or cell.eve_snr is None)
-        and not (cell.eve_snr is not None and BY_NAME[cell.attack].of_scale and not link.bundle.has_scale)
+        for cell in cells(everything, work.place)
+        if cell.eve_snr is None or (cell in asked and _fits(BY_NAME[cell.attack], work, link))
     ]
+
+
+def _fits(attack: Attack, work: "_Work", link: Link) -> bool:
+    """Whether an attack can be made on this model, these pictures and this engine."""
+    if attack.of_scale and not link.bundle.has_scale:
+        return False
+    if attack.of_classes and not work.questions:
+        return False
+    return not attack.of_cpu or work.place.engine in CPU_ENGINES
 
 
 def _words(place: Place) -> str:
@@ -226,13 +239,14 @@ class _Work:
     threads: int | None
     images: Images = field(compare=False)
     attacker_images: Images = field(compare=False)
+    questions: tuple[Question, ...] = field(compare=False)
     settings: Settings = field(compare=False)
 
 
 @lru_cache(maxsize=1)
 def _scene(work: _Work) -> Scene:
     bundle = open_bundle(work.bundle)
-    return Scene(bundle, work.images, work.attacker_images, work.settings, work.place, work.threads)
+    return Scene(bundle, work.images, work.attacker_images, work.settings, work.place, work.threads, work.questions)
 
 
 def _measure(work: _Work, cell: Cell, file: Path) -> Cell:

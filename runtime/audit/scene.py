@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from semseal.runtime import channel, metrics
 from semseal.runtime.attacks.whitebox import DifferentiableTransmitter
 from semseal.runtime.audit.links import links, taps
-from semseal.runtime.audit.settings import Place, Settings
+from semseal.runtime.audit.settings import Place, Question, Settings
 from semseal.runtime.audit.surrogate import Surrogate, why_unsupported
 from semseal.runtime.bundle import Bundle
 from semseal.runtime.defense.defenses import BY_NAME, Defense
@@ -54,12 +54,13 @@ class Scene:
         settings: Settings,
         place: Place | None = None,
         threads: int | None = None,
+        questions: tuple[Question, ...] = (),
     ) -> None:
-        """``threads`` limits those of an engine on the CPU (None: all cores). ``place`` None: the bundle as it is deployed."""
+        """``questions`` are about both kinds of images. ``threads`` limits those of an engine on the CPU (None: all cores). ``place`` None: the bundle as it is deployed."""
         self.bundle, self.images, self.attacker_images = bundle, images, attacker_images
         self.place = links([bundle], settings)[0].places(settings)[0] if place is None else place
         self.main_snr, self.precision, self.engine = self.place.main_snr, self.place.precision, self.place.engine
-        self.settings = settings
+        self.settings, self.questions = settings, questions
         self.key, self._threads = generate_key(), threads if self.engine in CPU_ENGINES else None
         self._decode = open_engine(self.engine, bundle.program("receiver", self.precision, self.engine), threads=self._threads)
         self._alice: dict[str, Transmitter] = {}

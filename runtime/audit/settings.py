@@ -44,6 +44,7 @@ class Settings:
     blackbox_steps: int = 600
     learned_steps: int = 1500
     trials: int = 1000  # of each chosen pair in "distinguishing"
+    probe_pictures: int = 800  # of the attacker's, to learn attributes from
     probe_epochs: int = 30  # of the network that names attributes
     timed_calls: int = 100_000  # of send, and as many of receive
     eve_snrs: tuple[float, ...] = (0.0, 10.0, 20.0)  # infinite: frames without noise
@@ -58,6 +59,15 @@ class Settings:
         """What the content of a cell depends on, besides its place; the rest only says which cells are measured."""
         chosen = ("eve_snrs", "main_snrs", "defenses", "attacks", "precisions", "engines", "channel", "eve_channel")
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in chosen}
+
+
+@dataclass(frozen=True)
+class Question:
+    """Something about every picture that the data knows: the class of those that are sent, and of the attacker's."""
+
+    name: str
+    of_sent: tuple[str, ...]  # "" where it is not known
+    of_attackers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
