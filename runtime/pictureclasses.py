@@ -1,6 +1,6 @@
 """Which classes the pictures of a ``--data`` spec are of, where it says so.
 
-    folder:FOLDER    FOLDER/cats/1.jpg: the first folder below FOLDER, or below the split's own, is the class; one question, "class"
+    folder:FOLDER    the first folder below FOLDER, or below that of the split, as in FOLDER/cats/1.jpg; the question is "class"
     celeba:FOLDER    list_attr_celeba, as text or as on Kaggle: each attribute is a question, of the classes yes and no;
                      identity_CelebA: a question, "identity", of as many classes as there are people
     photos           nothing
@@ -23,6 +23,7 @@ UNKNOWN = ""  # the class of a picture of which nothing is said
 _ATTRIBUTES = ("list_attr_celeba.txt", "list_attr_celeba.csv")
 _IDENTITIES = ("identity_CelebA.txt", "identity_CelebA.csv")
 _DEPTH = 3
+_RESTORE = "restore CelebA's own file"
 _YES = {"1": "yes", "-1": "no", "0": "no"}
 
 
@@ -83,7 +84,7 @@ def _attributes(file: Path) -> tuple[list[str], dict[str, list[str]]]:
         elif len(fields) != len(names) + 1 or not set(fields[1:]) <= set(_YES):
             line = shown(" ".join(fields)[:60])
             raise PictureError(
-                f"{shown(file)}:{number}: expected 'FILE' and {len(names)} times 1 or -1, got {line!r}", "restore CelebA's own file"
+                f"{shown(file)}:{number}: expected 'FILE' and {len(names)} times 1 or -1, got {line!r}", _RESTORE
             )
         else:
             table[Path(fields[0]).stem] = fields[1:]
@@ -95,7 +96,7 @@ def _identities(file: Path) -> dict[str, str]:
     for number, fields in read_list(file):
         if len(fields) != 2 or not (number == 1 or fields[1].isdigit()):
             raise PictureError(
-                f"{shown(file)}:{number}: expected 'FILE PERSON', got {shown(' '.join(fields)[:60])!r}", "restore CelebA's own file"
+                f"{shown(file)}:{number}: expected 'FILE PERSON', got {shown(' '.join(fields)[:60])!r}", _RESTORE
             )
         if fields[1].isdigit():  # the first line of a table says what is in it
             people[Path(fields[0]).stem] = fields[1]

@@ -116,8 +116,8 @@ def _partition(file: Path) -> Iterator[tuple[str, str]]:
         if header:
             continue
         if len(fields) != 2 or fields[1] not in PARTS.values() or not Path(fields[0]).name:
-            line = " ".join(fields)[:60]
-            raise PictureError(f"{shown(file)}:{number}: expected 'FILE 0|1|2', got {shown(line)!r}", "restore CelebA's own file")
+            line = shown(" ".join(fields)[:60])
+            raise PictureError(f"{shown(file)}:{number}: expected 'FILE 0|1|2', got {line!r}", "restore CelebA's own file")
         yield Path(fields[0]).name, fields[1]
 
 

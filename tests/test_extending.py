@@ -40,7 +40,7 @@ def test_the_page_is_one_file_and_one_row_each(small_bundle, tmp_path):
     for name in ("runtime/attacks/nearest.py", "runtime/defense/signs.py"):
         (package / name).write_text(code[name])
     for name, old, new in (
-        ("runtime/audit/attacks.py", "    learned,\n", "    learned,\n    nearest,\n"),
+        ("runtime/audit/attacks.py", " learned,", " learned, nearest,"),
         (
             "runtime/defense/defenses.py",
             "import numpy as np\n",

@@ -3,13 +3,13 @@
     Eve knows      the classes of her own images; what she receives of them, or makes of it, under keys that she draws herself
     she does       learns to tell the classes on three quarters of her images, and chooses on the rest what does it best
 
-        pictures ─┬─ linear ───┐                         linear: principal components, linear discriminant, shrunk covariance
-                  └─ network ──┼─ the best on the rest ── class                network: three convolutions, all questions at once
+        pictures ─┬─ linear ───┐                            linear: principal components, linear discriminant, shrunk covariance
+                  └─ network ──┼─ the best on the rest ── class           network: three convolutions, all questions at once
         symbols ──┬─ linear ───┤
-                  └─ network ──┘     linear of symbols: also the fingerprints of ``identification``, which survive reordering
+                  └─ network ──┘        linear of symbols: also the fingerprints of ``identification``, which survive reordering
 
-Every class counts as much, however rare it is: discriminants have equal priors, the network's loss has equal weights, and what
-is measured is the balanced accuracy. Probes of what representations hold: Alain and Bengio 2016 (arXiv 1610.01644); inference of
+Every class counts as much, however rare it is: discriminants have equal priors, the network's loss has equal weights, and
+what is measured is the balanced accuracy. Probes of what representations hold: Alain and Bengio 2016 (arXiv 1610.01644);
 attributes as leakage: Song and Shmatikov 2020, "Overlearning reveals sensitive attributes" (ICLR).
 
 Positive control: no defence, where the classes must be told by far better than chance. Classes that nobody tells show nothing.
@@ -54,7 +54,7 @@ class Named:
 
 
 class Probe(nn.Module):
-    """Three convolutions over a map [batch, channels, rows, columns] -> logits of the classes of all questions, one after another.
+    """Three convolutions over a map [batch, channels, rows, columns] -> logits of the classes, one question after another.
 
     What is in a picture may be anywhere, or in one place: 4 x 4 places are told apart.
     """
@@ -121,12 +121,13 @@ def _linear(
         return scaled
 
     practice, rest, there = features(seen, learn), features(seen, weigh), features(received, slice(None))
-    found = {}
+    found: dict[str, tuple[Truth, Truth]] = {}
     for name, truth in truths.items():
         known = truth[learn] >= 0
         classes = np.unique(truth[learn][known])
         if len(classes) < 2:  # the quarter that is kept has the others
-            found[name] = tuple(np.full(len(part), classes[0] if len(classes) else 0) for part in (rest, there))
+            only = int(classes[0]) if len(classes) else 0
+            found[name] = np.full(len(rest), only), np.full(len(there), only)
             continue
         discriminant = LinearDiscriminantAnalysis("lsqr", shrinkage="auto", priors=np.full(len(classes), 1 / len(classes)))
         discriminant.fit(practice[known], truth[learn][known])
@@ -154,7 +155,9 @@ def _network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Probe(seen.maps.shape[1], sum(counts.values())).to(device)
-        _train(network, given(seen.maps[learn]), {name: truth[learn] for name, truth in truths.items()}, counts, epochs, advance)
+        _train(
+            network, given(seen.maps[learn]), {name: truth[learn] for name, truth in truths.items()}, counts, epochs, advance
+        )
     logits = [_logits(network, given(part)) for part in (seen.maps[weigh], received.maps)]
     found, start = {}, 0
     for name, count in counts.items():

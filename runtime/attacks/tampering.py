@@ -6,10 +6,10 @@
 
 Eve knows: the deployed transmitter, hence the clean rows of her target, and in ``known`` those of the picture that is sent. Not
 the key. She receives a frame before Bob does, and what she sends instead reaches him alone.
-She does: adds the rows of her target less those of what is sent, if she knows it, or less the mean row at each position, if not
-(an analog link adds up whatever is on air). Where rows are moved she finds their places first: by those that she knows (linear
-assignment), or by their order (``semseal.runtime.attacks.ordering``). Or she puts a part of an earlier frame into this one, whose
-header stays as it is, or makes all of it fainter.
+She does: adds the rows of her target less those of what is sent, if she knows it, or less the mean row at each position, if
+not (an analog link adds up whatever is on air). Where rows are moved she finds their places first: by those that she knows
+(linear assignment), or by their order (``semseal.runtime.attacks.ordering``). Or she puts a part of an earlier frame into this
+one, whose header stays as it is, or makes all of it fainter.
 Source: malleability, Dolev, Dwork, Naor 2000 (SIAM J. Comput. 30); the symbols are analog and carry no tag.
 Positive control: no defence, where Bob must see what she chose.
 Success: the matching advantage of what Bob sees to her target. That he sees something else is not hers: noise does as much.

@@ -14,10 +14,10 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 from semseal.runtime import metrics
-from semseal.runtime.audit.attacks import BY_NAME, Advance, Answer
+from semseal.runtime.audit.attacks import BY_NAME, Answer
 from semseal.runtime.audit.results import GameResult, Reconstructions
 from semseal.runtime.audit.scene import Images, Scene
-from semseal.runtime.audit.settings import Cell, snr_name
+from semseal.runtime.audit.settings import Advance, Cell, snr_name
 from semseal.runtime.defense.defenses import BY_NAME as DEFENSES
 from semseal.runtime.errors import AuditError
 from semseal.runtime.files import write_atomically

@@ -65,7 +65,9 @@ def _game(attack: Attack) -> _Figure:
         "stored-frame": "Eve's rate in naming the picture from stored frames",
     }
     of = what.get(attack.name, f"Eve's success in {attack.name}"), (attack.name,), _top if named else _area
-    unit, least, most = {"integrity": (" dB", -math.inf, math.inf), "timing": ("", 0.0, math.inf)}.get(attack.name, ("", 0.0, 1.0))
+    unit, least, most = {"integrity": (" dB", -math.inf, math.inf), "timing": ("", 0.0, math.inf)}.get(
+        attack.name, ("", 0.0, 1.0)
+    )
     return _Figure(*of, unit, least, most)
 
 

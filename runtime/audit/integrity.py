@@ -49,10 +49,10 @@ def play(scene: Scene, defense: Defense, snr_db: float, model: Model) -> tuple[G
         received = rows.reshape(len(frames) // defense.streams, -1, scene.row_shape[1])
         results.append(_toward(name, scene, targets, _changed(frames, change(on_air, received)), defense, DRAW + 10 + i))
     frames, earlier = scene.send(scene.images, defense), scene.send(targets, defense)
-    both = (np.stack([frame.symbols for frame in part]) for part in (frames, earlier))
+    hers_now, on_air = (np.stack([frame.symbols for frame in part]) for part in (earlier, frames))
     h, r = scene.row_shape
     part = h // 2 * r // 2 if frames[0].symbols.size == scene.bundle.n_symbols else frames[0].symbols.size // 2
-    replayed = _changed(frames, tampering.replay_part(*both, part))
+    replayed = _changed(frames, tampering.replay_part(on_air, hers_now, part))
     height = scene.bundle.height * (h // 2) // h
     results.append(_toward("replay", scene, targets, replayed, defense, DRAW + 12, height))
     return *results, _gain(scene, defense)

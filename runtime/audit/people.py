@@ -4,8 +4,8 @@
     received frames ───┼─ ``semseal.runtime.attacks.attributes`` ── a game for each question: balanced accuracy
     reconstructions ───┘
 
-The reconstructions are the best that is cheap: rows in the order that Eve finds where a defence moves them, and then Bob's decoder.
-Under substitution she has two pictures and does not know which is the one that is asked for: she takes the first.
+The reconstructions are the best that is cheap: rows in the order that Eve finds where a defence moves them, and then Bob's
+decoder. Under substitution she has two pictures and does not know which is the one that is asked for: she takes the first.
 """
 
 from collections.abc import Callable
@@ -27,9 +27,7 @@ MAX_SIDE = 64  # pixels of a reconstruction, for the probes
 Model = Callable[[], ordering.RowModel]
 
 
-def play(
-    scene: Scene, defense: Defense, snr_db: float, model: Model, advance: Callable[[int], None]
-) -> tuple[GameResult, ...]:
+def play(scene: Scene, defense: Defense, snr_db: float, model: Model, advance: Callable[[int], None]) -> tuple[GameResult, ...]:
     """A game for each question of the scene; ``model`` gives that of rows at Eve's SNR, where rows have to be ordered."""
     few = min(scene.settings.probe_pictures, len(scene.attacker_images))
     hers = scene.attacker_images[:few]
@@ -38,7 +36,10 @@ def play(
         classes = {name: i for i, name in enumerate(answerable(question))}
         truths[question.name] = np.array([classes.get(name, -1) for name in question.of_attackers[:few]], np.int64)
         sent[question.name] = np.array([classes.get(name, -1) for name in question.of_sent], np.int64)
-    practice, received = _seen(scene, hers, defense, snr_db, model, True), _seen(scene, scene.images, defense, snr_db, model, False)
+    practice, received = (
+        _seen(scene, hers, defense, snr_db, model, True),
+        _seen(scene, scene.images, defense, snr_db, model, False),
+    )
     settings = scene.settings
     named = attributes.name_classes(practice, truths, received, settings.probe_epochs, settings.seed, advance)
     return tuple(_result(name, sent[name], found) for name, found in named.items())
@@ -70,7 +71,7 @@ def _seen(scene: Scene, images: Images, defense: Defense, snr_db: float, model: 
 def _decoded(
     scene: Scene, rows: Rows, images: Images, defense: Defense, snr_db: float, model: Model, practises: bool
 ) -> Images:
-    """Reconstructions of packets [n, streams, h, r]. Where rows are moved, Eve practises on rows that never were: as if in order."""
+    """Reconstructions of packets [n, streams, h, r]. Where rows are moved, Eve practises on rows that were not."""
     plain = BY_NAME["none"]
     if not (defense.permutes or defense.substitutes):
         found = rows[:, 0]
@@ -93,5 +94,5 @@ def _shrunk(pictures: Images) -> Images:
         if size > MAX_SIDE:
             starts = np.linspace(0, size, MAX_SIDE, endpoint=False).astype(int)
             sizes = np.diff([*starts, size]).reshape([-1 if i == axis else 1 for i in range(4)])
-            pictures = np.add.reduceat(pictures, starts, axis=axis) / sizes.astype(np.float32)
-    return pictures.astype(np.float32)
+            pictures = (np.add.reduceat(pictures, starts, axis=axis) / sizes).astype(np.float32)
+    return pictures

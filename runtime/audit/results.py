@@ -45,8 +45,10 @@ class GameResult:
     """One game: Eve's success with its 95 % interval, and what guessing gives. ``name`` tells the games of one cell apart.
 
     ``measure`` says what ``value`` is:
-      rate      the share of trials won                      balanced  the mean over the classes of the share that is named right
-      area      under the ROC curve                          dB        a matching advantage, or a gain, of pictures
+      rate      the share of trials won
+      area      under the ROC curve
+      balanced  the mean over the classes of the share of each that is named right
+      dB        a matching advantage, or how much closer to one picture than to another
       t         |t| of Welch's test on times, the largest of many; the interval is that of one t
     """
 
@@ -183,8 +185,10 @@ class Gate:
 
 @dataclass(frozen=True)
 class Results:
-    """The content of results.json, in which Eve's SNR is "none" for frames without noise. ``skipped`` maps each picture or attack that was left out to the reason, ``gate`` holds
-    the budgets of the last run."""
+    """The content of results.json, in which Eve's SNR is "none" for frames without noise.
+
+    ``skipped`` maps each picture or attack that was left out to the reason, ``gate`` holds the budgets of the last run.
+    """
 
     what: str
     environment: Environment

@@ -29,7 +29,7 @@ from semseal.runtime.audit.report import write_first_look, write_report
 from semseal.runtime.audit.results import AuditedBundle, Results
 from semseal.runtime.audit.scene import CPU_ENGINES, Images, Scene
 from semseal.runtime.audit.settings import Cell, Place, Question, Settings, eve_at
-from semseal.runtime.audit.taken import MIN_PICTURES, take_pictures
+from semseal.runtime.audit.taken import MIN_PICTURES, Taken, take_pictures
 from semseal.runtime.audit.verdict import Games, Pictures, count_figures, game_rows, orderings, picture_rows
 from semseal.runtime.audit.wording import optimised
 from semseal.runtime.bundle import Bundle, open_bundle
@@ -73,14 +73,11 @@ def audit(
     height, width = opened[0].height, opened[0].width
     taken, data = take_pictures(data, settings, height, width), shown(data)
     images, attacker_images, settings, skipped = taken.images, taken.attacker_images, taken.settings, taken.skipped
-    identity = _identity(found, data, images, attacker_images, settings)
-    if taken.questions:
-        identity["questions"] = hashlib.sha256(repr(taken.questions).encode()).hexdigest()
+    skipped |= _unasked(taken, settings)
+    identity = _identity(found, data, taken)
     _claim(out, identity)
     everything, everywhere, known = _with_earlier(settings, found, out)
     skipped |= known.skipped if known else {}
-    if taken.unasked:
-        skipped |= {attack.name: taken.unasked for attack in ATTACKS if attack.of_classes and attack.name in everything.attacks}
     agreement = dict(known.surrogate_agreement_db) if known else {}
     threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
     asked = [place for link in found for place in link.places(settings)]
@@ -153,6 +150,16 @@ def summarise(
 def _prefix(link: Link) -> int:
     """Channel uses for the cyclic prefix of the main channel."""
     return taps(link.bundle) - 1 if link.main_channel == "multipath" else 0
+
+
+def _unasked(taken: Taken, settings: Settings) -> dict[str, str]:
+    """The attacks that ask for classes, where the data knows of none. Raises AuditError if no other attack is wanted."""
+    names = [attack.name for attack in ATTACKS if attack.of_classes and attack.name in settings.attacks]
+    if not names or not taken.unasked:
+        return {}
+    if len(names) == len(settings.attacks):
+        raise AuditError(f"{', '.join(names)} cannot be measured: {taken.unasked}", "or leave out --attack")
+    return dict.fromkeys(names, taken.unasked)
 
 
 def _with_middle(settings: Settings, bundles: list[Bundle]) -> Settings:
@@ -298,14 +305,15 @@ def _read(folder: Path, wanted: list[Cell]) -> tuple[Pictures, Games]:
 # whose folder it is
 
 
-def _identity(found: list[Link], data: str, images: Images, attacker_images: Images, settings: Settings) -> dict[str, Any]:
+def _identity(found: list[Link], data: str, taken: Taken) -> dict[str, Any]:
     """What an audit's cells depend on."""
+    known = repr(taken.questions).encode() if taken.questions else b""
     return {
         "bundles": [[link.name, link.bundle.snr_db, _digest_of_graphs(link.bundle)] for link in found],
         "channels": [[link.main_channel, link.eve_channel, taps(link.bundle)] for link in found],
         "data": data,
-        "pictures": hashlib.sha256(images.tobytes() + attacker_images.tobytes()).hexdigest(),
-        "effort": settings.effort(),
+        "pictures": hashlib.sha256(taken.images.tobytes() + taken.attacker_images.tobytes() + known).hexdigest(),
+        "effort": taken.settings.effort(),
         "code": digest_of_code("semseal.runtime.audit.cell"),
         "environment": asdict(_environment()),
     }

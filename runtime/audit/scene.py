@@ -56,7 +56,10 @@ class Scene:
         threads: int | None = None,
         questions: tuple[Question, ...] = (),
     ) -> None:
-        """``questions`` are about both kinds of images. ``threads`` limits those of an engine on the CPU (None: all cores). ``place`` None: the bundle as it is deployed."""
+        """``questions`` are about both kinds of images. ``place`` None: the bundle as it is deployed.
+
+        ``threads`` limits those of an engine on the CPU (None: all cores).
+        """
         self.bundle, self.images, self.attacker_images = bundle, images, attacker_images
         self.place = links([bundle], settings)[0].places(settings)[0] if place is None else place
         self.main_snr, self.precision, self.engine = self.place.main_snr, self.place.precision, self.place.engine

@@ -1,15 +1,17 @@
 """What an audit is asked to measure: its settings, and the place of one measurement, a cell.
 
-Eve's SNR is infinite where she has frames without noise: stored, or recorded at the transmitter. JSON has no such number, so that
-in files and names it is NO_NOISE.
+Eve's SNR is infinite where she has frames without noise: stored, or recorded at the transmitter. JSON has no such number: in
+files and names it is NO_NOISE.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from semseal.runtime.attacks.whitebox import FAST, WhiteBoxSettings
+
+Advance = Callable[[float], None]  # told of the seconds, on two cores, that a step was expected to take
 
 NO_NOISE = "none"  # the SNR of a frame as it was sent, in options, in results.json and in names of files
 
@@ -87,6 +89,12 @@ class Cell:
     def __post_init__(self) -> None:
         if self.eve_snr is None:
             object.__setattr__(self, "eve_channel", None)
+
+
+def snr_of(cell: Cell) -> float:
+    """Eve's; of Bob and the mean picture there is none."""
+    assert cell.eve_snr is not None
+    return cell.eve_snr
 
 
 @dataclass(frozen=True)

@@ -397,7 +397,10 @@ def _mark(row: PictureRow | GameRow) -> str:
 
 
 def success(row: GameRow, bound: float = math.inf) -> str:
-    """A game's success and its bounds in per cent, or what else it measures; the upper one is not rounded across ``bound``, a budget."""
+    """A game's success and its bounds in per cent, or what else it measures.
+
+    The upper bound is not rounded across ``bound``, a budget.
+    """
     if row.verdict == "void":
         return "void"
     if row.measure in ("dB", "t"):

@@ -97,8 +97,8 @@ def _is_answerable(question: Question) -> bool:
 
 def _why_unasked(data: str, asked: int) -> str:
     if asked:
-        few = f"of no two classes are there {MIN_OF_A_CLASS} pictures to measure on and {MIN_ATTACKERS_OF_A_CLASS} of the attacker's"
-        return f"{few}; give more --pictures"
+        enough = f"{MIN_OF_A_CLASS} pictures to measure on and {MIN_ATTACKERS_OF_A_CLASS} of the attacker's"
+        return f"of no two classes there are {enough}: give more --pictures"
     if data.startswith("celeba:"):
         return f"{shown(data)} has neither list_attr_celeba nor identity_CelebA beside its pictures"
     where = "has no folders in it" if data.startswith("folder:") else "says nothing of its pictures"

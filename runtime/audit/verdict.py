@@ -173,7 +173,7 @@ def control_won(control: Reconstructions, mean_picture: Reconstructions) -> bool
 
 
 def _game_control_won(game: GameResult, cell: Cell, cells: Games) -> bool:
-    """The same for a game: right nearly every time where it must be; classes, which are hard to tell, by far more than chance."""
+    """The same for a game: right nearly every time where it must be; of classes, which are hard to tell, far above chance."""
     control = cells.get(_control(cell), ())
     same = [other for other in control if other.name == game.name]
     if game.measure == "balanced":
@@ -324,7 +324,7 @@ def _verdict(results: Results, defense: str) -> Verdict:
 
 
 def _missing(results: Results, defense: str) -> tuple[str, ...]:
-    """The attacks, misuse and what stands apart left out, that were not measured against ``defense`` everywhere that the audit went."""
+    """The attacks that were not measured against ``defense`` everywhere that the audit went; without misuse and those apart."""
     settings = results.settings
     judged = [row for row in results.judged if row.defense == defense]
     there = {(row.attack, row.eve_snr, *place_of(row)) for row in judged}
