@@ -77,7 +77,7 @@ def _attributes(file: Path) -> tuple[list[str], dict[str, list[str]]]:
     names: list[str] = []
     table: dict[str, list[str]] = {}
     for number, fields in read_list(file):
-        if len(fields) == 1 and not names:  # the release begins with the number of pictures
+        if not names and len(fields) == 1 and fields[0].isdigit():  # the release begins with the number of pictures
             continue
         if not names:
             names = fields[1:] if re.fullmatch(r"(?i)image_?id|file_?name|image", fields[0]) else fields
