@@ -191,7 +191,10 @@ def _audit_recording(
     refused: dict[str, Any],
 ) -> None:
     """Attack what was recorded. ``asked`` are the options as given, ``refused`` some that mean nothing here."""
-    refused |= {"--eve-snr": asked["eve_snrs"], "--channel": asked["channel"]}
+    measured = [
+        snr for snr in asked["eve_snrs"] if snr != math.inf
+    ]  # Eve measures hers; only that there is no noise she may know
+    refused |= {"--eve-snr": measured, "--channel": asked["channel"]}
     if given := [option for option, value in refused.items() if value]:
         raise click.UsageError(f"{', '.join(given)}: not with --recording")
     several = {"BUNDLE": bundles, **{f"--{name[:-1].replace('_', '-')}": asked[name] for name in _ONE_OF}}
