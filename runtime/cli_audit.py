@@ -16,7 +16,18 @@ from semseal.runtime.defense.defenses import BY_NAME
 from semseal.runtime.engine import ENGINES
 from semseal.runtime.files import check_writable
 from semseal.runtime.ofdm import ESTIMATIONS, Radio
-from semseal.runtime.options import FOLDER, NEW_FILE, NUMBER, POSITIVE, PRECISION, LazyChoice, NumberRange, UserPath, example
+from semseal.runtime.options import (
+    FOLDER,
+    NEW_FILE,
+    NUMBER,
+    POSITIVE,
+    PRECISION,
+    EveSnr,
+    LazyChoice,
+    NumberRange,
+    UserPath,
+    example,
+)
 from semseal.runtime.radio import CHANNELS as RADIO_CHANNELS
 
 if TYPE_CHECKING:
@@ -98,9 +109,10 @@ class Cluster(click.ParamType):
 @click.option(
     "--eve-snr",
     "eve_snrs",
-    type=NUMBER,
+    type=EveSnr(),
+    metavar="DB",
     multiple=True,
-    help="Eve's SNR in dB; may be repeated  [default: 0 10 20, with --quick 10]",
+    help="Eve's SNR in dB, or none: she has stored frames, without noise; may be repeated  [default: 0 10 20, with --quick 10]",
 )
 @click.option(
     "--main-snr",
@@ -265,7 +277,9 @@ def _audit_recording(
     refused: dict[str, Any],
 ) -> None:
     """Attack what was recorded. ``asked`` are the options as given, ``refused`` some that mean nothing here."""
-    refused |= {"--eve-snr": asked["eve_snrs"], "--channel": asked["channels"], "--eve-antennas": asked["eve_antennas"] > 1}
+    # Eve measures hers; only that there is no noise she may know
+    measured = [snr for snr in asked["eve_snrs"] if snr != math.inf]
+    refused |= {"--eve-snr": measured, "--channel": asked["channels"], "--eve-antennas": asked["eve_antennas"] > 1}
     if given := [option for option, value in refused.items() if value]:
         raise click.UsageError(f"{', '.join(given)}: not with --recording")
     several = {"BUNDLE": bundles, **{f"--{name[:-1].replace('_', '-')}": asked[name] for name in _ONE_OF}}

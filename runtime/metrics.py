@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+PERMUTATIONS = 100_000  # of ``balanced_accuracy``
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -134,6 +136,55 @@ def proportion(hits: int, n: int, level: float = 0.95) -> Proportion:
         raise ValueError(f"hits must be in 0..n with n > 0, got {hits} of {n}")
     bounds = binomtest(hits, n).proportion_ci(level, method="exact")
     return Proportion(hits, n, hits / n, float(bounds.low), float(bounds.high))
+
+
+@dataclass(frozen=True)
+class Balanced:
+    """Balanced accuracy: the mean over the classes of the share of each that is named right, with its bounds.
+
+    ``chance`` is that of guesses that know nothing, whatever their frequencies: 1 / classes. ``p_value`` is that of so much by
+    chance.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    chance: float
+    p_value: float
+
+
+def mean_share(truth: NDArray[np.integer], guess: NDArray[np.integer]) -> float:
+    """The mean over the classes in ``truth`` of the share of each that is named right; 0 where there is none."""
+    shares = [float((guess[truth == name] == name).mean()) for name in np.unique(truth)]
+    return float(np.mean(shares)) if shares else 0.0
+
+
+def balanced_accuracy(truth: NDArray[np.integer], guess: NDArray[np.integer], level: float = 0.95) -> Balanced:
+    """Of ``guess`` [n] at ``truth`` [n], whose values are the classes, two at least.
+
+    The bounds are those of the shares (Clopper-Pearson), joined as by Zou and Donner (2008, "MOVER"). The p-value is exact: of
+    all orders of the truth, the share that does as well; for more than two classes, of PERMUTATIONS random ones.
+    """
+    from scipy.stats import hypergeom
+
+    names, sizes = np.unique(truth, return_counts=True)
+    k, n = len(names), len(truth)
+    hits = np.array([int((guess[truth == name] == name).sum()) for name in names])
+    shares = [proportion(int(right), int(size), level) for right, size in zip(hits, sizes, strict=True)]
+    value = float(np.mean([share.value for share in shares]))
+    below = math.sqrt(sum((share.value - share.low) ** 2 for share in shares)) / k
+    above = math.sqrt(sum((share.high - share.value) ** 2 for share in shares)) / k
+    if k == 2 and np.isin(guess, names).all():
+        p_value = float(hypergeom.sf(hits[1] - 1, n, int(sizes[1]), int((guess == names[1]).sum())))
+        return Balanced(value, value - below, min(1.0, value + above), n, 1 / k, p_value)
+    rng, better = np.random.default_rng(0), 0
+    weights = np.zeros(int(max(truth.max(), guess.max())) + 1)
+    weights[names] = 1 / (k * sizes)
+    for start in range(0, PERMUTATIONS, 5000):
+        drawn = rng.permuted(np.tile(truth, (min(5000, PERMUTATIONS - start), 1)), axis=1)
+        better += int(((drawn == guess) @ weights[guess] >= value - 1e-9).sum())
+    return Balanced(value, value - below, min(1.0, value + above), n, 1 / k, (1 + better) / (1 + PERMUTATIONS))
 
 
 def true_positive_rate(targets: NDArray[np.float64], others: NDArray[np.float64], false_positives: float = 0.01) -> Proportion:

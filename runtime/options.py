@@ -41,6 +41,15 @@ class Number(_Finite, click.types.FloatParamType):
     """A finite number."""
 
 
+class EveSnr(Number):
+    """A finite number of dB, or none: frames without noise, which is an infinite SNR."""
+
+    name = "dB or none"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return math.inf if value == "none" else super().convert(value, param, ctx)
+
+
 class NumberRange(_Finite, click.FloatRange):
     """A finite number within bounds."""
 

@@ -80,15 +80,15 @@ def celeba(folder: Path, split: str) -> list[Path]:
     """The pictures of one part of CelebA in the order of its partition; they need not be there."""
     if not folder.is_dir():
         raise PictureError(f"{shown(folder)} is not a folder", "check the name after celeba:")
-    around = list(_around(folder, 3))
-    partition = next((here / name for here in around for name in _PARTITIONS if (here / name).is_file()), None)
+    places = list(around(folder, 3))
+    partition = next((here / name for here in places for name in _PARTITIONS if (here / name).is_file()), None)
     if partition is None:
         raise PictureError(
             f"list_eval_partition.txt or .csv not found in {shown(folder)}, nor in its Eval or Anno",
             "celeba:FOLDER wants CelebA's partition beside its pictures; for other pictures, folder:FOLDER",
         )
     parts = list(_partition(partition))
-    place, renamed = _aligned(around, folder, [name for name, _ in parts])
+    place, renamed = _aligned(places, folder, [name for name, _ in parts])
     return [place / renamed.get(name, name) for name, part in parts if part == PARTS[split]]
 
 
@@ -99,34 +99,40 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _around(folder: Path, depth: int) -> Iterator[Path]:
+def around(folder: Path, depth: int) -> Iterator[Path]:
     """The folder, and those in it that CelebA's files may lie in."""
     yield folder
     if depth:
         for path in sorted(folder.iterdir()):
             if path.name.lower() in _AROUND and path.is_dir():
-                yield from _around(path, depth - 1)
+                yield from around(path, depth - 1)
 
 
 def _partition(file: Path) -> Iterator[tuple[str, str]]:
     """(name of a picture, part) of every line. Raises PictureError for a line that says neither."""
+    first = True
+    for number, fields in read_list(file):
+        header, first = first and not any(re.search(r"\d", field) for field in fields), False
+        if header:
+            continue
+        if len(fields) != 2 or fields[1] not in PARTS.values() or not Path(fields[0]).name:
+            line = shown(" ".join(fields)[:60])
+            raise PictureError(f"{shown(file)}:{number}: expected 'FILE 0|1|2', got {line!r}", "restore CelebA's own file")
+        yield Path(fields[0]).name, fields[1]
+
+
+def read_list(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """The number and the fields of every line of one of CelebA's lists, as text or as a table; empty ones are left out.
+
+    Raises PictureError for what is no regular file.
+    """
     if not stat.S_ISREG(file.stat().st_mode):
         raise PictureError(f"{shown(file)} is no regular file", "restore CelebA's own file")
     data = file.read_bytes()
     text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", errors="surrogateescape")
-    first = True
     for number, line in enumerate(text.splitlines(), 1):
-        fields = [field.strip("\"'") for field in re.split(r"[\s,;]+", line.strip()) if field.strip("\"'")]
-        if not fields:
-            continue
-        header, first = first and not re.search(r"\d", line), False
-        if header:
-            continue
-        if len(fields) != 2 or fields[1] not in PARTS.values() or not Path(fields[0]).name:
-            raise PictureError(
-                f"{shown(file)}:{number}: expected 'FILE 0|1|2', got {shown(line[:60])!r}", "restore CelebA's own file"
-            )
-        yield Path(fields[0]).name, fields[1]
+        if fields := [field.strip("\"'") for field in re.split(r"[\s,;]+", line.strip()) if field.strip("\"'")]:
+            yield number, fields
 
 
 def _aligned(around: list[Path], folder: Path, names: list[str]) -> tuple[Path, dict[str, str]]:

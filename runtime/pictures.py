@@ -62,6 +62,7 @@ class Pictures:
     paths: list[Path]
     whole: bool  # a picture is one centred subject (faces), not a scene to cut many crops from
     skipped: dict[Path, str] = field(default_factory=dict)
+    taken: list[Path] = field(default_factory=list)  # the file of each picture of the last ``take``
 
     def load(self, path: Path) -> NDArray[np.uint8] | None:
         """RGB uint8 [height, width, 3], or None with the file added to ``skipped``."""
@@ -101,6 +102,7 @@ class Pictures:
         when there is none.
         """
         out: list[NDArray[np.uint8]] = []
+        self.taken = []
         rng = np.random.default_rng(seed)
         rounds = 1 if self.whole else -(-n // len(self.paths)) + 1
         for turn in range(rounds):
@@ -110,6 +112,7 @@ class Pictures:
                 picture = self.load(path)
                 if picture is None:
                     continue
+                self.taken.append(path)
                 if self.whole or (turn == 0 and seed == 0):
                     out.append(center_crop(picture, height, width))
                 else:

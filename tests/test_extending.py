@@ -41,7 +41,7 @@ def extended(tmp_path, bundle, cluster=""):
     for name in ("runtime/attacks/nearest.py", "runtime/defense/signs.py"):
         (package / name).write_text(code[name])
     for name, old, new in (
-        ("runtime/audit/attacks.py", "    learned,\n", "    learned,\n    nearest,\n"),
+        ("runtime/audit/attacks.py", " learned,", " learned, nearest,"),
         (
             "runtime/defense/defenses.py",
             "import numpy as np\n",

@@ -34,7 +34,7 @@ ORDER = (
     ("runtime.ofdm",),
     ("runtime.radio",),
     ("runtime.picturefile", "runtime.picturefolder"),
-    ("runtime.pictures",),
+    ("runtime.pictures", "runtime.pictureclasses"),
     ("runtime.onnxwrite",),
     ("runtime.defense", "runtime.pixels"),
     ("runtime.mixing",),

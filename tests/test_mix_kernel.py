@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from mix_on_cpu import OnCpu, check_structure
 from semseal.runtime.defense import mix
 from semseal.runtime.defense.keys import derive
-from semseal.runtime.gpu import mix_cluster, mix_launches
+from semseal.runtime.gpu import mix_launches
 from semseal.runtime.gpu.mix_kernel import (
     MAX_LARGEST_OFF,
     MAX_PORTABLE,

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import warnings
 
 import numpy as np
@@ -141,6 +142,19 @@ def test_without_the_pictures_nothing_is_scored_and_all_is_shown(small_bundle, s
     again = audit_recording(small_bundle, air, "photos", tmp_path / "out", CHEAP, sent=[sent[0]])  # into the same folder
     assert again.verdict is None  # of five pictures
     assert again.rows[1].psnr > again.rows[0].psnr
+
+
+def test_eve_may_know_that_there_is_no_noise_where_there_is_none(small_bundle, sent, tmp_path):
+    folder, images = sent
+    stored = dataclasses.replace(CHEAP, eve_snrs=(math.inf,))
+    air = record(tmp_path / "air", frames_of(small_bundle, images, snr_db=None), "sender")
+    results = audit_recording(small_bundle, air, "photos", tmp_path / "out", stored, sent=[folder])
+    assert "as she knows" in results.snr_missing
+    assert rows_of(results)["row-ordering", "none"].verdict == "sees"
+    noisy = record(tmp_path / "noisy", frames_of(small_bundle, images))
+    with pytest.raises(AuditError, match="has noise, about that of") as raised:
+        audit_recording(small_bundle, noisy, "photos", tmp_path / "other", stored, sent=[folder])
+    assert "leave out --eve-snr none" in raised.value.hint
 
 
 def test_of_frames_of_two_sizes_the_defence_chooses(small_bundle, edge_bundle, sent, tmp_path):

@@ -23,6 +23,7 @@ from scipy.optimize import linear_sum_assignment
 from semseal.runtime.attacks.ordering import Order, Rows
 
 RIDGE_FRACTION = 1e-3  # of the mean power of a picture
+MIN_RIDGE_FRACTION = 1e-6  # of the mean diagonal, as float32 products are no more exact
 
 
 def match_rows(sent: Rows, received: Rows) -> Order:
@@ -64,6 +65,8 @@ def unmix(
     products = (seen @ seen.T / len(pictures) + rest * sent @ sent.T).astype(np.float64)
     # the noise of a known packet correlates with a secret packet, of power n/2, and with that packet's noise
     products += noise * (n / 2 + m * noise) * np.eye(len(sent))
+    # without noise, two known packets of one picture say the same: a ridge keeps the equations solvable
+    products += MIN_RIDGE_FRACTION * np.trace(products) / len(sent) * np.eye(len(sent))
     weights = np.linalg.solve(products, received @ secret.T - (sent @ mean)[:, None]).T  # [packets, k]
     estimate = mean + weights @ seen / len(pictures) @ pictures + (rest - noise) * weights @ sent
     return estimate.astype(np.float32)

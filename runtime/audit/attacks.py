@@ -6,43 +6,27 @@ audit, its report and the program say of an attack follows from its row. docs/ex
 An attack counts only while its positive control wins: the same attack, pictures and SNRs under a defence that it must break.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from semseal.runtime import metrics
-from semseal.runtime.attacks import (
-    accumulate,
-    blackbox,
-    bruteforce,
-    distinguishing,
-    identification,
-    learned,
-    ordering,
-    reuse,
-    rowmatching,
-    whitebox,
-)
+from semseal.runtime.attacks import accumulate, blackbox, bruteforce, learned, ordering, reuse, rowmatching, whitebox
+from semseal.runtime.audit import games, integrity, people, sidechannel
 from semseal.runtime.audit.practice import schemes_of, simulate, under_one_key
 from semseal.runtime.audit.results import GameResult
 from semseal.runtime.audit.scene import Images, Rows, Scene
-from semseal.runtime.audit.settings import Cell, Settings
+from semseal.runtime.audit.settings import Advance, Cell, Settings, snr_of
 from semseal.runtime.defense.defenses import BY_NAME as DEFENSES
 from semseal.runtime.defense.defenses import Defense
 
 REPEATS = 4
 KNOWN_PACKETS = 64  # under a reused key stream
-TRIALS_EACH = 5  # packets of each picture: with 200 in all, one lucky guess would already pass 2.5 %
-PAIRS = 7  # of ``chosen_pairs``, for the cost
 PICTURE_S = 0.01  # seconds for what is done once a picture; those below are for one picture in one step. On two cores
-WHITE_BOX_S, ROW_MATCHING_S, BLACK_BOX_S, LEARNED_S, SET_S = 5e-3, 6e-3, 2e-3, 12e-3, 15e-3
+WHITE_BOX_S, ROW_MATCHING_S, BLACK_BOX_S, LEARNED_S, SET_S, PROBE_S = 5e-3, 6e-3, 2e-3, 12e-3, 15e-3, 1e-3
 
 Answer = Images | tuple[GameResult, ...]
-Advance = Callable[[float], None]  # told of the seconds, on two cores, that a step was expected to take
 
 
 @dataclass(frozen=True)
@@ -67,6 +51,9 @@ class Attack:
     noiseless: bool = False  # does without Eve's channel, so that one of her SNRs is enough
     recorded: bool = False  # needs no key, no chosen picture and one packet of each, so that it works on a recording
     of_scale: bool = False  # for models whose scale is in the header
+    of_classes: bool = False  # for pictures whose classes are known
+    of_cpu: bool = False  # for engines on the CPU
+    apart: str = ""  # no eavesdropper's: what is said where it sees; no defence falls or holds by it
 
 
 # attacks that end in pictures
@@ -74,7 +61,7 @@ class Attack:
 
 def _white_box(scene: Scene, cell: Cell, advance: Advance) -> Images:
     few, settings = scene.images[: scene.settings.optimised_pictures], scene.settings.whitebox
-    received = scene.received_symbols(few, DEFENSES[cell.defense], _snr(cell), 1)
+    received = scene.received_symbols(few, DEFENSES[cell.defense], snr_of(cell), 1)
     # half way to grey: from the plain mean, as from black, a few pictures do not get away
     start = (scene.mean_picture + np.float32(0.5)) / np.float32(2)
     told = _in_seconds(advance, WHITE_BOX_S)
@@ -89,8 +76,8 @@ def _white_box(scene: Scene, cell: Cell, advance: Advance) -> Images:
 def _black_box(scene: Scene, cell: Cell, advance: Advance) -> Images:
     defense, settings = DEFENSES[cell.defense], scene.settings
     network = blackbox.new_network(*scene.feature_shape, scene.bundle.height, scene.bundle.width, settings.seed)
-    practice = scene.received_symbols(scene.attacker_images, defense, _snr(cell), 2)
-    received = scene.received_symbols(scene.images, defense, _snr(cell), 1)
+    practice = scene.received_symbols(scene.attacker_images, defense, snr_of(cell), 2)
+    received = scene.received_symbols(scene.images, defense, snr_of(cell), 1)
     if scene.knows_scales(defense):  # the network is given them as loud as they were, where Eve knows that
         practice, received = practice / scene.attacker_scales[:, None], received / scene.scales[:, None]
     steps, told = settings.blackbox_steps, _in_seconds(advance, BLACK_BOX_S)
@@ -99,29 +86,29 @@ def _black_box(scene: Scene, cell: Cell, advance: Advance) -> Images:
 
 
 def _no_key(scene: Scene, cell: Cell, _: Advance) -> Images:
-    received = scene.received_rows(scene.images, DEFENSES[cell.defense], _snr(cell), 1)
+    received = scene.received_rows(scene.images, DEFENSES[cell.defense], snr_of(cell), 1)
     return _decoded(scene, cell, received.reshape(-1, *received.shape[2:]))
 
 
 def _row_ordering(scene: Scene, cell: Cell, _: Advance) -> Images:
-    received = scene.received_rows(scene.images, DEFENSES[cell.defense], _snr(cell), 1)
-    return _ordered(scene, cell, _row_model(scene, _snr(cell)), received)
+    received = scene.received_rows(scene.images, DEFENSES[cell.defense], snr_of(cell), 1)
+    return _ordered(scene, cell, _row_model(scene, snr_of(cell)), received)
 
 
 def _brute_force(scene: Scene, cell: Cell, _: Advance) -> Images:
-    received = scene.received_rows(scene.images, DEFENSES[cell.defense], _snr(cell), 1)
+    received = scene.received_rows(scene.images, DEFENSES[cell.defense], snr_of(cell), 1)
     permutations, swapped = schemes_of(scene, DEFENSES[cell.defense])
     rows = []
     for group in received:
-        found = bruteforce.search(_row_model(scene, _snr(cell)), list(group), permutations, swapped)
+        found = bruteforce.search(_row_model(scene, snr_of(cell)), list(group), permutations, swapped)
         rows.append(ordering.arrange(group.reshape(-1, group.shape[2]), found.order))
     return _decoded(scene, cell, np.concatenate(rows))
 
 
 def _row_matching(scene: Scene, cell: Cell, advance: Advance) -> Images:
     few, settings = scene.images[: scene.settings.optimised_pictures], scene.settings.matching
-    received = scene.received_rows(few, DEFENSES[cell.defense], _snr(cell), 1)
-    rows = _in_order(_row_model(scene, _snr(cell)), received).reshape(received.shape)
+    received = scene.received_rows(few, DEFENSES[cell.defense], snr_of(cell), 1)
+    rows = _in_order(_row_model(scene, snr_of(cell)), received).reshape(received.shape)
     told = _in_seconds(advance, ROW_MATCHING_S)
     found = rowmatching.invert(scene.surrogate_on_air, rows, scene.mean_picture, settings, settings.steps // 3, advance=told)
     return scene.best_order(found.reshape(-1, *found.shape[2:]), received.shape[1])
@@ -142,10 +129,10 @@ def learned_inverse(scene: Scene, cell: Cell, ordered: bool, advance: Callable[[
         torch.manual_seed(settings.seed)
         size = scene.bundle.height, scene.bundle.width
         network = learned.Inverse(defense.streams, *scene.feature_shape, *size, ordered)
-    practice = simulate(scene, defense, _snr(cell))
+    practice = simulate(scene, defense, snr_of(cell))
     steps, seed = settings.learned_steps, settings.seed
     learned.train(network, practice, scene.attacker_images, steps=steps, seed=seed, advance=advance)
-    found = learned.invert(network, scene.received_rows(scene.images, defense, _snr(cell), 1))
+    found = learned.invert(network, scene.received_rows(scene.images, defense, snr_of(cell), 1))
     return scene.best_order(found.reshape(-1, *found.shape[2:]), defense.streams)
 
 
@@ -153,7 +140,7 @@ def _reused_scheme(scene: Scene, cell: Cell, _: Advance) -> Images:
     """All packets share one V, and Eve knows the pictures of the first pair, two of hers."""
     defense, (h, r) = DEFENSES[cell.defense], scene.row_shape
     clean = np.concatenate([scene.clean_rows(scene.attacker_images[:2]), scene.clean_rows(scene.images)])
-    pools = under_one_key(scene, defense, clean, _snr(cell)).reshape(-1, defense.streams * h, r)
+    pools = under_one_key(scene, defense, clean, snr_of(cell)).reshape(-1, defense.streams * h, r)
     found = reuse.match_rows(clean[: defense.streams].reshape(1, defense.streams * h, r), pools[:1])
     return _decoded(scene, cell, pools[:, found].reshape(clean.shape)[2:])
 
@@ -164,15 +151,15 @@ def _reused_stream(scene: Scene, cell: Cell, _: Advance) -> Images:
     known = min(KNOWN_PACKETS, len(mine) // 4 * 2)
     clean = scene.clean_rows(scene.images)
     packets = np.concatenate([scene.attacker_rows[:known], clean])
-    received = under_one_key(scene, DEFENSES[cell.defense], packets, _snr(cell))
-    snr = scene.combined_db(_snr(cell))
+    received = under_one_key(scene, DEFENSES[cell.defense], packets, snr_of(cell))
+    snr = scene.combined_db(snr_of(cell))
     rows = reuse.unmix(mine[known:], mine[:known], received[:known], received[known:], snr)
     return _decoded(scene, cell, rows.reshape(clean.shape))
 
 
 def _four_packets(scene: Scene, cell: Cell, _: Advance) -> Images:
     """Each picture is sent four times under fresh schemes; Eve averages before she orders."""
-    defense, snr = DEFENSES[cell.defense], _snr(cell)
+    defense, snr = DEFENSES[cell.defense], snr_of(cell)
     packets = np.stack([scene.received_rows(scene.images, defense, snr, 10 + k) for k in range(REPEATS)], axis=1)
     groups, repeats, streams, h, r = packets.shape
     one, four = _row_model(scene, snr), _row_model(scene, snr + accumulate.gain_db(REPEATS))
@@ -180,88 +167,7 @@ def _four_packets(scene: Scene, cell: Cell, _: Advance) -> Images:
     return _ordered(scene, cell, four, mean.reshape(groups, streams, h, r))
 
 
-# games
-
-
-def _identification(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, ...]:
-    return _identify(scene, DEFENSES[cell.defense], _snr(cell))
-
-
-def _stored_frame(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, ...]:
-    return _identify(scene, DEFENSES[cell.defense], math.inf)
-
-
-def _identify(scene: Scene, defense: Defense, snr: float) -> tuple[GameResult, ...]:
-    """Every picture is sent five times, each time beside another of Eve's if rows are swapped; she receives both frames."""
-    mine = scene.attacker_images
-    practice = scene.packets(mine, np.arange(len(mine))[::-1], defense, snr, 20, scene.fresh_key())
-    eve = identification.learn(scene.attacker_rows, practice, np.arange(len(mine)))
-    rng = np.random.default_rng([scene.settings.seed, 21])
-    packets = [scene.packets(scene.images, rng.permutation(len(mine)), defense, snr, 60 + k) for k in range(TRIALS_EACH)]
-    truth = np.tile(np.arange(len(scene.images)), TRIALS_EACH)
-    guess = identification.identify(eve, scene.clean_rows(scene.images), np.concatenate(packets), truth)
-    rates = (("top-1", guess.top1, guess.chance), ("true positives at 1 % false", guess.tpr_at_1_percent, 0.01))
-    return tuple(GameResult(name, rate.value, rate.low, rate.high, rate.n, chance, "rate") for name, rate, chance in rates)
-
-
-def _leaked_scale(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, ...]:
-    """Whatever the defence is, she names the picture whose scale is nearest to that of the packet."""
-    sent = np.log(scene.scales)
-    distances = np.abs(sent[:, None] - sent)
-    distances += 1e-9 * np.random.default_rng([scene.settings.seed, 23]).random(distances.shape)  # of equal ones any
-    rate = metrics.proportion(int((distances.argmin(axis=1) == np.arange(len(sent))).sum()), len(sent))
-    return (GameResult("top-1", rate.value, rate.low, rate.high, rate.n, 1 / len(sent), "rate"),)
-
-
-def _linkability(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, ...]:
-    """Half of the trials show one picture twice; Eve receives one stream of either packet, each with a partner of its own."""
-    defense, snr = DEFENSES[cell.defense], _snr(cell)
-
-    def trials(images: Images, first_draw: int, key: bytes | None, times: int) -> tuple[Rows, NDArray[np.integer]]:
-        rng = np.random.default_rng([scene.settings.seed, first_draw])
-        received, answers = [], []
-        for k in range(times):
-            # every time another picture beside it, and the other answer: no picture stands for one
-            same = (np.arange(len(images)) + k) % 2
-            other = np.roll(images, 1 + k % (len(images) - 1), axis=0)
-            pair = images, np.where(same[:, None, None, None] == 1, images, other)
-            partners = [rng.permutation(len(scene.attacker_images)) for _ in pair]
-            packets = [
-                scene.packets(pictures, partner, defense, snr, first_draw + 2 * k + i, key)[:, 0]
-                for i, (pictures, partner) in enumerate(zip(pair, partners, strict=True))
-            ]
-            received.append(np.stack(packets, axis=1))
-            answers.append(same)
-        return np.concatenate(received), np.concatenate(answers)
-
-    practice = trials(scene.attacker_images, 50, scene.fresh_key(), 1)
-    game = distinguishing.linkability(*practice, *trials(scene.images, 70, None, TRIALS_EACH), 0.95)
-    return (GameResult("same picture?", game.auc.value, game.auc.low, game.auc.high, len(game.scores), 0.5, "area"),)
-
-
-def _distinguishing(scene: Scene, cell: Cell, _: Advance) -> tuple[GameResult, ...]:
-    """Half of the trials of each of ``chosen_pairs`` carry either picture; all bounds together err in 5 % of cases."""
-    defense, snr, trials = DEFENSES[cell.defense], _snr(cell), scene.settings.trials
-    truth = np.arange(trials) % 2
-    rng = np.random.default_rng([scene.settings.seed, 22])
-    results = []
-    pairs = distinguishing.chosen_pairs(scene.images[0], scene.images[1])
-    for i, (name, pair) in enumerate(pairs.items()):
-        practice, packets = (
-            scene.packets(pair[truth], rng.integers(len(scene.attacker_images), size=trials), defense, snr, 30 + 2 * i + k, key)
-            for k, key in enumerate((scene.fresh_key(), None))
-        )
-        game = distinguishing.distinguish(scene.clean_rows(pair), practice, truth, packets, truth, 1 - 0.05 / len(pairs))
-        results.append(GameResult(name, game.auc.value, game.auc.low, game.auc.high, len(game.scores), 0.5, "area"))
-    return tuple(results)
-
-
 # what several share
-
-
-def _snr(cell: Cell) -> float:
-    assert cell.eve_snr is not None  # only Bob and the mean picture have none
-    return cell.eve_snr
 
 
 def _in_seconds(advance: Advance, seconds: float) -> Callable[[int], None]:
@@ -271,7 +177,7 @@ def _in_seconds(advance: Advance, seconds: float) -> Callable[[int], None]:
 def _decoded(scene: Scene, cell: Cell, rows: Rows) -> Images:
     """The rows [n, h, r] of all images, undefended as Eve believes, through Bob's decoder."""
     defense = DEFENSES[cell.defense]
-    return scene.decode(rows, scene.known_scales(defense), None if defense.keyless else _snr(cell))
+    return scene.decode(rows, scene.known_scales(defense), None if defense.keyless else snr_of(cell))
 
 
 def _ordered(scene: Scene, cell: Cell, model: ordering.RowModel, received: Rows) -> Images:
@@ -291,8 +197,8 @@ def _row_model(scene: Scene, snr: float) -> ordering.RowModel:
 
 
 def _seconds_of_packets(settings: Settings) -> float:
-    """Of a game that sends every picture TRIALS_EACH times, after practice on each of the attacker's."""
-    return PICTURE_S * (TRIALS_EACH * settings.pictures + settings.attacker_pictures)
+    """Of a game that sends every picture several times, after practice on each of the attacker's."""
+    return PICTURE_S * (games.TRIALS_EACH * settings.pictures + settings.attacker_pictures)
 
 
 def snrs_of(attack: Attack, settings: Settings) -> tuple[float, ...]:
@@ -406,7 +312,7 @@ ATTACKS = (
         "names the picture among those that she knows",
         "all pictures that may have been sent, and images of her own",
         "none",
-        _identification,
+        games.identification,
         cost=_seconds_of_packets,
         game=True,
     ),
@@ -415,7 +321,7 @@ ATTACKS = (
         "names the picture from the frame as it was sent, without noise",
         "frames that were stored or recorded at the transmitter, all pictures that may have been sent, and images of her own",
         "none",
-        _stored_frame,
+        games.stored_frame,
         cost=_seconds_of_packets,
         game=True,
         noiseless=True,
@@ -425,7 +331,7 @@ ATTACKS = (
         "names the picture by the scale in its header, were it not sealed; semseal seals it under every key",
         "the scale of each frame, and all pictures that may have been sent",
         "none",
-        _leaked_scale,
+        games.leaked_scale,
         applies=lambda defense: not defense.digital,
         game=True,
         misuse=True,
@@ -437,7 +343,7 @@ ATTACKS = (
         "says whether two packets show the same picture",
         "images of her own",
         "none",
-        _linkability,
+        games.linkability,
         cost=lambda settings: 2 * _seconds_of_packets(settings),
         game=True,
     ),
@@ -446,9 +352,48 @@ ATTACKS = (
         "says which of two chosen pictures was sent",
         "both pictures, which she may have chosen, and images of her own",
         "none",
-        _distinguishing,
-        cost=lambda settings: 2 * PICTURE_S * PAIRS * settings.trials,
+        games.distinguishing,
+        cost=lambda settings: 2 * PICTURE_S * games.PAIRS * settings.trials,
         game=True,
+    ),
+    Attack(
+        "attributes",
+        "names who or what is in the picture, by what the data says of it",
+        "images of her own, and of what class each is",
+        "none",
+        lambda scene, cell, advance: people.play(
+            scene, DEFENSES[cell.defense], snr_of(cell), lambda: _row_model(scene, snr_of(cell)), _in_seconds(advance, PROBE_S)
+        ),
+        cost=lambda settings: (
+            2 * PICTURE_S * settings.pictures + settings.probe_pictures * (2 * PICTURE_S + 2 * PROBE_S * settings.probe_epochs)
+        ),
+        game=True,
+        of_classes=True,
+    ),
+    Attack(
+        "integrity",
+        "changes a frame on its way, so that Bob sees what she chose; no eavesdropper",
+        "what is sent, for latent; images of her own; she sends to Bob, and he receives nobody else",
+        "none",
+        lambda scene, cell, _: integrity.play(
+            scene, DEFENSES[cell.defense], snr_of(cell), lambda: _row_model(scene, snr_of(cell))
+        ),
+        cost=lambda settings: 12 * PICTURE_S * settings.pictures,
+        game=True,
+        apart="who can transmit has Bob see what she chose",
+    ),
+    Attack(
+        "timing",
+        "tells keys and pictures by how long send and receive take; no eavesdropper",
+        "how long each call takes, on the machine itself; not the key",
+        "none",
+        lambda scene, cell, advance: sidechannel.play(scene, DEFENSES[cell.defense], _in_seconds(advance, 4 * PICTURE_S)),
+        cost=lambda settings: 4 * PICTURE_S * settings.timed_calls,
+        applies=lambda defense: not defense.broken and defense.conceal is None,
+        game=True,
+        noiseless=True,
+        of_cpu=True,
+        apart="how long the program takes tells of secrets",
     ),
 )
 BY_NAME = {attack.name: attack for attack in ATTACKS}

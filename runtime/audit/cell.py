@@ -9,16 +9,17 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from semseal.runtime import metrics
 from semseal.runtime.audit import on_air
-from semseal.runtime.audit.attacks import BY_NAME, Advance, Answer
+from semseal.runtime.audit.attacks import BY_NAME, Answer
 from semseal.runtime.audit.results import GameResult, Reconstructions
 from semseal.runtime.audit.scene import Images, Scene
-from semseal.runtime.audit.settings import Cell
+from semseal.runtime.audit.settings import Advance, Cell, snr_name
 from semseal.runtime.defense.defenses import BY_NAME as DEFENSES
 from semseal.runtime.defense.defenses import Defense
 from semseal.runtime.errors import AuditError
@@ -39,7 +40,7 @@ def file_name(cell: Cell) -> str:
     if bundle != cell.bundle:  # "a/b" and "a_b" are two
         bundle += f"-{hashlib.sha256(cell.bundle.encode()).hexdigest()[:8]}"
     main = f"main{cell.main_snr:g}-{cell.main_channel}"
-    eve = "" if cell.eve_snr is None else f"-eve{cell.eve_snr:g}-{cell.eve_channel}"
+    eve = "" if cell.eve_snr is None else f"-eve{snr_name(cell.eve_snr)}-{cell.eve_channel}"
     if cell.eve_antennas not in (None, 1):
         eve += f"-x{cell.eve_antennas}"
     return f"{cell.attack}-{cell.defense}-{bundle}-{main}{eve}-{cell.engine}-{cell.precision}.{kind}"
@@ -66,8 +67,10 @@ def measure(scene: Scene, cell: Cell, file: Path, advance: Advance = lambda seco
 
 def content(scene: Scene, cell: Cell, advance: Advance = lambda seconds: None) -> bytes:
     """The content of a cell's file, measured now. Raises as ``answer``."""
-    more: dict[str, NDArray[np.float64]] = {}
+    found: Answer
+    more: dict[str, Any] = {}
     if cell.attack == "bob":
+        scene.begin(file_name(cell))
         found, more = _bob(scene, DEFENSES[cell.defense])
     else:
         found = answer(scene, cell, advance)

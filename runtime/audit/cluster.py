@@ -70,7 +70,8 @@ def measured(
             num_cpus=threads, num_gpus=gpus, max_retries=RETRIES, runtime_env={"env_vars": environment} if environment else None
         )
         sent: dict[Any, Any] = {}
-        waiting, running = list(reversed(planned)), {}
+        waiting = list(reversed(planned))
+        running: dict[Any, Any] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
@@ -114,7 +115,7 @@ def _parcel(ray: Any, sent: dict[Any, Any], work: Work, threads: int, packages: 
         return sent[key]
 
     def parcel() -> Parcel:
-        bare = replace(work, threads=threads, images=np.empty(0), attacker_images=np.empty(0))
+        bare = replace(work, threads=threads, images=np.empty(0, np.float32), attacker_images=np.empty(0, np.float32))
         return Parcel(bare, work.bundle.name if is_packaged(work.bundle) else None, packages, _here(packages))
 
     return (

@@ -16,7 +16,7 @@ from time import perf_counter
 
 import numpy as np
 from semseal.runtime.audit import digitallink
-from semseal.runtime.audit.results import place_key
+from semseal.runtime.audit.results import PlaceKey, place_key
 from semseal.runtime.audit.scene import Scene
 from semseal.runtime.defense.defenses import BY_NAME
 from semseal.runtime.errors import AuditError
@@ -37,6 +37,7 @@ class Cost:
     main_snr: float
     engine: str
     precision: str
+    main_channel: str
     defense: str
     channel_uses: int
     ms: float
@@ -51,13 +52,17 @@ def costs_of(scene: Scene, defenses: Sequence[str], file: Path) -> tuple[Cost, .
     Raises AuditError for a damaged file.
     """
     wanted, known = tuple(dict.fromkeys(("none", *defenses))), _read(file)
-    here = [cost for cost in known if place_key(scene.place) == (cost.bundle, cost.main_snr, cost.engine, cost.precision)]
+    here = [cost for cost in known if place_key(scene.place) == _place_of(cost)]
     if not {cost.defense for cost in here} >= set(wanted):
         here = _measure(scene, wanted)
-        there = [cost for cost in known if place_key(scene.place) != (cost.bundle, cost.main_snr, cost.engine, cost.precision)]
+        there = [cost for cost in known if place_key(scene.place) != _place_of(cost)]
         text = json.dumps([dataclasses.asdict(cost) for cost in (*there, *here)], indent=1)
         write_atomically(file, f"{text}\n".encode())
     return tuple(cost for cost in here if cost.defense in wanted)
+
+
+def _place_of(cost: Cost) -> PlaceKey:
+    return cost.bundle, cost.main_snr, cost.engine, cost.precision, cost.main_channel
 
 
 def _measure(scene: Scene, defenses: tuple[str, ...]) -> list[Cost]:

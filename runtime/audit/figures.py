@@ -3,6 +3,7 @@
 Several SNRs give lines with bands; with a single one every attack has its line in a dot plot. One unit is one CSS pixel.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from semseal.runtime.audit.attacks import ATTACKS
 from semseal.runtime.audit.results import CHANNEL_TITLES, AirRow
+from semseal.runtime.audit.settings import snr_name
 from semseal.runtime.defense.defenses import DEFENSES
 from semseal.runtime.svg import DASHES, FONT_PX, HUES, INK, PALE_INK, RC, RULE, name_rows, new_figure, svg
 
@@ -86,7 +88,7 @@ def advantages(
             labels[point.name] = (point.value, INK)
     for name in dict.fromkeys(point.name for point in points if point.snr is not None):
         line = [point for point in points if point.name == name]
-        labels[name] = (_line(axes, line, ATTACK_STYLES[name]), ATTACK_STYLES[name].colour)
+        labels[name] = (_line(axes, line, ATTACK_STYLES[name], snrs), ATTACK_STYLES[name].colour)
     axes.set_ylim(ends)
     axes.set_title("matching advantage, dB", loc="left", fontsize=FONT_PX, color=PALE_INK)
     _over_snr(axes, snrs, labels)
@@ -119,7 +121,7 @@ def rates(points: Sequence[Point], snrs: Sequence[float], chance: float, floor: 
     labels = {"chance": (chance, PALE_INK)}
     for name in dict.fromkeys(point.name for point in points):
         line = [point for point in points if point.name == name]
-        labels[name] = (_line(axes, line, DEFENSE_STYLES[name], floor), DEFENSE_STYLES[name].colour)
+        labels[name] = (_line(axes, line, DEFENSE_STYLES[name], snrs, floor), DEFENSE_STYLES[name].colour)
     axes.set_ylim(floor, 1.15)
     axes.set_yticks(ticks, words)
     axes.minorticks_off()
@@ -168,7 +170,7 @@ def over_channels(points: Sequence[Point], title: str, whose: str, floor: float 
     labels = {}
     for name in names:
         line = [point for point in points if point.name == name]
-        labels[name] = (_line(axes, line, CHANNEL_STYLES[name], floor), CHANNEL_STYLES[name].colour)
+        labels[name] = (_line(axes, line, CHANNEL_STYLES[name], snrs, floor), CHANNEL_STYLES[name].colour)
     axes.set_title(title, loc="left", fontsize=FONT_PX, color=PALE_INK)
     _over_snr(axes, snrs, labels, whose)
     return svg(figure)
@@ -198,10 +200,10 @@ def _dot(axes: Axes, point: Point, row: int, style: Style, floor: float | None =
     axes.plot([value], [row], "o", color=style.colour, markersize=7, clip_on=False)
 
 
-def _line(axes: Axes, points: Sequence[Point], style: Style, floor: float | None = None) -> float:
+def _line(axes: Axes, points: Sequence[Point], style: Style, snrs: Sequence[float], floor: float | None = None) -> float:
     """Draw one line over Eve's SNRs; returns the value at its end."""
     points = sorted(points, key=lambda point: point.snr or 0.0)
-    at = [point.snr or 0.0 for point in points]
+    at = [_along(point.snr or 0.0, snrs) for point in points]
     lowest = -float("inf") if floor is None else floor
     values = [max(point.value, lowest) for point in points]
     low, high = [max(point.low, lowest) for point in points], [max(point.high, lowest) for point in points]
@@ -211,12 +213,19 @@ def _line(axes: Axes, points: Sequence[Point], style: Style, floor: float | None
     return values[-1]
 
 
+def _along(snr: float, snrs: Sequence[float]) -> float:
+    """Where an SNR is on the axis; frames without noise are a step beyond the last one that is a number."""
+    finite = [known for known in snrs if math.isfinite(known)]
+    return snr if math.isfinite(snr) else max(finite) + max((max(finite) - min(finite)) / 2, 10.0)
+
+
 def _over_snr(axes: Axes, snrs: Sequence[float], labels: Mapping[str, tuple[float, str]], whose: str = "Eve's") -> None:
     """The SNR below, and the name of each line at its end, joined by a thin line; names that would touch are moved apart."""
-    axes.set_xticks(sorted(snrs), [f"{snr:g}" for snr in sorted(snrs)])
-    axes.set_xlim(min(snrs), max(snrs))
+    at = [_along(snr, snrs) for snr in sorted(snrs)]
+    axes.set_xticks(at, [snr_name(snr) for snr in sorted(snrs)])
+    axes.set_xlim(at[0], at[-1])
     axes.set_xlabel(f"{whose} SNR in dB", color=PALE_INK)
-    _name_at_side(axes, {name: (max(snrs), value, colour) for name, (value, colour) in labels.items()})
+    _name_at_side(axes, {name: (at[-1], value, colour) for name, (value, colour) in labels.items()})
 
 
 def _name_at_side(axes: Axes, marks: Mapping[str, tuple[float, float, str]]) -> None:

@@ -1,6 +1,7 @@
 """The gate: figures of an audit against the largest that may be, and the same as a JUnit file.
 
-    a game      by the name of its attack: how often, or how surely, Eve wins, under the defence where she does best
+    a game      by the name of its attack: how often, or how surely, Eve wins, under the defence where she does best;
+                of integrity it is in dB, of timing the t of a test
     psnr        Eve's mean PSNR in dB, by the attack that does best; so are ssim and advantage, her matching advantage in dB
 
 What is compared is the upper end of the 95 % interval, wherever there is one; of an area under the ROC curve that of the side
@@ -18,7 +19,7 @@ from xml.etree import ElementTree
 
 from semseal.runtime.audit.attacks import ATTACKS, BY_NAME, Attack, snrs_of
 from semseal.runtime.audit.results import GameRow, Gate, PictureRow, Results, cell_of
-from semseal.runtime.audit.settings import Cell, Place, Settings
+from semseal.runtime.audit.settings import Cell, Place, Settings, eve_at
 from semseal.runtime.audit.wording import beside
 from semseal.runtime.defense.defenses import BY_NAME as DEFENSES
 from semseal.runtime.errors import AuditError
@@ -63,7 +64,11 @@ def _game(attack: Attack) -> _Figure:
         "identification": "Eve's rate in naming the picture",
         "stored-frame": "Eve's rate in naming the picture from stored frames",
     }
-    return _Figure(what.get(attack.name, f"Eve's success in {attack.name}"), (attack.name,), _top if named else _area)
+    of = what.get(attack.name, f"Eve's success in {attack.name}"), (attack.name,), _top if named else _area
+    unit, least, most = {"integrity": (" dB", -math.inf, math.inf), "timing": ("", 0.0, math.inf)}.get(
+        attack.name, ("", 0.0, 1.0)
+    )
+    return _Figure(*of, unit, least, most)
 
 
 _PICTURES = tuple(attack.name for attack in ATTACKS if not attack.game and not attack.misuse)
@@ -154,12 +159,16 @@ def _is_void(row: Row) -> bool:
 def why_missing(cell: Cell, results: Results) -> str:
     """Why a cell that was asked for has no figure, as far as that is known."""
     place = f"on {cell.bundle}, {cell.engine} {cell.precision}"
-    reasons = (reason for what, reason in results.skipped.items() if cell.attack in what and what.endswith(place))
+    reasons = (
+        reason
+        for what, reason in results.skipped.items()
+        if what == cell.attack or (cell.attack in what and what.endswith(place))
+    )
     return next((f"could not be measured: {reason}" for reason in reasons), "")
 
 
 def _place(cell: Cell) -> str:
-    eve = "" if cell.eve_snr is None else f", Eve {cell.eve_snr:g} dB"
+    eve = "" if cell.eve_snr is None else f", {eve_at(cell.eve_snr)}"
     return f"{cell.bundle} on {cell.engine} {cell.precision}, main {cell.main_snr:g} dB{eve}"
 
 

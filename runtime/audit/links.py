@@ -5,6 +5,7 @@ manifest "training.channel" ─ the channel that the link was trained for, else 
 """
 
 import dataclasses
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -141,8 +142,11 @@ def check(found: list[Link], settings: Settings) -> None:
         raise AuditError(f"main SNRs must be finite numbers of dB, got {settings.main_snrs}")
     if len({(bundle.height, bundle.width) for bundle in bundles}) > 1:
         raise AuditError("the bundles take images of different sizes", "audit them one at a time")
-    if not settings.eve_snrs or not np.isfinite(settings.eve_snrs).all():
-        raise AuditError(f"Eve's SNRs must be finite numbers of dB, got {settings.eve_snrs}")
+    if not settings.eve_snrs or not all(math.isfinite(snr) or snr == math.inf for snr in settings.eve_snrs):
+        raise AuditError(
+            f"Eve's SNRs must be finite numbers of dB, or infinite without noise, got {settings.eve_snrs}",
+            "such as --eve-snr 10 or --eve-snr none",
+        )
     if not 1 <= settings.eve_antennas <= MAX_ANTENNAS:
         raise AuditError(f"Eve has 1 to {MAX_ANTENNAS} antennas, got {settings.eve_antennas}")
     for kind in {kind for link in found for pair in link.channels for kind in pair}:

@@ -7,6 +7,7 @@ from semseal.runtime.audit.against import HEAD, Compared
 from semseal.runtime.audit.gate import line as gate_line
 from semseal.runtime.audit.overchannels import AIR_HEAD, air_lines
 from semseal.runtime.audit.results import CHANNEL_TITLES, GameRow, PictureRow, Results
+from semseal.runtime.audit.settings import eve_at, listed_snrs
 from semseal.runtime.audit.tables import (
     bound_of,
     defenses,
@@ -39,7 +40,7 @@ def markdown_tables(results: Results, compared: Sequence[Compared] = ()) -> str:
             [[line.label, *(_with_published(row) for row in line.rows)] for line in paper_lines(results, defense)],
         )
     if rows := side_by_side(results):
-        lines += [f"### Side by side, Eve {max(results.settings.eve_snrs):g} dB", ""]
+        lines += [f"### Side by side, {eve_at(max(results.settings.eve_snrs))}", ""]
         lines += _markdown(
             ["attack: defence", *(place_title(results, place) for place in results.every_place)],
             [[found.label, *(_judged_either(row) for row in found.rows)] for found in rows],
@@ -61,7 +62,7 @@ def markdown_tables(results: Results, compared: Sequence[Compared] = ()) -> str:
 
 def _bundle_lines(results: Results) -> list[str]:
     head = ["bundle", "main channel", "Eve's channel", "engines", "precisions", "bandwidth ratio", "digest"]
-    eve = ", ".join(f"{snr:g}" for snr in results.settings.eve_snrs)
+    eve = listed_snrs(results.settings.eve_snrs)
     count = results.settings.eve_antennas
     antennas = "" if count == 1 else f", {count} antennas"
     return _markdown(
@@ -70,7 +71,7 @@ def _bundle_lines(results: Results) -> list[str]:
             [
                 bundle.name,
                 f"{CHANNEL_TITLES[bundle.main_channel]}, {bundle.main_snr:g} dB",
-                f"{CHANNEL_TITLES[bundle.eve_channel]}, {eve} dB{antennas}",
+                f"{CHANNEL_TITLES[bundle.eve_channel]}, {eve}{antennas}",
                 ", ".join(bundle.engines),
                 ", ".join(results.settings.precisions),
                 f"{bundle.bandwidth_ratio:.4f}",
@@ -132,9 +133,12 @@ def _judged_pictures(row: PictureRow | None) -> str:
 def _judged_game(row: GameRow | None) -> str:
     if row is None:
         return ""
-    return "void" if row.verdict == "void" else f"{bounds(row)}, {row.verdict}"
+    return "void" if row.verdict == "void" else f"{bounds(row)}, {row.verdict}" + (f"; {row.note}" if row.note else "")
 
 
 def bounds(row: GameRow) -> str:
-    """A game's success with its bounds, as fractions."""
-    return "void" if row.verdict == "void" else f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
+    """A game's success with its bounds, as fractions, dB or a t."""
+    if row.verdict == "void":
+        return "void"
+    digits, unit = {"dB": (2, " dB"), "t": (1, "")}.get(row.measure, (3, ""))
+    return f"{row.value:.{digits}f}{unit} [{row.low:.{digits}f}, {row.high:.{digits}f}]"

@@ -25,6 +25,9 @@ QUICK = dataclasses.replace(
     blackbox_steps=150,
     learned_steps=20,
     trials=40,
+    probe_pictures=80,
+    probe_epochs=4,
+    timed_calls=150,
     eve_snrs=(10.0,),
 )
 DEMO = dataclasses.replace(

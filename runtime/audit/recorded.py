@@ -5,12 +5,14 @@
 
 Eve has the bundle and images of her own, whose frames she makes herself. A recording has no header: she does not know the
 defence beyond what the number of symbols tells, and no scale. Her SNR she measures, as what the power of all frames exceeds 1
-by; in a recording without noise she takes hers for 40 dB. Without the pictures that were sent nothing can be scored.
+by; in a recording without noise she takes hers for 40 dB, unless she knows of none (``Settings.eve_snrs`` infinite). Without the
+pictures that were sent nothing can be scored.
 
 The positive control is simulated: the same attack on the same pictures at the same SNR, under a defence that it must break.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -82,6 +84,7 @@ def audit_recording(
     if not set(settings.attacks) & set(RECORDED):
         raise AuditError(f"{', '.join(settings.attacks)}: not for recordings", f"choose from {', '.join(RECORDED)}")
     wanted = tuple(name for name in settings.attacks if name in RECORDED)
+    stored = settings.eve_snrs == (math.inf,)
     settings = dataclasses.replace(settings, attacks=wanted, defenses=tuple(fitting), eve_snrs=())
     left_out = dict(found.left_out)
     sent_pictures = pictures_sent(found, opened, sent, settings.pictures, left_out) if sent else {}
@@ -91,9 +94,11 @@ def audit_recording(
     left_out |= skipped
     largest = max(choices.values(), key=lambda chosen: len(chosen.frames))
     snr_db, place = estimated_snr_db(largest.symbols, recording), link.places(settings)[0]
+    if stored and snr_db is not None:
+        raise AuditError(f"{shown(recording)} has noise, about that of {snr_db:.1f} dB", "leave out --eve-snr none")
     if snr_db is None:
         place = dataclasses.replace(place, eve_channel="awgn", eve_antennas=1)
-    case = Case(opened, place, settings, attacker_images, snr_db, choices, sent_pictures)
+    case = Case(opened, place, settings, attacker_images, snr_db, choices, sent_pictures, stored)
     shots = _attacked(case, [name for name in fitting if DEFENSES[name].streams in choices], left_out)
     reason = "" if sent_pictures else UNALIGNED if sent else UNKNOWN
     results = _results(case, link, found, shots, reason, left_out)
@@ -113,6 +118,8 @@ def _results(
     rows, verdict = _rows(case, shots, reason)
     few = f"of fewer than {MIN_PICTURES} pictures there is no verdict" if verdict is None else None
     quiet = f"no noise can be told in it: {QUIET_DB:g} dB or more, and she takes hers for {QUIET_DB:g}"
+    if case.stored:
+        quiet = "it has no noise, as she knows"
     return RecordedResults(
         what=WHAT,
         environment=environment(PACKAGES),
@@ -172,7 +179,8 @@ def _attacked(case: Case, supposed: Sequence[str], left_out: dict[str, str]) -> 
         bar = progress.add_task("audit", total=sum(BY_NAME[name].cost(case.settings) for (name, _), _, _ in work))
         for key, scene, defense in work:
             progress.update(bar, description=", ".join(key))
-            cell = case.place.cell(key[0], defense, min(QUIET_DB if case.snr_db is None else case.snr_db, QUIET_DB))
+            snr_db = math.inf if case.stored else min(QUIET_DB if case.snr_db is None else case.snr_db, QUIET_DB)
+            cell = case.place.cell(key[0], defense, snr_db)
             answer = BY_NAME[key[0]].run(scene, cell, lambda seconds: None)
             assert not isinstance(answer, tuple)  # no game is recorded
             found[key] = answer

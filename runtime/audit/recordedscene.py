@@ -49,6 +49,7 @@ class Case:
     snr_db: float | None  # estimated; None where there is no noise that could be
     choices: dict[int, Chosen]
     sent: dict[RecordedFrame, Images]
+    stored: bool = False  # Eve knows that there is no noise
 
     @property
     def largest(self) -> Chosen:

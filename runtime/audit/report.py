@@ -23,7 +23,7 @@ from semseal.runtime.audit.attacks import ATTACKS
 from semseal.runtime.audit.attacks import BY_NAME as ATTACK_BY_NAME
 from semseal.runtime.audit.figures import Point, advantages, rates
 from semseal.runtime.audit.results import Images, Ordering, PictureRow, Results, cell_of, place_key, place_of
-from semseal.runtime.audit.settings import Cell
+from semseal.runtime.audit.settings import Cell, eve_at, listed_snrs
 from semseal.runtime.audit.verdict import Pictures, verdicts
 from semseal.runtime.defense.defenses import BY_NAME
 from semseal.runtime.files import write_atomically
@@ -100,7 +100,8 @@ def write_report(
         shape=f"{images.shape[3]} / {images.shape[2]}",
         shown_px=_shown_px(results, pictures, images)[1],
         gate_line=gate.line,
-        best=max(results.settings.eve_snrs),
+        eve_best=eve_at(max(results.settings.eve_snrs)),
+        eve_snrs=listed_snrs(results.settings.eve_snrs),
         references=_references(results),
         strips=_strips(results, pictures, images),
         advantage_panels=_advantage_panels(results, pictures),
@@ -125,7 +126,8 @@ def where(ordering: Ordering) -> str:
     """The cell of Eve's that the comparison is about, in words."""
     cell = ordering.better if ordering.better.eve_snr is not None else ordering.worse
     place = f"{cell.bundle}, {cell.engine} {cell.precision}"
-    return f"{cell.attack}, {BY_NAME[cell.defense].title}, main {cell.main_snr:g} dB, Eve {cell.eve_snr:g} dB, {place}"
+    eve = "" if cell.eve_snr is None else f", {eve_at(cell.eve_snr)}"
+    return f"{cell.attack}, {BY_NAME[cell.defense].title}, main {cell.main_snr:g} dB{eve}, {place}"
 
 
 def _applies(attack: str, defense: str) -> bool:

@@ -9,6 +9,8 @@ budgets ───────────── Gate ────┘
 
 import dataclasses
 import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +20,7 @@ from semseal.runtime import radio
 from semseal.runtime.attacks.whitebox import WhiteBoxSettings
 from semseal.runtime.audit.on_air import OnAir
 from semseal.runtime.audit.schema import mismatch
-from semseal.runtime.audit.settings import Cell, Place, Settings
+from semseal.runtime.audit.settings import NO_NOISE, Cell, Place, Settings
 from semseal.runtime.environment import Environment
 from semseal.runtime.errors import AuditError
 from semseal.runtime.ofdm import Radio
@@ -52,7 +54,15 @@ class Reconstructions:
 
 @dataclass(frozen=True)
 class GameResult:
-    """One game: Eve's success with its 95 % interval, and what guessing gives. ``name`` tells the games of one cell apart."""
+    """One game: Eve's success with its 95 % interval, and what guessing gives. ``name`` tells the games of one cell apart.
+
+    ``measure`` says what ``value`` is:
+      rate      the share of trials won
+      area      under the ROC curve
+      balanced  the mean over the classes of the share of each that is named right
+      dB        a matching advantage, or how much closer to one picture than to another
+      t         |t| of Welch's test on times, the largest of many; the interval is that of one t
+    """
 
     name: str
     value: float
@@ -60,7 +70,9 @@ class GameResult:
     high: float
     trials: int
     chance: float
-    measure: str  # rate, the share of trials won, or area, under the ROC curve
+    measure: str
+    p_value: float | None = None  # of so much by chance; None: as value, trials and chance give it
+    note: str = ""  # what else is to be said of it
 
 
 @dataclass(frozen=True)
@@ -122,6 +134,8 @@ class GameRow:
     control: str
     control_won: bool
     verdict: str
+    p_value: float | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -211,8 +225,10 @@ class Gate:
 
 @dataclass(frozen=True)
 class Results:
-    """The content of results.json. ``skipped`` maps each picture or attack that was left out to the reason, ``gate`` holds
-    the budgets of the last run."""
+    """The content of results.json, in which Eve's SNR is "none" for frames without noise.
+
+    ``skipped`` maps each picture or attack that was left out to the reason, ``gate`` holds the budgets of the last run.
+    """
 
     what: str
     environment: Environment
@@ -260,13 +276,14 @@ class Results:
         return (*(row for row in self.rows if row.verdict is not None), *self.games)
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+        """Strict JSON: an infinite SNR of Eve's is NO_NOISE."""
+        return json.dumps(_written(dataclasses.asdict(self)), indent=1, allow_nan=False) + "\n"
 
     @staticmethod
     def from_json(text: str) -> "Results":
         """The reverse. Raises AuditError for what is not the results.json of an audit by this version."""
         try:
-            found = json.loads(text)
+            found = _read_back(json.loads(text))
             if reason := mismatch(found, Results):
                 raise ValueError(reason)
             return Results(
@@ -287,6 +304,29 @@ class Results:
         except (KeyError, TypeError, ValueError) as error:
             message = f"not the results of an audit by this version of semseal: {error!r}"
             raise AuditError(message, "run the audit again with another --out") from None
+
+
+def _written(found: Any) -> Any:
+    """``found`` with every infinite SNR of Eve's as NO_NOISE."""
+    return _with_snrs(found, lambda snr: NO_NOISE if snr == math.inf else snr)
+
+
+def _read_back(found: Any) -> Any:
+    """The reverse."""
+    return _with_snrs(found, lambda snr: math.inf if snr == NO_NOISE else snr)
+
+
+def _with_snrs(found: Any, changed: Callable[[Any], Any]) -> Any:
+    if isinstance(found, dict):
+        return {
+            name: changed(value)
+            if name == "eve_snr"
+            else [changed(snr) for snr in value]
+            if name == "eve_snrs"
+            else _with_snrs(value, changed)
+            for name, value in found.items()
+        }
+    return [_with_snrs(value, changed) for value in found] if isinstance(found, list | tuple) else found
 
 
 _TUPLES = ("attacks", "defenses", "eve_snrs", "main_snrs", "precisions", "engines", "channels")

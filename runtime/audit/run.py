@@ -18,7 +18,7 @@ from typing import Any
 from joblib import Parallel, delayed, parallel_config
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from semseal.runtime.audit.against import Compared, balances
-from semseal.runtime.audit.attacks import BY_NAME, PICTURE_S
+from semseal.runtime.audit.attacks import ATTACKS, BY_NAME, PICTURE_S, Attack
 from semseal.runtime.audit.cell import file_name, is_game, measure, read_games, read_reconstructions
 from semseal.runtime.audit.code import digest_of_code
 from semseal.runtime.audit.cost import costs_of
@@ -28,9 +28,9 @@ from semseal.runtime.audit.markdown import markdown_tables
 from semseal.runtime.audit.matrix import FULL, both, cells
 from semseal.runtime.audit.report import write_first_look, write_report
 from semseal.runtime.audit.results import AuditedBundle, Results, place_key
-from semseal.runtime.audit.scene import Images
-from semseal.runtime.audit.settings import Cell, Place, Settings
-from semseal.runtime.audit.taken import MIN_PICTURES, take_pictures
+from semseal.runtime.audit.scene import CPU_ENGINES
+from semseal.runtime.audit.settings import Cell, Place, Settings, eve_at
+from semseal.runtime.audit.taken import MIN_PICTURES, Taken, take_pictures
 from semseal.runtime.audit.verdict import Games, Pictures, air_rows, count_figures, game_rows, orderings, picture_rows
 from semseal.runtime.audit.wording import optimised
 from semseal.runtime.audit.work import Work, scene_of
@@ -77,7 +77,8 @@ def audit(
     height, width = opened[0].height, opened[0].width
     taken, data = take_pictures(data, settings, height, width), shown(data)
     images, attacker_images, settings, skipped = taken.images, taken.attacker_images, taken.settings, taken.skipped
-    identity = _identity(found, data, images, attacker_images, settings)
+    skipped |= _unasked(taken, settings)
+    identity = _identity(found, data, taken)
     _claim(out, identity)
     everything, everywhere, known = _with_earlier(settings, found, out)
     skipped |= known.skipped if known else {}
@@ -87,9 +88,10 @@ def audit(
     works: list[Work] = []
     for link in everywhere:
         for place in link.places(everything):
-            work = Work(json.dumps(identity), link.bundle.path, place, _threads(jobs), images, attacker_images, settings)
+            about = images, attacker_images, taken.questions, settings
+            work = Work(json.dumps(identity), link.bundle.path, place, _threads(jobs), *about)
             works += [work] if place in asked else []
-            wanted = _wanted(settings if place in asked else None, everything, link, place)
+            wanted = _wanted(settings if place in asked else None, everything, work, link)
             if any(map(_optimised, wanted)) and (reason := _unsupported(work, agreement)):
                 skipped[f"{optimised()} on {_words(place)}"] = reason
                 wanted = [cell for cell in wanted if not _optimised(cell)]
@@ -153,6 +155,16 @@ def summarise(
     )
 
 
+def _unasked(taken: Taken, settings: Settings) -> dict[str, str]:
+    """The attacks that ask for classes, where the data knows of none. Raises AuditError if no other attack is wanted."""
+    names = [attack.name for attack in ATTACKS if attack.of_classes and attack.name in settings.attacks]
+    if not names or not taken.unasked:
+        return {}
+    if len(names) == len(settings.attacks):
+        raise AuditError(f"{', '.join(names)} cannot be measured: {taken.unasked}", "or leave out --attack")
+    return dict.fromkeys(names, taken.unasked)
+
+
 def _with_middle(settings: Settings, bundles: list[Bundle]) -> Settings:
     """``settings`` that say the main SNR where none was chosen, for bundles of one range: asked for more, both stay."""
     wide = {bundle.snr_db for bundle in bundles if bundle.has_scale}
@@ -178,18 +190,26 @@ def _compared(works: list[Work], results: Results, pictures: Pictures, file: Pat
 # which cells
 
 
-def _wanted(settings: Settings | None, everything: Settings, link: Link, place: Place) -> list[Cell]:
+def _wanted(settings: Settings | None, everything: Settings, work: Work, link: Link) -> list[Cell]:
     """The cells that were asked for now, and of all others what they are compared with: Bob and the mean picture.
 
     ``settings`` None: nothing is asked of this place.
     """
-    asked = set(cells(settings, place)) if settings else set()
+    asked = set(cells(settings, work.place)) if settings else set()
     return [
         cell
-        for cell in cells(everything, place)
-        if (cell in asked or cell.eve_snr is None)
-        and not (cell.eve_snr is not None and BY_NAME[cell.attack].of_scale and not link.bundle.has_scale)
+        for cell in cells(everything, work.place)
+        if cell.eve_snr is None or (cell in asked and _fits(BY_NAME[cell.attack], work, link))
     ]
+
+
+def _fits(attack: Attack, work: Work, link: Link) -> bool:
+    """Whether an attack can be made on this model, these pictures and this engine."""
+    if attack.of_scale and not link.bundle.has_scale:
+        return False
+    if attack.of_classes and not work.questions:
+        return False
+    return not attack.of_cpu or work.place.engine in CPU_ENGINES
 
 
 def _words(place: Place) -> str:
@@ -254,7 +274,7 @@ def _measure_all(
             return
         done = 0.0
         for cell, work in missing:
-            eve = "" if cell.eve_snr is None else f", Eve {cell.eve_snr:g} dB"
+            eve = "" if cell.eve_snr is None else f", {eve_at(cell.eve_snr)}"
             progress.update(bar, description=f"{cell.attack}, {cell.defense}, {_words(work.place)}, {cell.main_snr:g} dB{eve}")
             measure(scene_of(work), cell, folder / file_name(cell), lambda seconds: progress.advance(bar, seconds))
             done += seconds_of(cell, settings)
@@ -299,14 +319,15 @@ def _read(folder: Path, wanted: list[Cell]) -> tuple[Pictures, Games]:
 # whose folder it is
 
 
-def _identity(found: list[Link], data: str, images: Images, attacker_images: Images, settings: Settings) -> dict[str, Any]:
+def _identity(found: list[Link], data: str, taken: Taken) -> dict[str, Any]:
     """What an audit's cells depend on."""
+    known = repr(taken.questions).encode() if taken.questions else b""
     return {
         "bundles": [[link.name, link.bundle.snr_db, _digest_of_graphs(link.bundle)] for link in found],
         "channels": [[link.channels, taps(link.bundle)] for link in found],
         "data": data,
-        "pictures": hashlib.sha256(images.tobytes() + attacker_images.tobytes()).hexdigest(),
-        "effort": settings.effort(),
+        "pictures": hashlib.sha256(taken.images.tobytes() + taken.attacker_images.tobytes() + known).hexdigest(),
+        "effort": taken.settings.effort(),
         "code": digest_of_code("semseal.runtime.audit.cell"),
         "environment": asdict(_environment()),
     }

@@ -27,7 +27,7 @@ from semseal.runtime.attacks.whitebox import DifferentiableTransmitter
 from semseal.runtime.audit.alice import Alice, secret_of
 from semseal.runtime.audit.digitallink import DigitalLink
 from semseal.runtime.audit.links import digital_link, links, taps
-from semseal.runtime.audit.settings import Place, Settings
+from semseal.runtime.audit.settings import Place, Question, Settings
 from semseal.runtime.audit.surrogate import Surrogate, why_unsupported
 from semseal.runtime.bundle import Bundle
 from semseal.runtime.defense.defenses import BY_NAME, Defense
@@ -58,14 +58,18 @@ class Scene:
         settings: Settings,
         place: Place | None = None,
         threads: int | None = None,
+        questions: tuple[Question, ...] = (),
     ) -> None:
-        """``threads`` limits those of an engine on the CPU (None: all cores). ``place`` None: the bundle as it is deployed."""
+        """``questions`` are about both kinds of images. ``place`` None: the bundle as it is deployed.
+
+        ``threads`` limits those of an engine on the CPU (None: all cores).
+        """
         # one layout, so that sums come out the same to the bit wherever they were loaded, and writable, as torch asks
-        self.images, self.attacker_images = (np.require(part, requirements="CW") for part in (images, attacker_images))
+        self.images, self.attacker_images = (np.require(part, requirements=("C", "W")) for part in (images, attacker_images))
         self.bundle = bundle
         self.place = links([bundle], settings)[0].places(settings)[0] if place is None else place
         self.main_snr, self.precision, self.engine = self.place.main_snr, self.place.precision, self.place.engine
-        self.settings = settings
+        self.settings, self.questions = settings, questions
         self.key = secret_of("key", settings.seed, bundle.digest.hex(), *dataclasses.astuple(self.place))
         self._threads = threads if self.engine in CPU_ENGINES else None
         self._decode = open_engine(self.engine, bundle.program("receiver", self.precision, self.engine), threads=self._threads)
@@ -301,7 +305,8 @@ class Scene:
     def _noise(self, rows: Rows, snr_db: float | None) -> NDArray[np.float64]:
         """The noise power in a symbol of each image, [n]: as Eve knows it, or as she measures it after her equaliser."""
         if snr_db is not None and self.place.eve_channel == "awgn":
-            return np.full(len(rows), 10 ** (-self.combined_db(snr_db) / 10))
+            quietest = min(self.combined_db(snr_db), QUIET_DB)  # never 0, of which a model may take the logarithm
+            return np.full(len(rows), 10 ** (-quietest / 10))
         power = 2 * np.square(rows, dtype=np.float64).mean(axis=(1, 2))
         measured: NDArray[np.float64] = np.maximum(power - 1, 10 ** (-QUIET_DB / 10))
         return measured
@@ -320,25 +325,43 @@ class Scene:
     def received_by_bob(self, defense: Defense) -> tuple[list[Frame], Symbols]:
         """The frame of every image as Alice sends it, and its symbols [n, M] behind the main channel."""
         frames = self.send(self.images, defense)
-        return frames, self.add_noise(np.stack([frame.symbols for frame in frames]), self.main_snr, 0, eve=False)
-
-    @cached_property
-    def _bob(self) -> Receiver:
-        return Receiver(self.bundle.path, self.key, self.engine, self.precision, self._threads)
+        return frames, self._behind_main_channel(frames, 0)
 
     def decoded_by_bob(self, defense: Defense, frames: list[Frame], received: Symbols) -> Images:
-        """What Bob's receiver makes of ``frames`` whose symbols arrived as ``received`` [n, M]."""
-        keys = [_image_key(self.key, frame) for frame in frames]
-        grey = np.full(self.images.shape[1:], 0.5, np.float32)
+        """What Bob makes of ``frames`` whose symbols arrived as ``received`` [n, M]."""
+        if self.place.main_channel == "awgn" and not defense.digital:
+            return self._receiver.receive(self._revealed(defense, frames, received))
+        return self._opened(defense, frames, received)[0]
+
+    def bob_sees(self, frames: list[Frame], defense: Defense, draw: int) -> tuple[Images, NDArray[np.bool_]]:
+        """What Bob gets of frames, whoever sent them: pictures [n, 3, height, width], and which of the frames he takes.
+
+        ``frames`` are all that belong together, a picture each. Of one that he refuses he has a grey picture.
+        """
+        return self._opened(defense, frames, self._behind_main_channel(frames, draw))
+
+    def _behind_main_channel(self, frames: list[Frame], draw: int) -> Symbols:
+        return self.add_noise(np.stack([frame.symbols for frame in frames]), self.main_snr, draw, eve=False)
+
+    def _opened(self, defense: Defense, frames: list[Frame], received: Symbols) -> tuple[Images, NDArray[np.bool_]]:
         if defense.digital:
-            seen = [self.digital.reveal(symbols, key) for symbols, key in zip(received, keys, strict=True)]
-            return np.stack([grey if image is None else image for image in seen])
+            keys = (_image_key(self.key, frame) for frame in frames)
+            found = [self.digital.reveal(symbols, key) for symbols, key in zip(received, keys, strict=True)]
+        else:
+            found = [taken.image for taken in self._receiver.receive_each(self._revealed(defense, frames, received))]
+        grey = np.full(self.images.shape[1:], 0.5, np.float32)
+        return np.stack([grey if image is None else image for image in found]), np.array([image is not None for image in found])
+
+    def _revealed(self, defense: Defense, frames: list[Frame], received: Symbols) -> list[Frame]:
+        """The frames with their received symbols, without what a comparator did to them."""
         if defense.reveal is not None:
+            keys = (_image_key(self.key, frame) for frame in frames)
             received = np.stack([defense.reveal(symbols, key) for symbols, key in zip(received, keys, strict=True)])
-        arrived = [Frame(symbols, frame.header) for symbols, frame in zip(received, frames, strict=True)]
-        if self.place.main_channel == "awgn":
-            return self._bob.receive(arrived)
-        return np.stack([grey if found.image is None else found.image for found in self._bob.receive_each(arrived)])
+        return [Frame(symbols, frame.header) for symbols, frame in zip(received, frames, strict=True)]
+
+    @cached_property
+    def _receiver(self) -> Receiver:
+        return Receiver(self.bundle.path, self.key, self.engine, self.precision, self._threads)
 
     def best_order(self, answers: Images, streams: int) -> Images:
         """Eve's pictures of every group in the order that scores best: which path is which picture is not hers to know."""

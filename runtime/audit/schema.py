@@ -12,11 +12,13 @@ import types
 import typing
 from typing import Any
 
+from semseal.runtime.audit.settings import NO_NOISE
+
 VERSION = 1  # of the form of results.json: one more with every change that a reader of the one before would not take
 ENUMS = {
     ("PictureRow", "verdict"): ("sees", "nothing", "open", "void"),
     ("GameRow", "verdict"): ("sees", "nothing", "open", "void"),
-    ("GameRow", "measure"): ("rate", "area"),
+    ("GameRow", "measure"): ("rate", "area", "balanced", "dB", "t"),
     ("Ordering", "verdict"): ("holds", "fails", "open"),
     ("Results", "what"): ("semseal audit",),
 }
@@ -43,6 +45,7 @@ def _of(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         if kind.__name__ not in definitions:
             definitions[kind.__name__] = {}  # its place, should it hold itself
             members = {name: _of(inner, definitions) for name, inner in fields_of(kind).items()}
+            members |= {name: _with_no_noise(members[name]) for name in ("eve_snr", "eve_snrs") if name in members}
             for name, values in ((name, values) for (owner, name), values in ENUMS.items() if owner == kind.__name__):
                 members[name] = {"enum": [*values, None] if _optional(fields_of(kind)[name]) else [*values]}
             definitions[kind.__name__] = {
@@ -62,8 +65,18 @@ def _of(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     return {"type": _NAMES[kind]} if kind is not object else {}
 
 
+def _with_no_noise(member: dict[str, Any]) -> dict[str, Any]:
+    """An SNR of Eve's, or a list of them, that may also be NO_NOISE."""
+    if "items" in member:
+        return {**member, "items": _with_no_noise(member["items"])}
+    return {"anyOf": [*member.get("anyOf", [member]), {"const": NO_NOISE}]}
+
+
 def mismatch(value: Any, kind: Any, at: str = "") -> str:
-    """Where a JSON value is not of this kind and why, empty if it is: the same answer as the schema's."""
+    """Where a JSON value is not of this kind and why, empty if it is: the same answer as the schema's.
+
+    An SNR of Eve's without noise is infinite here, as ``Results`` holds it.
+    """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         assert isinstance(kind, type)

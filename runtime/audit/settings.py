@@ -1,10 +1,36 @@
-"""What an audit is asked to measure: its settings, and the place of one measurement, a cell."""
+"""What an audit is asked to measure: its settings, and the place of one measurement, a cell.
+
+Eve's SNR is infinite where she has frames without noise: stored, or recorded at the transmitter. JSON has no such number: in
+files and names it is NO_NOISE.
+"""
 
 import dataclasses
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from semseal.runtime.attacks.whitebox import FAST, WhiteBoxSettings
 from semseal.runtime.ofdm import Radio
+
+Advance = Callable[[float], None]  # told of the seconds, on two cores, that a step was expected to take
+
+NO_NOISE = "none"  # the SNR of a frame as it was sent, in options, in results.json and in names of files
+
+
+def snr_name(snr: float) -> str:
+    """An SNR in dB for a name: 10, or none."""
+    return NO_NOISE if math.isinf(snr) else f"{snr:g}"
+
+
+def eve_at(snr: float) -> str:
+    """Eve at one of her SNRs in words: Eve 10 dB, or Eve without noise."""
+    return "Eve without noise" if math.isinf(snr) else f"Eve {snr:g} dB"
+
+
+def listed_snrs(snrs: Sequence[float]) -> str:
+    """Several in words: 0, 10 dB and without noise."""
+    noisy = ", ".join(f"{snr:g}" for snr in snrs if not math.isinf(snr))
+    return " and ".join([f"{noisy} dB"] * bool(noisy) + ["without noise"] * (math.inf in snrs))
 
 
 @dataclass(frozen=True)
@@ -21,7 +47,10 @@ class Settings:
     blackbox_steps: int = 600
     learned_steps: int = 1500
     trials: int = 1000  # of each chosen pair in "distinguishing"
-    eve_snrs: tuple[float, ...] = (0.0, 10.0, 20.0)
+    probe_pictures: int = 800  # of the attacker's, to learn attributes from
+    probe_epochs: int = 30  # of the network that names attributes
+    timed_calls: int = 100_000  # of send, and as many of receive
+    eve_snrs: tuple[float, ...] = (0.0, 10.0, 20.0)  # infinite: frames without noise
     main_snrs: tuple[float, ...] = ()  # of Bob, with a model for a range of them; none: the middle of the range
     precisions: tuple[str, ...] = ("fp32",)
     engines: tuple[str, ...] = ()  # none: that which each bundle is deployed with
@@ -35,6 +64,15 @@ class Settings:
         """What the content of a cell depends on, besides its place; the rest only says which cells are measured."""
         chosen = ("eve_snrs", "main_snrs", "defenses", "attacks", "precisions", "engines", "channels", "eve_channel")
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in chosen}
+
+
+@dataclass(frozen=True)
+class Question:
+    """Something about every picture that the data knows: the class of those that are sent, and of the attacker's."""
+
+    name: str
+    of_sent: tuple[str, ...]  # "" where it is not known
+    of_attackers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -56,6 +94,12 @@ class Cell:
         if self.eve_snr is None:
             object.__setattr__(self, "eve_channel", None)
             object.__setattr__(self, "eve_antennas", None)
+
+
+def snr_of(cell: Cell) -> float:
+    """Eve's; of Bob and the mean picture there is none."""
+    assert cell.eve_snr is not None
+    return cell.eve_snr
 
 
 @dataclass(frozen=True)

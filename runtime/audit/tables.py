@@ -21,7 +21,7 @@ from semseal.runtime.audit import paper
 from semseal.runtime.audit.attacks import ATTACKS
 from semseal.runtime.audit.gate import line as gate_line
 from semseal.runtime.audit.results import CHANNEL_TITLES, GameRow, Ordering, PictureRow, PlaceKey, Results, place_key, place_of
-from semseal.runtime.audit.settings import Place, Settings
+from semseal.runtime.audit.settings import Place, Settings, eve_at
 from semseal.runtime.audit.verdict import verdicts
 from semseal.runtime.audit.wording import MATCHING_ADVANTAGE, beside, headline, limits, optimised, percent
 from semseal.runtime.defense.defenses import BY_NAME, DEFENSES
@@ -76,7 +76,7 @@ def paper_lines(results: Results, defense: str) -> list[Line[PictureRow]]:
     """One of Tables I to IV, a column for each bundle at its first place."""
     wanted: list[tuple[str, str, str, float | None]] = [("Bob", "bob", defense, None)]
     for snr in results.settings.eve_snrs:
-        wanted += [(f"{attack}, Eve {snr:g} dB", attack, defense, snr) for attack in PUBLISHED]
+        wanted += [(f"{attack}, {eve_at(snr)}", attack, defense, snr) for attack in PUBLISHED]
     wanted.append(("mean picture", "mean-picture", "none", None))
     found = {(row.attack, row.defense, row.eve_snr, place_of(row)): row for row in results.rows}
     return [
@@ -104,8 +104,11 @@ def _place_parts(results: Results, place: Place) -> list[str]:
 def full_title(place: Place, eve_snr: float | None = None) -> str:
     """A place in full: bundle, engine, precision, SNRs and channels."""
     main = f"main {place.main_snr:g} dB {CHANNEL_TITLES[place.main_channel]}"
+    eve = ""
     antennas = "" if place.eve_antennas == 1 else f" with {place.eve_antennas} antennas"
-    eve = "" if eve_snr is None else f"Eve {eve_snr:g} dB {CHANNEL_TITLES[place.eve_channel]}{antennas}, "
+    if eve_snr is not None:  # without noise her channel is none, whatever it was
+        channel = "" if math.isinf(eve_snr) else f" {CHANNEL_TITLES[place.eve_channel]}{antennas}"
+        eve = f"{eve_at(eve_snr)}{channel}, "
     return f"{place.bundle}, {eve}{main}, {place.engine} {place.precision}"
 
 
@@ -173,13 +176,16 @@ def _lines(rows: Iterable[Row], label: Callable[[Row], str], columns: tuple[str,
 
 
 def strongest(group: Group) -> list[Line[GameRow]]:
-    """The games, the pairs of "distinguishing" as one line: under each defence the pair that Eve tells apart best."""
-    pairs = [line for line in group.games if line.attack == "distinguishing"]
-    lines = [line for line in group.games if line.attack != "distinguishing"]
-    if pairs:
-        columns = [[row for row in column if row] for column in zip(*(line.rows for line in pairs), strict=True)]
-        best = tuple(max(rows, key=lambda row: (row.low, row.value), default=None) for rows in columns)
-        lines.append(Line(f"best of {len(pairs)} pairs", "distinguishing", best))
+    """The games, the pairs of "distinguishing" and several "attributes" as one line: under each defence Eve's best one."""
+    lines = [line for line in group.games if line.attack not in ("distinguishing", "attributes")]
+    for attack, what in (("distinguishing", "pairs"), ("attributes", "attributes")):
+        several = [line for line in group.games if line.attack == attack]
+        if len(several) == 1 and attack == "attributes":
+            lines += several
+        elif several:
+            columns = [[row for row in column if row] for column in zip(*(line.rows for line in several), strict=True)]
+            best = tuple(max(rows, key=lambda row: (row.low, row.value), default=None) for rows in columns)
+            lines.append(Line(f"best of {len(several)} {what}", attack, best))
     return lines
 
 
@@ -205,7 +211,7 @@ def print_results(console: Console, results: Results, folder: Path, asked: Setti
     for table in side_by_side_tables(results):
         console.print(table)
     if len(settings.eve_snrs) * len({(place.engine, place.precision) for place in results.every_place}) > 1:
-        console.print(f"above: Eve at {snr:g} dB, {precision} engines; the rest is in the report", soft_wrap=True)
+        console.print(f"above: {eve_at(snr)}, {precision} engines; the rest is in the report", soft_wrap=True)
     if results.orderings:
         console.print(tally_table(results))
     for name, reason in results.skipped.items():
@@ -308,7 +314,7 @@ def side_by_side_tables(results: Results) -> list[Table]:
     several = len(results.bundles) > 1 or any(len(bundle.engines) > 1 for bundle in results.bundles)
     for start in range(0, len(places) if several else 0, MAX_PLACES):
         here = slice(start, start + MAX_PLACES)
-        table = _table(f"side by side, Eve {max(results.settings.eve_snrs):g} dB: PSNR/SSIM, or success in %")
+        table = _table(f"side by side, {eve_at(max(results.settings.eve_snrs))}: PSNR/SSIM, or success in %")
         table.add_column("")
         for place in places[here]:
             table.add_column(escape("\n".join(_place_parts(results, place))), justify="right")
@@ -395,9 +401,14 @@ def _mark(row: PictureRow | GameRow) -> str:
 
 
 def success(row: GameRow, bound: float = math.inf) -> str:
-    """A game's success and its bounds in per cent; the upper one is not rounded across ``bound``, a budget."""
+    """A game's success and its bounds in per cent, or what else it measures.
+
+    The upper bound is not rounded across ``bound``, a budget.
+    """
     if row.verdict == "void":
         return "void"
+    if row.measure in ("dB", "t"):
+        return f"{row.value:+.1f} dB" if row.measure == "dB" else f"t {row.value:.1f}"
     value = percent(row.value)
     if row.high == 1:
         return f"{value} ≥{percent(row.low)}"

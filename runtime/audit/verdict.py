@@ -46,6 +46,11 @@ MIN_CONTROL_VALUE = 0.9  # of a game, rate or area
 MAX_NOTHING_DB = 0.5  # of matching advantage, or disadvantage
 MAX_NOTHING_AREA = 0.6  # and at least 0.4: an Eve who is always wrong knows as much
 MAX_NOTHING_RATE = 0.02
+MAX_NOTHING_CLASSES = 0.1  # of a balanced accuracy, above chance
+MIN_CONTROL_CLASSES = 0.1  # of what there is between chance and always right, by the lower end of the interval
+MAX_T = 4.5  # above it a test on times has found a leak, by dudect's authors; one above SURE_T they call definite
+SURE_T = 10.0
+MIN_CALLS_FOR_NOTHING = 100_000
 MAX_NOTHING_TIMES_CHANCE = 3  # or that rate, where it is higher
 
 Pictures = Mapping[Cell, Reconstructions]
@@ -54,7 +59,7 @@ Games = Mapping[Cell, tuple[GameResult, ...]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Where one defence stands after everything that was measured against it, misuse left out."""
+    """Where one defence stands after all that an eavesdropper did against it, misuse and what stands apart left out."""
 
     defense: str
     word: str  # falls, holds, holds with gaps, undecided, void or not measured
@@ -147,8 +152,9 @@ def game_rows(cells: Games, among: int) -> tuple[GameRow, ...]:
     """A row for every rate or area that a game gave, in an audit of ``among`` figures."""
     rows = []
     for cell, games in cells.items():
-        control, won = BY_NAME[cell.attack].control, _game_control_won(cell, cells)
+        control = BY_NAME[cell.attack].control
         for game in games:
+            won = _game_control_won(game, cell, cells)
             verdict = with_control(_judge_game(game, among), won)
             found = {**dataclasses.asdict(cell), **dataclasses.asdict(game)}
             rows.append(GameRow(**found, control=control, control_won=won, verdict=verdict))
@@ -179,10 +185,17 @@ def control_won(control: Reconstructions, mean_picture: Reconstructions) -> bool
     return gain.half_width is not None and gain.value - gain.half_width > MIN_CONTROL_DB
 
 
-def _game_control_won(cell: Cell, cells: Games) -> bool:
-    """The same for a game: right nearly every time where it must be."""
-    control = cells.get(_control(cell))
-    return control is not None and all(game.value >= MIN_CONTROL_VALUE for game in control)
+def _game_control_won(game: GameResult, cell: Cell, cells: Games) -> bool:
+    """The same for a game: right nearly every time where it must be; of classes, which are hard to tell, far above chance."""
+    control = cells.get(_control(cell), ())
+    same = [other for other in control if other.name == game.name]
+    if game.measure == "balanced":
+        return any(other.low > other.chance + MIN_CONTROL_CLASSES * (1 - other.chance) for other in same)
+    if game.measure == "dB":
+        return any(other.low > MIN_CONTROL_DB for other in same)
+    if game.measure == "t":
+        return any(other.value > SURE_T for other in control)
+    return bool(control) and all(other.value >= MIN_CONTROL_VALUE for other in control)
 
 
 def judge_pictures(found: Reconstructions, among: int) -> str:
@@ -194,6 +207,15 @@ def judge_pictures(found: Reconstructions, among: int) -> str:
 
 
 def _judge_game(game: GameResult, among: int) -> str:
+    if game.measure == "t":  # dudect's own threshold; fewer calls show little
+        return "sees" if game.value > MAX_T else "nothing" if game.trials >= MIN_CALLS_FOR_NOTHING else "open"
+    if game.measure in ("balanced", "dB"):
+        assert game.p_value is not None
+        if game.measure == "balanced":
+            bounded = game.high < game.chance + MAX_NOTHING_CLASSES
+        else:  # of a change that was chosen: one that arrives as its contrary was not chosen
+            bounded = game.high < MAX_NOTHING_DB and game.trials >= MIN_PICTURES_FOR_NOTHING
+        return _judge(game.p_value, bounded, among)
     if game.measure == "rate":
         p_value = metrics.p_value_of_rate(round(game.value * game.trials), game.trials, game.chance)
         bounded = game.high < max(MAX_NOTHING_TIMES_CHANCE * game.chance, MAX_NOTHING_RATE)
@@ -282,10 +304,10 @@ def verdicts(results: Results) -> tuple[Verdict, ...]:
 
 
 def _verdict(results: Results, defense: str) -> Verdict:
-    misused = {attack.name for attack in ATTACKS if attack.misuse}
+    uncounted = {attack.name for attack in ATTACKS if attack.misuse or attack.apart}
     rows = [row for row in results.rows if row.defense == defense and row.verdict is not None]
     games = [game for game in results.games if game.defense == defense]
-    counted = [row for row in results.judged if row.defense == defense and row.attack not in misused]
+    counted = [row for row in results.judged if row.defense == defense and row.attack not in uncounted]
     words = [row.verdict for row in counted]
     missing = _missing(results, defense)
     return Verdict(
@@ -297,7 +319,7 @@ def _verdict(results: Results, defense: str) -> Verdict:
         void=tuple(dict.fromkeys(row.attack for row in counted if row.verdict == "void")),
         missing=missing,
         worst=max(
-            (row for row in rows if row.verdict != "void" and row.attack not in misused),
+            (row for row in rows if row.verdict != "void" and row.attack not in uncounted),
             key=lambda row: (row.verdict == "sees", row.matching_advantage_db or 0.0),
             default=None,
         ),
@@ -307,7 +329,7 @@ def _verdict(results: Results, defense: str) -> Verdict:
             default=None,
         ),
         misuse=max(
-            (row for row in rows if row.attack in misused and row.verdict == "sees"),
+            (row for row in rows if BY_NAME[row.attack].misuse and row.verdict == "sees"),
             key=lambda row: row.matching_advantage_db or 0.0,
             default=None,
         ),
@@ -315,14 +337,14 @@ def _verdict(results: Results, defense: str) -> Verdict:
 
 
 def _missing(results: Results, defense: str) -> tuple[str, ...]:
-    """The attacks, misuse left out, that were not measured against ``defense`` everywhere that the audit went."""
+    """The attacks that were not measured against ``defense`` everywhere that the audit went; without misuse and those apart."""
     settings = results.settings
     judged = [row for row in results.judged if row.defense == defense]
     there = {(row.attack, row.eve_snr, *place_of(row)) for row in judged}
     return tuple(
         attack.name
         for attack in ATTACKS
-        if not attack.misuse
+        if not (attack.misuse or attack.apart or attack.name in results.skipped)  # skipped: the data has no question for it
         and attack.applies(DEFENSE_BY_NAME[defense])
         and any(
             (attack.name, snr, *place_key(place)) not in there

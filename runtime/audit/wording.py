@@ -104,12 +104,29 @@ def limits(results: Results) -> list[str]:
             said.append(f"Not measured: {_listed(never)}.")
         if partly := [name for name in missing if name in measured]:
             said.append(f"Not measured under every defence{'' if everywhere else ' and at every place'}: {_listed(partly)}.")
+    said += _apart(results)
     gains = [(verdict.defense, verdict.misuse.matching_advantage_db) for verdict in found if verdict.misuse]
     if gains:
         told = _listed([f"{gain:.1f} dB under {BY_NAME[name].title}" for name, gain in gains])
         said.append(
             f"Not judged: one key for several packets, which semseal never sends. It gives Eve a matching advantage of {told}."
         )
+    return said
+
+
+def _apart(results: Results) -> list[str]:
+    """What attacks found that are no eavesdropper's, so that no defence falls or holds by them."""
+    said = []
+    for attack in (attack for attack in ATTACKS if attack.apart):
+        rows = [row for row in results.games if row.attack == attack.name and row.defense != "none"]
+        seen: dict[str, list[str]] = {}
+        for row in rows:
+            if row.verdict == "sees":
+                seen.setdefault(BY_NAME[row.defense].title, []).append(row.name)
+        for title, names in seen.items():
+            said.append(f"Apart from eavesdropping, under {title} {attack.apart} ({_listed(list(dict.fromkeys(names)))}).")
+        if unclear := {row.name for row in rows if row.verdict in ("open", "void")}:
+            said.append(f"Apart from eavesdropping, {attack.name} is undecided or void for {_listed(sorted(unclear))}.")
     return said
 
 

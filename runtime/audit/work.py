@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from semseal.runtime.audit.scene import Images, Scene
-from semseal.runtime.audit.settings import Place, Settings
+from semseal.runtime.audit.settings import Place, Question, Settings
 from semseal.runtime.bundle import open_bundle
 
 
@@ -19,6 +19,7 @@ class Work:
     threads: int | None
     images: Images = field(compare=False)
     attacker_images: Images = field(compare=False)
+    questions: tuple[Question, ...] = field(compare=False)
     settings: Settings = field(compare=False)
 
 
@@ -26,4 +27,4 @@ class Work:
 def scene_of(work: Work) -> Scene:
     """The scene of a place; that of the last one is kept."""
     bundle = open_bundle(work.bundle)
-    return Scene(bundle, work.images, work.attacker_images, work.settings, work.place, work.threads)
+    return Scene(bundle, work.images, work.attacker_images, work.settings, work.place, work.threads, work.questions)

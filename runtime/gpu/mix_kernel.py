@@ -204,7 +204,9 @@ def cluster_layout(reals: int, together: int, channels: int = 1, alone: bool = F
     arena += 8 + 8 * slices * a * -(-c // 32)  # places and signs
     if alone:
         pads = 4 * (a * b * c - reals) // 16 + 2
-        arena = 80 + 3 * (4 * rows * (c + 1) + 16) + 80 * (blocks + pads) + 32 * sums + 4 * (2 * c + rows + slabs * b * -(-c // 32))
+        arena = (
+            80 + 3 * (4 * rows * (c + 1) + 16) + 80 * (blocks + pads) + 32 * sums + 4 * (2 * c + rows + slabs * b * -(-c // 32))
+        )
         return MixLayout(reals, channels, a, b, c, together, threads, 1, arena, 0, True)
     resident = 1 if alone else max(1, REGISTERS // (threads * registers(a, b, c)))
     return MixLayout(reals, channels, a, b, c, together, threads, resident, arena, 0)

@@ -11,6 +11,7 @@ from semseal.runtime.trust.finding import Outcome, Problem
 
 MAX_LOSS_DB = {"fp32": 0.01, "fp16": 0.1, "int8": 1.0}  # of a precision, against the network that was trained
 MISUSE = ("reused-scheme", "reused-stream", "leaked-scale")  # attacks that need a mistake in practice; no verdict counts them
+APART = ("integrity", "timing")  # those that are no eavesdropper's, and leave the verdict of a defence alone
 NO_AUDIT = "no results of an audit were named (--results RESULTS.json)"
 NO_DEADLINE = "no deadline was named (--deadline-ms MS)"
 _SHOWN = 3  # examples in a message
@@ -123,7 +124,7 @@ def is_over_budget(d: Deployment) -> Outcome:
     ]
     if d.asked.budget is None:
         return problems
-    rates = [row["high"] for row in measured(d) if row.get("measure") == "rate" and row["attack"] not in MISUSE]
+    rates = [row["high"] for row in measured(d) if row.get("measure") == "rate" and row["attack"] not in (*MISUSE, *APART)]
     if not rates:
         return [
             *problems,
@@ -137,7 +138,7 @@ def is_over_budget(d: Deployment) -> Outcome:
 
 def audit_verdict(d: Deployment) -> str:
     """What the audit says of the deployed defence, in one word: falls, undecided, void, holds; or that it was not measured."""
-    words = [row["verdict"] for row in measured(d) if row["attack"] not in MISUSE]
+    words = [row["verdict"] for row in measured(d) if row["attack"] not in (*MISUSE, *APART)]
     named = {"sees": "falls", "open": "undecided", "void": "void", "nothing": "holds"}
     return next((said for word, said in named.items() if word in words), "not measured")
 
@@ -150,7 +151,7 @@ def _verdict(d: Deployment, word: str, what: str) -> Outcome:
     rows = measured(d)
     if not rows:
         return "the audit did not measure what is deployed"
-    found = [row["attack"] for row in rows if row["verdict"] == word and row["attack"] not in MISUSE]
+    found = [row["attack"] for row in rows if row["verdict"] == word and row["attack"] not in (*MISUSE, *APART)]
     return [Problem(str(d.asked.results), f"{_listed(found)}: {what}")] if found else []
 
 

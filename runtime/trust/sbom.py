@@ -200,6 +200,11 @@ def _parity(d: Deployment) -> Iterator[dict[str, Any]]:
                 }
 
 
+def _eve(row: dict[str, Any]) -> str:
+    snr = row.get("eve_snr")
+    return "Eve without noise" if snr == "none" else f"Eve's SNR {snr} dB"
+
+
 def _leakage(d: Deployment) -> Iterator[dict[str, Any]]:
     """Every game under what is deployed, with its 95 % interval."""
     for row in measured(d):
@@ -207,6 +212,6 @@ def _leakage(d: Deployment) -> Iterator[dict[str, Any]]:
             yield {
                 "type": f"leakage: {row['attack']}, {row.get('name', '')}, {row.get('measure', '')}",
                 "value": f"{row['value']:.4f}",
-                "slice": f"{row['defense']}, Eve's SNR {row.get('eve_snr')} dB; chance is {row.get('chance')}",
+                "slice": f"{row['defense']}, {_eve(row)}; chance is {row.get('chance')}",
                 "confidenceInterval": {"lowerBound": f"{row['low']:.4f}", "upperBound": f"{row['high']:.4f}"},
             }
