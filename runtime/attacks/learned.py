@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from semseal.runtime.attacks.accelerator import best_device
 from semseal.runtime.attacks.autocast import bf16_where_native
 from torch import Tensor, nn
 
@@ -114,17 +115,18 @@ def train(
     ``simulate(chosen, rng)`` returns what Eve would receive for the images ``chosen`` (indices, [batch, streams]) under a fresh
     key and fresh noise: float32 [batch, streams, h, w*c]. Two streams are scored in whichever order of the outputs fits
     better: with half of the rows swapped nothing on air says which frame is whose, and a network that had to say would answer
-    with a blend of the two. ``advance`` is called after every step with the number of images in the batch.
+    with a blend of the two. ``advance`` is called after every step with the number of images in the batch. The network comes
+    back on ``best_device``, where it was trained.
     """
-    rng = np.random.default_rng(seed)
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    device, rng = best_device(), np.random.default_rng(seed)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=PEAK_LEARNING_RATE, weight_decay=1e-4)
     warmup = 0.0 if steps == 10 else 0.1  # OneCycleLR divides by zero if the warm-up is exactly one step
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LEARNING_RATE, total_steps=steps, pct_start=warmup)
-    targets = torch.from_numpy(images)
+    targets = torch.from_numpy(images).to(device)
     for _ in range(steps):
         chosen = rng.integers(len(images), size=(BATCH_SIZE, network.input[0]))
-        received = torch.from_numpy(simulate(chosen, rng))
+        received = torch.from_numpy(simulate(chosen, rng)).to(device)
         with bf16_where_native():
             guess = network(received)
         errors = [(guess.float() - sent).square().mean(dim=(1, 2, 3, 4)) for sent in (targets[chosen], targets[chosen].flip(1))]
@@ -141,4 +143,5 @@ def train(
 @torch.no_grad()
 def invert(network: Inverse, received: NDArray[np.float32]) -> NDArray[np.float32]:
     """Received rows float32 [n, streams, h, w*c] to pictures float32 [n, streams, 3, height, width]."""
-    return torch.cat([network(part) for part in torch.from_numpy(received).split(32)]).numpy()
+    device = next(network.parameters()).device
+    return torch.cat([network(part.to(device)).cpu() for part in torch.from_numpy(received).split(32)]).numpy()

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+from semseal.runtime.attacks.accelerator import best_device
 from semseal.runtime.attacks.autocast import bf16_where_native
 from semseal.runtime.attacks.whitebox import FAST, DifferentiableTransmitter, WhiteBoxSettings, initial_images, minimise
 from torch import Tensor
@@ -40,13 +41,13 @@ def invert(
     The pictures of one sample come back in no particular order. ``advance`` is called after every step with the number of
     images in the batch.
     """
-    n, streams, h, r = received.shape
+    device, (n, streams, h, r) = best_device(), received.shape
     out = np.empty((n, streams, *start.shape), np.float32)
     for first in range(0, n, batch):
         part = received[first : first + batch]
-        pool = torch.from_numpy(part.reshape(len(part), streams * h, r))
+        pool = torch.from_numpy(part.reshape(len(part), streams * h, r)).to(device)
         count = len(part) * streams
-        index = torch.arange(count * h, dtype=torch.int32).reshape(count, h)
+        index = torch.arange(count * h, dtype=torch.int32, device=device).reshape(count, h)
         target = pool
 
         def distance(x: Tensor, step: int, pool: Tensor = pool, index: Tensor = index) -> Tensor:
@@ -59,7 +60,8 @@ def invert(
 
         x = initial_images(start, count, settings)
         # without this, the pictures of one sample would start equal and stay equal
-        x = (x + 0.05 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+        apart = 0.05 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0))  # the same on every device
+        x = (x.to(device) + apart.to(device)).clamp(0, 1)
         out[first : first + len(part)] = minimise(x, distance, settings, advance).reshape(len(part), streams, *start.shape)
     return out
 
@@ -67,6 +69,8 @@ def invert(
 def _matched(pool: Tensor, rows: Tensor) -> Tensor:
     """The received rows [n, m, r], reordered to be closest in total to the computed rows [n, m, r]."""
     # squared distances less the energies, which no matching changes; a picture without symbols has none
-    products = torch.bmm(rows, pool.transpose(1, 2)).nan_to_num().numpy()
+    products = torch.bmm(rows, pool.transpose(1, 2)).nan_to_num().cpu().numpy()
     orders = [linear_sum_assignment(scores, maximize=True)[1] for scores in products]
-    return torch.stack([received[torch.from_numpy(order)] for received, order in zip(pool, orders, strict=True)])
+    return torch.stack(
+        [received[torch.from_numpy(order).to(pool.device)] for received, order in zip(pool, orders, strict=True)]
+    )

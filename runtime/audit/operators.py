@@ -66,7 +66,7 @@ def _sqrt(x: Tensor) -> Tensor:
 
 def _power(_: Attributes, x: Tensor, power: Tensor) -> Tensor:
     if power.numel() > 1 or power.requires_grad or not x.is_floating_point():
-        return x.pow(power).to(x.dtype)
+        return x.pow(power.to(x.device)).to(x.dtype)
     value = power.item()
     return x.square() if value == 2 else _sqrt(x) if value == 0.5 else x.pow(value)
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from semseal.runtime import channel, metrics
+from semseal.runtime.attacks.accelerator import best_device
 from semseal.runtime.attacks.whitebox import DifferentiableTransmitter
 from semseal.runtime.audit.links import links, taps
 from semseal.runtime.audit.settings import Place, Settings
@@ -81,7 +82,7 @@ class Scene:
         graph = Surrogate(self.bundle.graph("transmitter", self.precision))  # that its plan was built from, too
         if not self.bundle.has_scale:
             return graph
-        return lambda images, index: graph(images, index, torch.full((len(images),), self.main_snr))
+        return lambda images, index: graph(images, index, torch.full((len(images),), self.main_snr, device=images.device))
 
     @property
     def surrogate_on_air(self) -> DifferentiableTransmitter:
@@ -101,9 +102,9 @@ class Scene:
         Raises GraphError where it is less than MIN_AGREEMENT_DB: what Eve then differentiates is not what Alice sends with.
         """
         few = self.attacker_images[:4]
-        index = torch.arange(len(few) * self.bundle.h, dtype=torch.int32).reshape(len(few), -1)
+        index = torch.arange(len(few) * self.bundle.h, dtype=torch.int32, device=best_device()).reshape(len(few), -1)
         with torch.no_grad():
-            hers = self.surrogate_on_air(torch.from_numpy(few), index).double().numpy().reshape(-1)
+            hers = self.surrogate_on_air(torch.from_numpy(few).to(best_device()), index).double().cpu().numpy().reshape(-1)
         theirs = self.clean_rows(few).reshape(-1).astype(np.float64)
         found = float(10 * np.log10(np.square(theirs).mean() / max(np.square(hers - theirs).mean(), 1e-20)))
         if not found >= MIN_AGREEMENT_DB:

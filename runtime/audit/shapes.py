@@ -112,7 +112,7 @@ def slice_axes(
         if step == 1:
             x = x.narrow(axis, places.start if len(places) else 0, len(places))
         else:
-            x = x.index_select(axis, torch.tensor(list(places), dtype=torch.int64))
+            x = x.index_select(axis, torch.tensor(list(places), dtype=torch.int64, device=x.device))
     return x
 
 
@@ -167,7 +167,8 @@ def gather_nd(a: Attributes, x: Tensor, index: Tensor) -> Tensor:
     batch, depth = a.get("batch_dims", 0), index.shape[-1]
     rest = x.shape[batch + depth :]
     lead, count = math.prod(x.shape[:batch]), math.prod(x.shape[batch : batch + depth])
-    flat = _flat_index(index, x.shape[batch : batch + depth]).reshape(lead, -1) + count * torch.arange(lead)[:, None]
+    flat = _flat_index(index, x.shape[batch : batch + depth]).reshape(lead, -1)
+    flat = flat + count * torch.arange(lead, device=x.device)[:, None]
     return x.reshape((lead * count, *rest))[flat.reshape(-1)].reshape((*index.shape[:-1], *rest))
 
 

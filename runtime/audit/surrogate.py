@@ -16,6 +16,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import helper
+from semseal.runtime.attacks.accelerator import best_device
 from semseal.runtime.audit.operators import OPERATORS
 from semseal.runtime.audit.shapes import tensor_of
 from semseal.runtime.errors import GraphError
@@ -26,11 +27,18 @@ from torch import Tensor, nn
 # side. 2 % is the noise of 34 dB, below that of the channels that are audited.
 TOLERANCE = 0.02
 
+# operators that read all but their first input as numbers, which on a GPU would have to come back for it at every step
+_READ_NUMBERS = {name for name in OPERATORS if name.startswith("Reduce")} | {
+    *("CumSum", "Dropout", "Expand", "Pad", "Pow", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Tile", "TopK", "Trilu"),
+    *("Unsqueeze", "Upsample"),
+}
+
 _Node = tuple[onnx.NodeProto, dict[str, Any]]
 
 
 class Surrogate(nn.Module):
-    """Runs ``graph`` in torch. Takes tensors in the order of the graph's inputs and returns its first output.
+    """Runs ``graph`` in torch, where its inputs are. Takes tensors in the order of the graph's inputs, all on one device, and
+    returns its first output.
 
     Raises GraphError for operators that are unknown. Whatever else fails names its node in a note.
     """
@@ -61,13 +69,28 @@ class Surrogate(nn.Module):
         self._constants = {name: f"constant{i}" for i, name in enumerate(constants) if name in used}
         for name, buffer in self._constants.items():
             self.register_buffer(buffer, constants[name])
+        self._copies: dict[tuple[str, torch.device], Tensor] = {}  # of constants, on a GPU
 
     def forward(self, *inputs: Tensor) -> Tensor:
         values: dict[str, Tensor] = {name: getattr(self, buffer) for name, buffer in self._constants.items()}
         values |= zip(self._inputs, inputs, strict=True)
+        device = inputs[0].device
         for node, attributes in self._nodes:
-            values |= _outputs(node, attributes, values)
+            taken = values if device.type == "cpu" else self._together(node, values, device)
+            values |= _outputs(node, attributes, taken)
         return values[self._output]
+
+    def _together(self, node: onnx.NodeProto, values: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+        """What a node takes, on the GPU if any of it is there; what it only reads as numbers stays where it is."""
+        taken = {name: values[name] for name in node.input if name in values}
+        there = [value.device == device for value in taken.values()]
+        if not any(there) or (node.op_type in _READ_NUMBERS and there[0]):
+            return taken
+        for name in taken.keys() & self._constants.keys():
+            if (name, device) not in self._copies:
+                self._copies[name, device] = taken[name].to(device)
+            taken[name] = self._copies[name, device]
+        return {name: value.to(device) for name, value in taken.items()}
 
 
 def why_unsupported(transmitter: bytes, deployed: Engine, inputs: Sequence[NDArray[Any]]) -> str:
@@ -76,10 +99,10 @@ def why_unsupported(transmitter: bytes, deployed: Engine, inputs: Sequence[NDArr
     ``inputs`` are its pictures and whatever else it takes; ``deployed`` is the engine that sends. Only what fails here is a
     reason to skip an attack: a surrogate that cannot be built, gives other symbols than the engine, or has no gradient.
     """
-    expected = torch.from_numpy(deployed(*inputs))
+    expected = torch.from_numpy(deployed(*inputs)).to(best_device())
     try:
         surrogate = Surrogate(transmitter)
-        tensors = [torch.from_numpy(value) for value in inputs]
+        tensors = [torch.from_numpy(value).to(best_device()) for value in inputs]
         picture = tensors[0].requires_grad_()
         symbols = surrogate(picture, *tensors[1:])
         if symbols.shape != expected.shape:
@@ -89,7 +112,7 @@ def why_unsupported(transmitter: bytes, deployed: Engine, inputs: Sequence[NDArr
             return f"what is differentiated gives other symbols than the engine: {distance:.2%} away, more than {TOLERANCE:.0%}"
         if not symbols.requires_grad:
             return "no gradient of the symbols reaches the picture"
-        direction = torch.randn(symbols.shape, generator=torch.Generator().manual_seed(0))
+        direction = torch.randn(symbols.shape, generator=torch.Generator().manual_seed(0)).to(symbols.device)
         (gradient,) = torch.autograd.grad(symbols, picture, direction, allow_unused=True)
     except GraphError as error:
         return error.message

@@ -150,7 +150,7 @@ def pad(
         return F.pad(x, [before[3], after[3], before[2], after[2]], _PAD_MODES[mode])  # the fast way to the same
     for axis, size in enumerate(x.shape):
         if before[axis] or after[axis]:
-            place = torch.arange(-before[axis], size + after[axis])
+            place = torch.arange(-before[axis], size + after[axis], device=x.device)
             if mode == "edge":
                 place = place.clamp(0, size - 1)
             elif mode == "wrap":
@@ -198,7 +198,7 @@ def resize(
     for axis, factor, new in zip(axes, factors, wanted, strict=True):
         if new != x.shape[axis] or factor != 1:
             how = (mode, coordinates, nearest, cubic, outside, antialias)
-            weights = torch.from_numpy(_weights(x.shape[axis], new, float(factor), *how)).to(x.dtype)
+            weights = torch.from_numpy(_weights(x.shape[axis], new, float(factor), *how)).to(x)
             x = (x.movedim(axis, -1) @ weights.T).movedim(-1, axis)
     return x
 
