@@ -3,16 +3,17 @@
     picture ── centred, in patches: z ── z_t = (1 - t) z + t e ── U-Net (z_t, t, given) ── the picture's z again
                                           e: Gaussian noise                  └ features [batch, c, h, w], or nothing
 
-Flow matching on the straight path (Lipman et al., ICLR 2023). The network answers with the clean picture, from which the velocity
-follows as (z_t - z) / t, and is preconditioned and weighted as Karras et al. (NeurIPS 2022) do with a noise of t / (1 - t). It sees
-the picture as patches in channels, so that its convolutions run at a fraction of the size; of all weights the running average
-is kept. Everything random comes from a seed, and on a GPU only kernels that repeat themselves are used.
+Flow matching on the straight path (Lipman et al., ICLR 2023). The network answers with the clean picture, from which the
+velocity follows as (z_t - z) / t, and is preconditioned and weighted as Karras et al. (NeurIPS 2022) do with a noise of
+t / (1 - t). It sees the picture as patches in channels, so that its convolutions run at a fraction of the size; of all weights
+the running average is kept. Everything random comes from a seed, and on a GPU only kernels that repeat themselves are used.
 """
 
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every place of the coarsest level looks at all others (Vaswani et al., 2017), written out: this repeats itself on a GPU."""
+    """Every place of the coarsest level looks at all others (Vaswani et al., 2017); written out, it repeats itself on a GPU."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -280,7 +281,7 @@ def sample(
             for _ in range(draws):
                 z = flow.noise(len(part), generator)
                 ts = times(steps)
-                for t, after in zip(ts, ts[1:], strict=False):
+                for t, after in pairwise(ts):
                     clean = flow(z, torch.full((len(part),), t, device=device), beside)
                     z = z * (after / t) + clean * (1 - after / t)
                 drawn += flow.pictures_of(z)

@@ -14,6 +14,7 @@ that hides everything what is left is a picture from the model, which looks conv
 Positive control: without a defence she must see.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,7 +29,8 @@ from semseal.runtime.attacks.whitebox import DifferentiableTransmitter
 from torch import Tensor
 
 REFINED_AT = 0.1  # the noise, in standard deviations of the pictures, around which the answer is refined
-MIN_ERROR = 1e-5  # variance of a guess, of values in 0..1
+MIN_ERROR = 1e-5  # variance of a guess, of values in 0..1, and of what is received
+PULL = 0.5  # the first step of a search, in standard deviations of the guess that it starts from
 
 
 @dataclass(frozen=True)
@@ -73,19 +75,20 @@ def restore(
     ts = times(settings.levels)
     with repeatable():
         errors = _errors(flow, transmitter, practice, h, ts)
+        last = min(range(settings.levels), key=lambda i: abs(ts[i] / (1 - ts[i]) - REFINED_AT))
         for first in range(0, len(received), batch):
             part = received[first : first + batch]
             target = torch.from_numpy(np.ascontiguousarray(part).view(np.float32).reshape(len(part), -1, 2)).to(device)
             gain = np.ones(len(part), np.float32) if scales is None else scales[first : first + batch]
             send = _sender(transmitter, h, torch.from_numpy(gain).to(device))
             z = flow.noise(len(part), generator)
-            picture = flow.pictures_of(z)
             for i, (t, after) in enumerate(pairwise(ts)):
                 guess = _guess(flow, z, t)
                 trusted = errors.pixels[i], errors.symbols[i]
                 picture = pull(guess, send, target, noise, trusted, settings.pulls, advance)
                 z = (1 - after) * flow.z_of(picture) + after * flow.noise(len(part), generator)
-            out.append(_refine(flow, send, target, noise, picture, errors, ts, settings, generator, advance).cpu())
+            at = ts[last], errors.pixels[last], errors.symbols[last]
+            out.append(_refine(flow, send, picture, target, noise, at, settings.refined, generator, advance).cpu())
     return torch.cat(out).numpy()
 
 
@@ -146,7 +149,7 @@ def pull(
         optimizer.zero_grad()
         misfit = (send(guess + error**0.5 * moved) - target).square().nan_to_num().flatten(1)
         if weight is None:
-            weight = 0.5 / (misfit.detach().mean(dim=1) - doubt).clamp(min=max(noise, MIN_ERROR))
+            weight = _weight(misfit, noise, doubt)
         ((misfit.sum(dim=1) * weight).sum() + 0.5 * moved.square().sum()).backward()
         with torch.no_grad():
             assert moved.grad is not None
@@ -154,3 +157,43 @@ def pull(
         optimizer.step()
         advance(len(guess))
     return (guess + error**0.5 * moved.detach()).clamp(0, 1)
+
+
+def _refine(
+    flow: Flow,
+    send: Callable[[Tensor], Tensor],
+    picture: Tensor,
+    target: Tensor,
+    noise: float,
+    at: tuple[float, float, float],
+    steps: int,
+    generator: torch.Generator,
+    advance: Callable[[int], None],
+) -> Tensor:
+    """The same around what the model makes of the picture itself with a little noise, drawn anew at every step.
+
+    ``at`` is the time of that noise, and the variances of the pixels and of the symbols of the model's guesses there.
+    """
+    t, error, doubt = at
+    x = picture.clone().requires_grad_()
+    optimizer = torch.optim.Adam([x], lr=PULL * error**0.5)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = PULL * error**0.5 * 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimizer.zero_grad()
+        z = (1 - t) * flow.z_of(x.detach()) + t * flow.noise(len(x), generator)
+        guess = _guess(flow, z, t)
+        misfit = (send(x) - target).square().nan_to_num().flatten(1)
+        weight = _weight(misfit, noise, doubt)
+        ((misfit.sum(dim=1) * weight).sum() + (0.5 / error) * (x - guess).square().sum()).backward()
+        with torch.no_grad():
+            assert x.grad is not None
+            x.grad.nan_to_num_(0, 0, 0)
+            optimizer.step()
+            x.clamp_(0, 1)
+        advance(len(x))
+    return x.detach()
+
+
+def _weight(misfit: Tensor, noise: float, doubt: float) -> Tensor:
+    """Half of one over the variance of a symbol's real value, [batch]: Eve's noise, or what else the misfit shows."""
+    return 0.5 / (misfit.detach().mean(dim=1) - doubt).clamp(min=max(noise, MIN_ERROR))

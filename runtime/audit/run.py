@@ -78,12 +78,12 @@ def audit(
     everything, everywhere, known = _with_earlier(settings, found, out)
     skipped |= known.skipped if known else {}
     agreement = dict(known.surrogate_agreement_db) if known else {}
-    threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
+    threads, networks = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs), (out / "networks").absolute()
     asked = [place for link in found for place in link.places(settings)]
     planned: list[tuple[Cell, _Work]] = []
     for link in everywhere:
         for place in link.places(everything):
-            work = _Work(json.dumps(identity), link.bundle.path, place, threads, images, attacker_images, settings)
+            work = _Work(json.dumps(identity), link.bundle.path, place, threads, networks, images, attacker_images, settings)
             wanted = _wanted(settings if place in asked else None, everything, link, place)
             if any(map(_optimised, wanted)) and (reason := _unsupported(work, agreement)):
                 skipped[f"{optimised()} on {_words(place)}"] = reason
@@ -224,6 +224,7 @@ class _Work:
     bundle: Path
     place: Place
     threads: int | None
+    networks: Path
     images: Images = field(compare=False)
     attacker_images: Images = field(compare=False)
     settings: Settings = field(compare=False)
@@ -232,7 +233,7 @@ class _Work:
 @lru_cache(maxsize=1)
 def _scene(work: _Work) -> Scene:
     bundle = open_bundle(work.bundle)
-    return Scene(bundle, work.images, work.attacker_images, work.settings, work.place, work.threads)
+    return Scene(bundle, work.images, work.attacker_images, work.settings, work.place, work.threads, work.networks)
 
 
 def _measure(work: _Work, cell: Cell, file: Path) -> Cell:

@@ -16,6 +16,7 @@ takes the mean of her own images'. What Alice expects of the channel, and her ow
 
 import warnings
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -55,12 +56,16 @@ class Scene:
         settings: Settings,
         place: Place | None = None,
         threads: int | None = None,
+        networks: Path | None = None,
     ) -> None:
-        """``threads`` limits those of an engine on the CPU (None: all cores). ``place`` None: the bundle as it is deployed."""
+        """``threads`` limits those of an engine on the CPU (None: all cores). ``place`` None: the bundle as it is deployed.
+
+        ``networks`` is the folder of trained networks that cells share; None: each process keeps its own.
+        """
         self.bundle, self.images, self.attacker_images = bundle, images, attacker_images
         self.place = links([bundle], settings)[0].places(settings)[0] if place is None else place
         self.main_snr, self.precision, self.engine = self.place.main_snr, self.place.precision, self.place.engine
-        self.settings = settings
+        self.settings, self.networks = settings, networks
         self.key, self._threads = generate_key(), threads if self.engine in CPU_ENGINES else None
         self._decode = open_engine(self.engine, bundle.program("receiver", self.precision, self.engine), threads=self._threads)
         self._alice: dict[str, Transmitter] = {}

@@ -19,6 +19,15 @@ class Settings:
     matching: WhiteBoxSettings = FAST
     blackbox_steps: int = 600
     learned_steps: int = 1500
+    flow_width: int = 32  # channels of the generative Eve's models of pictures
+    flow_batch: int = 16
+    prior_steps: int = 1500  # of the model of pictures alone, trained once
+    generative_levels: int = 20  # of noise, when that one is guided; at each so many
+    generative_pulls: int = 8  # gradient steps, and when there is no noise left
+    generative_refined: int = 60
+    flow_steps: int = 1000  # of the model that is given what was received
+    flow_levels: int = 8  # of noise, when it answers, with the mean of so many
+    flow_draws: int = 4
     trials: int = 1000  # of each chosen pair in "distinguishing"
     eve_snrs: tuple[float, ...] = (0.0, 10.0, 20.0)
     main_snrs: tuple[float, ...] = ()  # of Bob, with a model for a range of them; none: the middle of the range
