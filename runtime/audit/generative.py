@@ -22,11 +22,8 @@ from semseal.runtime.audit.settings import Cell, Settings
 from semseal.runtime.defense.defenses import BY_NAME as DEFENSES
 from semseal.runtime.defense.defenses import Defense
 
-TRAIN_S, GUIDED_S, SAMPLE_S = (
-    1e-3,
-    8e-3,
-    8e-4,
-)  # seconds for one picture in one step on two cores; the first and last per channel
+# seconds for one picture in one step on two cores; the first and the last for each channel of the first level
+TRAIN_S, GUIDED_S, SAMPLE_S = 1e-3, 8e-3, 3e-4
 MAX_PRACTICE = 32  # of the attacker's images, on which the errors of the prior are measured
 
 Advance = Callable[[float], None]

@@ -1,9 +1,9 @@
 """Trained models of pictures that several cells of an audit share: trained by the first that needs one, then read from a file.
 
 The name of a file holds the digest of everything that the weights depend on, so that no cell ever takes another's. A process
-that needs one which another is training waits for it; where the file system knows no locks, or no such folder, it trains its own,
-which is the same to the bit on the same kind of machine. A file is whole or not there: a training that was interrupted
-begins again.
+that needs one which another is training waits for it; where the file system knows no locks, or the folder cannot be made, it
+trains its own, which is the same to the bit on the same kind of machine. A file is whole or not there: a training that was
+interrupted begins again.
 """
 
 import errno
@@ -106,7 +106,7 @@ def _read(flow: Flow, file: Path) -> None:
 
     try:
         with safe_open(file, "pt") as kept:
-            tensors = {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118: no dictionary
+            tensors = {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118
             expected = (kept.metadata() or {}).get("sha256")
         if _digest(tensors) == expected:
             flow.load_state_dict(tensors)
