@@ -244,7 +244,7 @@ def _settings(
 ) -> "Settings":
     """What the options of ``audit`` ask for."""
     from semseal.runtime.attacks import whitebox
-    from semseal.runtime.audit.matrix import FULL, QUICK
+    from semseal.runtime.audit.matrix import FULL, QUICK, with_gpu
     from semseal.runtime.audit.taken import MIN_ATTACKER_PICTURES
 
     settings = dataclasses.replace(QUICK if quick else FULL, seed=seed)
@@ -259,6 +259,8 @@ def _settings(
         if attacker_pictures < MIN_ATTACKER_PICTURES:
             raise click.UsageError(f"--attacker-pictures must be at least {MIN_ATTACKER_PICTURES}, got {attacker_pictures}")
         settings = dataclasses.replace(settings, attacker_pictures=attacker_pictures)
+    if not quick:
+        settings = with_gpu(settings)
     if eve_snrs:
         settings = dataclasses.replace(settings, eve_snrs=tuple(sorted(set(eve_snrs))))
     settings = dataclasses.replace(settings, main_snrs=tuple(sorted(set(main_snrs))), channel=channel, eve_channel=eve_channel)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from semseal.runtime.attacks.accelerator import best_device
+from semseal.runtime.attacks.accelerator import best_device, pictures_at_once
 from semseal.runtime.attacks.autocast import bf16_where_native
 from torch import Tensor, nn
 
@@ -267,10 +267,10 @@ def times(count: int, largest: float = 40.0, smallest: float = 0.02) -> list[flo
 
 @torch.no_grad()
 def sample(
-    flow: Flow, given: NDArray[np.float32] | None, count: int, steps: int, draws: int, seed: int, batch: int = 32
+    flow: Flow, given: NDArray[np.float32] | None, count: int, steps: int, draws: int, seed: int
 ) -> NDArray[np.float32]:
     """Pictures float32 [count, 3, height, width], each the mean of ``draws``; ``given`` [count, c, h, w] are their features."""
-    device, out = best_device(), []
+    device, batch, out = best_device(), 2 * pictures_at_once(), []
     generator = torch.Generator(device).manual_seed(seed)
     flow = flow.to(device)
     with repeatable():

@@ -22,7 +22,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from semseal.runtime.attacks.accelerator import best_device
+from semseal.runtime.attacks.accelerator import best_device, pictures_at_once
 from semseal.runtime.attacks.autocast import bf16_where_native
 from semseal.runtime.attacks.flow import Flow, repeatable, times
 from semseal.runtime.attacks.whitebox import DifferentiableTransmitter
@@ -59,7 +59,7 @@ def restore(
     h: int,
     settings: GuidedSettings,
     seed: int,
-    batch: int = 16,
+    batch: int | None = None,
     advance: Callable[[int], None] = lambda image_steps: None,
     scales: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
@@ -69,7 +69,7 @@ def restore(
     the transmitter's symbols are multiplied before they are sent; None: 1. ``advance`` is called after every gradient step
     with the number of images in the batch.
     """
-    device, noise = best_device(), 10 ** (-snr_db / 10) / 2
+    device, batch, noise = best_device(), batch or pictures_at_once(), 10 ** (-snr_db / 10) / 2
     generator = torch.Generator(device).manual_seed(seed)
     flow, out = flow.to(device), []
     ts = times(settings.levels)

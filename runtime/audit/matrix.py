@@ -6,6 +6,7 @@ The cell of an attack's positive control belongs to every audit that holds the a
 import dataclasses
 from collections.abc import Iterator
 
+from semseal.runtime.attacks.accelerator import best_device
 from semseal.runtime.attacks.whitebox import FAST
 from semseal.runtime.audit.attacks import ATTACKS, BY_NAME, snrs_of
 from semseal.runtime.audit.settings import Cell, Place, Settings
@@ -42,6 +43,15 @@ DEMO = dataclasses.replace(
     defenses=("none", "permute+substitute", "mix"),
     attacks=(*(attack.name for attack in ATTACKS if attack.published), "row-ordering"),
 )
+
+
+def with_gpu(settings: Settings) -> Settings:
+    """``settings`` for this machine: on a GPU every search takes all pictures, and the generative Eve's models are larger."""
+    if best_device().type == "cpu":
+        return settings
+    return dataclasses.replace(
+        settings, optimised_pictures=settings.pictures, flow_width=128, flow_batch=64, prior_steps=5000, flow_steps=1500
+    )
 
 
 def cells(settings: Settings, place: Place) -> Iterator[Cell]:

@@ -51,7 +51,8 @@ def trained(
         flow = _from_file(folder, f"{name}-{digest[:16]}", new, train)
         while len(_held) >= MAX_HELD:
             del _held[next(iter(_held))]
-        _held[digest] = flow.to(device).eval()
+        # read or trained, the weights lie in memory alike: convolutions then add in the same order
+        _held[digest] = flow.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return _held[digest]
 
 
