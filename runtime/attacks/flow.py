@@ -266,9 +266,7 @@ def times(count: int, largest: float = 40.0, smallest: float = 0.02) -> list[flo
 
 
 @torch.no_grad()
-def sample(
-    flow: Flow, given: NDArray[np.float32] | None, count: int, steps: int, draws: int, seed: int
-) -> NDArray[np.float32]:
+def sample(flow: Flow, given: NDArray[np.float32] | None, count: int, steps: int, draws: int, seed: int) -> NDArray[np.float32]:
     """Pictures float32 [count, 3, height, width], each the mean of ``draws``; ``given`` [count, c, h, w] are their features."""
     device, batch, out = best_device(), 2 * pictures_at_once(), []
     generator = torch.Generator(device).manual_seed(seed)
