@@ -123,7 +123,7 @@ def optimised(results: Results | None = None) -> str:
 def convincing(row: PictureRow) -> str:
     """What is said beside the pictures of an Eve who invents what she does not know."""
     half = "" if row.matching_advantage_95 is None else f" ± {row.matching_advantage_95:.1f}"
-    figures = f"matching advantage {row.matching_advantage_db:z+.1f}{half} dB"
+    figures = f"matching advantage {row.matching_advantage_db:+z.1f}{half} dB"
     if row.named is not None and row.named_chance is not None:
         figures += f", the right one named {percent(row.named)} % of the time, by chance {percent(row.named_chance)} %"
     if row.verdict == "sees":
