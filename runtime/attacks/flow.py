@@ -208,11 +208,11 @@ def train(
     pictures in the batch.
     """
     device, rng = best_device(), np.random.default_rng(seed)
+    peak = PEAK_LEARNING_RATE * min(1.0, math.sqrt(16 / settings.width))
     generator = torch.Generator(device).manual_seed(seed)
     _centre(flow, images, mirrored=given is None)
     flow = flow.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(flow.parameters(), lr=peak, weight_decay=1e-3, fused=True)
-    peak = PEAK_LEARNING_RATE * min(1.0, math.sqrt(16 / settings.width))
     averages, losses = [weight.detach().clone() for weight in flow.parameters()], []
     held = torch.from_numpy(images).to(device)
     with repeatable(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
