@@ -65,7 +65,7 @@ def black_box(scene: Scene, cell: Cell, advance: Advance) -> Images:
     """Flow matching given what was received."""
     defense, settings = DEFENSES[cell.defense], scene.settings
     assert cell.eve_snr is not None
-    known = scene.knows_scales(defense)
+    known = scene.bundle.has_scale and scene.knows_scales(defense)
     model = _inverse(scene, defense, cell.eve_snr, known, advance)
     rows = _received(scene, scene.images, defense, cell.eve_snr)
     if known:
