@@ -173,6 +173,7 @@ def test_without_a_folder_a_process_keeps_its_own(tmp_path, forgetful):
 STEPS = WhiteBoxSettings(2, 0.1, True)
 TINY = dataclasses.replace(
     FULL, pictures=6, optimised_pictures=6, attacker_pictures=60, whitebox=STEPS, matching=STEPS, eve_snrs=(20.0,),
+    main_snrs=(20.0,),
     defenses=("none", "permute+substitute", "mix"), attacks=("generative", "generative-black-box"),
     flow_width=8, flow_batch=8, prior_steps=100, generative_levels=8, generative_pulls=6, generative_refined=10,
     flow_steps=100, flow_levels=4, flow_draws=2,
@@ -180,9 +181,9 @@ TINY = dataclasses.replace(
 
 
 @pytest.fixture(scope="module")
-def audited(small_bundle, tmp_path_factory):
+def audited(edge_bundle, tmp_path_factory):
     out = tmp_path_factory.mktemp("audit") / "out"
-    return out, audit([small_bundle], "photos", out, TINY)
+    return out, audit([edge_bundle], "photos", out, TINY)
 
 
 def test_she_sees_without_a_defence_and_behind_schemes_and_not_behind_mix(audited):
@@ -201,7 +202,7 @@ def test_she_sees_without_a_defence_and_behind_schemes_and_not_behind_mix(audite
 
 def test_her_networks_are_beside_the_cells(audited):
     kept = sorted(file.name.rpartition("-")[0] for file in (audited[0] / "networks").glob("*.safetensors"))
-    assert kept == ["inverse-mix", "inverse-none", "prior"]  # rows in order are as without a defence
+    assert kept == ["inverse-mix", "inverse-none", "inverse-none", "prior"]  # of none with and without known scales
 
 
 def test_the_page_says_that_she_invents(audited):

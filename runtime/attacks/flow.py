@@ -261,7 +261,7 @@ def _loss(flow: Flow, pictures: Tensor, generator: torch.Generator, given: Tenso
     return (weight * (found - z).square()).mean()
 
 
-def times(count: int, largest: float = 40.0, smallest: float = 0.02) -> list[float]:
+def times(count: int, largest: float = 20.0, smallest: float = 0.02) -> list[float]:
     """The times of a sampling in ``count`` steps, falling, with 0 at their end; denser where the noise is small.
 
     Karras et al. (2022), Eq. (5), in noise; t is noise / (1 + noise).

@@ -28,8 +28,8 @@ QUICK = dataclasses.replace(
     flow_batch=8,
     prior_steps=16,
     generative_levels=4,
-    generative_pulls=4,
-    generative_refined=8,
+    generative_pulls=2,
+    generative_refined=20,
     flow_steps=16,
     flow_levels=4,
     flow_draws=1,
@@ -50,7 +50,15 @@ def with_gpu(settings: Settings) -> Settings:
     if best_device().type == "cpu":
         return settings
     return dataclasses.replace(
-        settings, optimised_pictures=settings.pictures, flow_width=128, flow_batch=64, prior_steps=5000, flow_steps=1500
+        settings,
+        optimised_pictures=settings.pictures,
+        flow_width=128,
+        flow_batch=64,
+        prior_steps=5000,
+        flow_steps=1500,
+        generative_levels=20,
+        generative_pulls=8,
+        generative_refined=120,
     )
 
 
