@@ -6,13 +6,11 @@
 Eve knows: the deployed transmitter f, her SNR, the attacker's images, on which she trains a model of pictures (``flow``).
 She does: posterior sampling guided through the transmitter by the received symbols, as DiffCom does (Wang et al.,
 arXiv 2406.07390, after DPS, Chung et al., ICLR 2023). At each noise level she solves for the picture that both the symbols and
-the model's guess allow, each weighted by its own error, in place of one gradient step (DAPS, Zhang et al., CVPR 2025; DiffPIR,
-Zhu et al., CVPRW 2023). From that sample she goes to the mean of what may be behind the symbols (RED-diff, Mardani et al.,
-ICLR 2024), which is closer to the picture sent. Nothing is tuned to a link: the symbols weigh by her SNR, and the model's
-guesses by the error that they have on images of hers that it was not trained on.
-Where the pictures that she then has leave half of the symbols unexplained, these fit no picture, and she begins again and
-takes what is unexplained for noise: behind a defence that hides everything what is left is a picture from the model, which
-looks convincing and is nobody's.
+the model's guess allow, each weighted by its variance, in place of one gradient step (DAPS, Zhang et al., CVPR 2025; DiffPIR,
+Zhu et al., CVPRW 2023; the variance of a guess after Song et al., ICLR 2023). From that sample she climbs to the likeliest
+picture (RED-diff, Mardani et al., ICLR 2024), which is closer to the one sent. The symbols weigh by her SNR; nothing is tuned
+to a link. Where as much of that as can be in a picture hardly explains the symbols, she begins again and trusts them little.
+Behind a defence that hides everything what is left is a picture of the model's, which looks convincing and is nobody's.
 Positive control: without a defence she must see.
 """
 
@@ -30,11 +28,13 @@ from semseal.runtime.attacks.flow import Flow, repeatable, times
 from semseal.runtime.attacks.whitebox import DifferentiableTransmitter
 from torch import Tensor
 
-REFINED_FROM, REFINED_TO = 1.5, 0.3  # the noise, in standard deviations of the pictures, with which the answer is refined
+REFINED_FROM, REFINED_TO = 0.5, 0.1  # the noise, in standard deviations of the pictures, with which the answer is refined
 REFINED_LEVELS = 6
 REFINE = 0.03  # the first step of that, of values in 0..1
-MAX_UNEXPLAINED = 0.25  # of the variance of a real value, half of what there is: beyond that the symbols fit no picture
-MIN_ERROR = 1e-5  # variance of a guess, of values in 0..1, and of what is received
+JUDGED_AT = 0.5  # the noise that takes from an answer what only fits the symbols and is in no picture
+MAX_UNEXPLAINED = 0.4  # of the variance of a real value, which is 0.5: any picture explains as much
+DISTRUST = 500.0  # so many times what is unexplained she then takes for noise: all of it errs together
+MIN_NOISE = 1e-5  # variance of a real value of the symbols: what is differentiated is no closer to the engine
 PULL = 0.5  # the first step of a search, in standard deviations of the guess that it starts from
 
 
@@ -46,16 +46,15 @@ Send = Callable[[Tensor], Tensor]
 class GuidedSettings:
     """``levels`` of noise, at each of which ``pulls`` gradient steps are taken, and then ``refined`` more."""
 
-    levels: int = 12
+    levels: int = 16
     pulls: int = 4
-    refined: int = 60
+    refined: int = 120
 
 
 def restore(
     flow: Flow,
     transmitter: DifferentiableTransmitter,
     received: NDArray[np.complex64],
-    practice: NDArray[np.float32],
     snr_db: float,
     h: int,
     settings: GuidedSettings,
@@ -66,27 +65,27 @@ def restore(
 ) -> NDArray[np.float32]:
     """Symbols complex64 [n, N] to images float32 [n, 3, height, width] in 0..1; ``h`` is the number of feature rows.
 
-    ``practice`` [m, 3, height, width] are images of the attacker that ``flow`` was not trained on. ``scales`` [n] is by what
-    the transmitter's symbols are multiplied before they are sent; None: 1. ``advance`` is called after every gradient step
-    with the number of images in the batch.
+    ``scales`` [n] is by what the transmitter's symbols are multiplied before they are sent; None: 1. ``advance`` is called
+    after every gradient step with the number of images in the batch.
     """
     device, batch, noise = best_device(), batch or pictures_at_once(), 10 ** (-snr_db / 10) / 2
-    flow, out, ts = flow.to(device), [], times(settings.levels)
-    refining = [float(at / (1 + at)) for at in np.geomspace(REFINED_FROM, REFINED_TO, REFINED_LEVELS)]
+    flow, out = flow.to(device), []
     with repeatable():
-        steps, refinement = (list(zip(at, errors_of(flow, practice, at), strict=True)) for at in (ts[:-1], refining))
-        search = _Search(flow, steps, refinement, settings, torch.Generator(device).manual_seed(seed), advance)
+        search = _Search(flow, settings, torch.Generator(device).manual_seed(seed), advance)
         for first in range(0, len(received), batch):
             part = received[first : first + batch]
             target = torch.from_numpy(np.ascontiguousarray(part).view(np.float32).reshape(len(part), -1, 2)).to(device)
             gain = np.ones(len(part), np.float32) if scales is None else scales[first : first + batch]
             loud = torch.from_numpy(gain).to(device)
-            variance = torch.full_like(loud, max(noise, MIN_ERROR))
-            found, unexplained = _restored(search, _sender(transmitter, h, loud), target, variance)
+            variance = torch.full_like(loud, max(noise, MIN_NOISE))
+            send = _sender(transmitter, h, loud)
+            found = _sampled(search, send, target, variance, settings.levels, settings.pulls, fresh=True)
+            found, unexplained = _refined(search, send, found, target, variance)
             again = unexplained > MAX_UNEXPLAINED
             if again.any():
+                distrusted = DISTRUST * (variance + unexplained)[again]
                 send = _sender(transmitter, h, loud[again])
-                found[again] = _restored(search, send, target[again], (variance + unexplained)[again])[0]
+                found[again] = _sampled(search, send, target[again], distrusted, 2 * settings.levels, 1, fresh=False)
             out.append(found.cpu())
     return torch.cat(out).numpy()
 
@@ -96,22 +95,26 @@ class _Search:
     """What is the same for all pictures."""
 
     flow: Flow
-    sampling: list[tuple[float, float]]  # the times, and the variance of the pixels of a guess at each
-    refining: list[tuple[float, float]]
     settings: GuidedSettings
     generator: torch.Generator
     advance: Callable[[int], None]
 
 
-def _restored(search: _Search, send: Send, target: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """The pictures behind ``target`` [batch, N, 2] under a variance of the noise [batch], and how much of it they leave
-    unexplained: variance [batch], beside the noise."""
-    flow, settings, generator = search.flow, search.settings, search.generator
-    z = flow.noise(len(target), generator)
-    for (t, error), (after, _) in pairwise([*search.sampling, (0.0, 0.0)]):
-        picture = pull(_guess(flow, z, t), send, target, noise, error, settings.pulls, search.advance)
-        z = (1 - after) * flow.z_of(picture) + after * flow.noise(len(target), generator)
-    return _refined(search, send, picture, target, noise)
+def _sampled(search: _Search, send: Send, target: Tensor, noise: Tensor, levels: int, pulls: int, fresh: bool) -> Tensor:
+    """Pictures that may be behind ``target`` [batch, N, 2] under a variance of its noise [batch].
+
+    ``fresh``: noise is drawn anew at every level, so that early errors are forgotten; else the flow is followed, which takes more
+    levels and gives pictures in more detail where little guides them.
+    """
+    flow, generator = search.flow, search.generator
+    z = picture = flow.noise(len(target), generator)
+    for t, after in pairwise(times(levels)):
+        at = t / (1 - t)
+        error = at**2 / (1 + at**2) * float(flow.deviation) ** 2  # as Song et al. (ICLR 2023) have it
+        picture = pull(_guess(flow, z, t), send, target, noise, error, pulls, search.advance)
+        clean = flow.z_of(picture)
+        z = (1 - after) * clean + after * (flow.noise(len(target), generator) if fresh else (z - (1 - t) * clean) / t)
+    return picture
 
 
 def _sender(transmitter: DifferentiableTransmitter, h: int, gain: Tensor) -> Send:
@@ -129,21 +132,6 @@ def _sender(transmitter: DifferentiableTransmitter, h: int, gain: Tensor) -> Sen
 @torch.no_grad()
 def _guess(flow: Flow, z: Tensor, t: float) -> Tensor:
     return flow.pictures_of(flow(z, torch.full((len(z),), t, device=z.device)))
-
-
-@torch.no_grad()
-def errors_of(flow: Flow, practice: NDArray[np.float32], ts: list[float]) -> list[float]:
-    """The variance of the pixels of the model's guesses at each time, on pictures float32 [m, 3, height, width].
-
-    The noise has a seed of its own.
-    """
-    device, found = best_device(), []
-    generator = torch.Generator(device).manual_seed(0)
-    x = torch.from_numpy(practice).to(device)
-    for t in ts:
-        guess = _guess(flow, (1 - t) * flow.z_of(x) + t * flow.noise(len(x), generator), t)
-        found.append(max(float((guess - x).square().mean()), MIN_ERROR))
-    return found
 
 
 def pull(
@@ -169,17 +157,20 @@ def pull(
 
 
 def _refined(search: _Search, send: Send, picture: Tensor, target: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """The same around what the model makes of the picture itself with some noise, drawn anew at every step and less and less.
+    """From a sample to the likeliest picture, and the variance [batch] of what the model's guess leaves unexplained.
 
-    RED-diff (Mardani et al., ICLR 2024): a mean of the pictures that may be behind the symbols, where sampling gives any.
+    The slope of the likelihood of pictures with some noise, drawn anew at every step and less and less, is the way from the
+    picture to the model's guess, over the variance of the noise.
     """
     flow, steps = search.flow, search.settings.refined
+    levels = np.geomspace(REFINED_FROM, REFINED_TO, REFINED_LEVELS)
     x = picture.clone().requires_grad_()
     optimizer = torch.optim.Adam([x], lr=REFINE)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = REFINE * 0.5 * (1 + math.cos(math.pi * step / steps))
         optimizer.zero_grad()
-        t, error = search.refining[step * len(search.refining) // steps]
+        at = float(levels[step * REFINED_LEVELS // steps])
+        t, error = at / (1 + at), (at * float(flow.deviation)) ** 2
         guess = _guess(flow, (1 - t) * flow.z_of(x.detach()) + t * flow.noise(len(x), search.generator), t)
         misfit = (send(x) - target).square().flatten(1).sum(dim=1)
         ((misfit / noise).sum() / 2 + (x - guess).square().sum() / (2 * error)).backward()
@@ -190,5 +181,7 @@ def _refined(search: _Search, send: Send, picture: Tensor, target: Tensor, noise
             x.clamp_(0, 1)
         search.advance(len(x))
     with torch.no_grad():
+        t = JUDGED_AT / (1 + JUDGED_AT)
+        guess = _guess(flow, (1 - t) * flow.z_of(x) + t * flow.noise(len(x), search.generator), t)
         left = (send(guess) - target).square().flatten(1).mean(dim=1) - noise
     return x.detach(), left

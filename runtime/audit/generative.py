@@ -24,7 +24,6 @@ from semseal.runtime.defense.defenses import Defense
 
 # seconds for one picture in one step on two cores; the first and the last for each channel of the first level
 TRAIN_S, GUIDED_S, SAMPLE_S = 1e-3, 8e-3, 3e-4
-MAX_PRACTICE = 32  # of the attacker's images, on which the errors of the prior are measured
 
 Advance = Callable[[float], None]
 
@@ -34,7 +33,7 @@ def guided(scene: Scene, cell: Cell, advance: Advance) -> Images:
     defense, settings = DEFENSES[cell.defense], scene.settings
     assert cell.eve_snr is not None
     few = scene.images[: settings.optimised_pictures]
-    prior, practice = _prior(scene, advance)
+    prior = _prior(scene, advance)
     rows = _received(scene, few, defense, cell.eve_snr)
     received = np.ascontiguousarray(rows.reshape(len(few), -1)).view(np.complex64)
     known = scene.bundle.has_scale and scene.knows_scales(defense)
@@ -42,7 +41,6 @@ def guided(scene: Scene, cell: Cell, advance: Advance) -> Images:
         prior,
         scene.surrogate if known else scene.surrogate_on_air,
         received,
-        practice,
         cell.eve_snr,
         scene.bundle.h,
         generative.GuidedSettings(settings.generative_levels, settings.generative_pulls, settings.generative_refined),
@@ -88,22 +86,18 @@ def _received(scene: Scene, images: Images, defense: Defense, snr: float) -> Row
     return rows.reshape(-1, *rows.shape[2:])
 
 
-def _prior(scene: Scene, advance: Advance) -> tuple[flow.Flow, Images]:
-    """The model of the attacker's images, and those that it was not trained on."""
+def _prior(scene: Scene, advance: Advance) -> flow.Flow:
+    """The model of the attacker's images."""
     settings, images = scene.settings, scene.attacker_images
-    held_out = min(MAX_PRACTICE, max(2, len(images) // 10))
     sizes = flow.FlowSettings(settings.flow_width, settings.prior_steps, settings.flow_batch)
     second = guided_cost(dataclasses.replace(settings, optimised_pictures=0)) / (sizes.steps * sizes.batch)
-    model = trained(
+    return trained(
         scene.networks,
         "prior",
-        {"images": _digest(images), "sizes": dataclasses.asdict(sizes), "seed": settings.seed, "held_out": held_out},
+        {"images": _digest(images), "sizes": dataclasses.asdict(sizes), "seed": settings.seed},
         lambda: flow.new_flow(flow.shape_of(*images.shape[2:]), sizes.width, settings.seed),
-        lambda model: flow.train(
-            model, images[:-held_out], sizes, settings.seed, advance=lambda pictures: advance(pictures * second)
-        ),
+        lambda model: flow.train(model, images, sizes, settings.seed, advance=lambda pictures: advance(pictures * second)),
     )
-    return model, images[-held_out:]
 
 
 def _inverse(scene: Scene, defense: Defense, snr: float, known: bool, advance: Advance) -> flow.Flow:

@@ -57,8 +57,8 @@ def with_gpu(settings: Settings) -> Settings:
         prior_steps=5000,
         flow_steps=1500,
         generative_levels=20,
-        generative_pulls=8,
-        generative_refined=120,
+        generative_pulls=6,
+        generative_refined=200,
     )
 
 
