@@ -9,8 +9,8 @@ arXiv 2406.07390, after DPS, Chung et al., ICLR 2023). At each noise level she s
 the model's guess allow, each weighted by its variance, in place of one gradient step (DAPS, Zhang et al., CVPR 2025; DiffPIR,
 Zhu et al., CVPRW 2023; the variance of a guess after Song et al., ICLR 2023). From that sample she climbs to the likeliest
 picture (RED-diff, Mardani et al., ICLR 2024), which is closer to the one sent. The symbols weigh by her SNR; nothing is tuned
-to a link. Where as much of that as can be in a picture hardly explains the symbols, she begins again and trusts them little.
-Behind a defence that hides everything what is left is a picture of the model's, which looks convincing and is nobody's.
+to a link. Where as much of that as can be in a picture hardly explains the symbols, she does without them: behind a
+defence that hides everything what is left is a picture of the model's, which looks convincing and is nobody's.
 Positive control: without a defence she must see.
 """
 
@@ -33,7 +33,6 @@ REFINED_LEVELS = 6
 REFINE = 0.03  # the first step of that, of values in 0..1
 JUDGED_AT = 0.5  # the noise that takes from an answer what only fits the symbols and is in no picture
 MAX_UNEXPLAINED = 0.4  # of the variance of a real value, which is 0.5: any picture explains as much
-DISTRUST = 500.0  # so many times what is unexplained she then takes for noise: all of it errs together
 MIN_NOISE = 1e-5  # variance of a real value of the symbols: what is differentiated is no closer to the engine
 PULL = 0.5  # the first step of a search, in standard deviations of the guess that it starts from
 
@@ -83,9 +82,7 @@ def restore(
             found, unexplained = _refined(search, send, found, target, variance)
             again = unexplained > MAX_UNEXPLAINED
             if again.any():
-                distrusted = DISTRUST * (variance + unexplained)[again]
-                send = _sender(transmitter, h, loud[again])
-                found[again] = _sampled(search, send, target[again], distrusted, 2 * settings.levels, 1, fresh=False)
+                found[again] = _sampled(search, send, target[again], variance[again], 2 * settings.levels, 0, fresh=False)
             out.append(found.cpu())
     return torch.cat(out).numpy()
 
@@ -103,8 +100,8 @@ class _Search:
 def _sampled(search: _Search, send: Send, target: Tensor, noise: Tensor, levels: int, pulls: int, fresh: bool) -> Tensor:
     """Pictures that may be behind ``target`` [batch, N, 2] under a variance of its noise [batch].
 
-    ``fresh``: noise is drawn anew at every level, so that early errors are forgotten; else the flow is followed, which takes more
-    levels and gives pictures in more detail where little guides them.
+    ``fresh``: noise is drawn anew at every level, so that early errors are forgotten; else the flow is followed, which takes
+    more levels and, where nothing guides (``pulls`` 0), gives pictures in more detail.
     """
     flow, generator = search.flow, search.generator
     z = picture = flow.noise(len(target), generator)
