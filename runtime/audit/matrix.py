@@ -55,10 +55,10 @@ def with_gpu(settings: Settings) -> Settings:
         flow_width=128,
         flow_batch=64,
         prior_steps=5000,
-        flow_steps=1500,
+        flow_steps=600,
         generative_levels=20,
         generative_pulls=6,
-        generative_refined=200,
+        generative_refined=160,
     )
 
 
