@@ -337,7 +337,7 @@ def _settings(
 ) -> "Settings":
     """What the options of ``audit`` ask for."""
     from semseal.runtime.attacks import whitebox
-    from semseal.runtime.audit.matrix import FULL, QUICK
+    from semseal.runtime.audit.matrix import FULL, QUICK, with_gpu
     from semseal.runtime.audit.taken import MIN_ATTACKER_PICTURES
 
     settings = dataclasses.replace(QUICK if quick else FULL, seed=seed)
@@ -352,6 +352,8 @@ def _settings(
         if attacker_pictures < MIN_ATTACKER_PICTURES:
             raise click.UsageError(f"--attacker-pictures must be at least {MIN_ATTACKER_PICTURES}, got {attacker_pictures}")
         settings = dataclasses.replace(settings, attacker_pictures=attacker_pictures)
+    if not quick:
+        settings = with_gpu(settings)
     if eve_snrs:
         settings = dataclasses.replace(settings, eve_snrs=tuple(sorted(set(eve_snrs))))
     channels = tuple(dict.fromkeys(channels))

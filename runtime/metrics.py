@@ -57,6 +57,19 @@ def matching_advantage(table: NDArray[np.float64]) -> NDArray[np.float64]:
     return effect
 
 
+def names_its_own(table: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether each answer (column) fits its own question (row) best, beyond what others do: scores [n, n] to [n].
+
+    From the scores of a question is taken the mean of all other answers to it, so that an easy picture is not named every time.
+    Answers that know nothing name 1 in n, on average.
+    """
+    n = len(table)
+    right = np.diagonal(table)
+    others = (table.sum(axis=1) - right) / (n - 1)
+    named: NDArray[np.bool_] = (table - others[:, None]).argmax(axis=0) == np.arange(n)
+    return named
+
+
 def ssim(reference: NDArray[np.float32], image: NDArray[np.float32]) -> NDArray[np.float64]:
     """SSIM of each image of [batch, 3, height, width] in 0..1; 1 where they are equal."""
     from skimage.metrics import structural_similarity

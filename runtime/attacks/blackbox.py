@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from semseal.runtime.attacks.accelerator import best_device
 from semseal.runtime.attacks.autocast import bf16_where_native
 from torch import Tensor, nn
 
@@ -58,15 +59,15 @@ def train_inverse(
 ) -> InverseNetwork:
     """Fit Eq. (6) to the symbols complex64 [m, N] received of the attacker's ``images``, float32 [m, 3, height, width].
 
-    ``advance`` is called after every step with the number of images in the batch.
+    ``advance`` is called after every step with the number of images in the batch. The network comes back on ``best_device``,
+    where it was trained.
     """
-    generator = torch.Generator().manual_seed(seed)
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    device, generator = best_device(), torch.Generator().manual_seed(seed)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
-    symbols = _as_real(received)
-    targets = torch.from_numpy(images)
+    symbols, targets = _as_real(received).to(device), torch.from_numpy(images).to(device)
     for step in range(steps):
-        chosen = torch.randint(len(received), (BATCH_SIZE,), generator=generator)
+        chosen = torch.randint(len(received), (BATCH_SIZE,), generator=generator).to(device)
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
         with bf16_where_native():
             guess = network(symbols[chosen])
@@ -81,7 +82,8 @@ def train_inverse(
 @torch.no_grad()
 def invert(network: InverseNetwork, received: NDArray[np.complex64]) -> NDArray[np.float32]:
     """Symbols complex64 [n, N] to images float32 [n, 3, height, width] in 0..1."""
-    return torch.cat([network(part) for part in _as_real(received).split(32)]).numpy()
+    device = next(network.parameters()).device
+    return torch.cat([network(part.to(device)).cpu() for part in _as_real(received).split(32)]).numpy()
 
 
 def _as_real(symbols: NDArray[np.complex64]) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from semseal.runtime.attacks.accelerator import best_device, pictures_at_once
 from semseal.runtime.attacks.autocast import bf16_where_native
 from torch import Tensor
 
@@ -42,7 +43,7 @@ def invert(
     start: NDArray[np.float32],
     h: int,
     settings: WhiteBoxSettings = FAST,
-    batch: int = 16,
+    batch: int | None = None,
     advance: Callable[[int], None] = lambda image_steps: None,
     scales: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
@@ -55,19 +56,21 @@ def invert(
     after every step with the number of images in the batch. Convolutions run in bf16 where the processor has it; the images
     and Adam's state stay float32.
     """
-    out = np.empty((len(received), *start.shape), np.float32)
+    device, batch, out = best_device(), batch or pictures_at_once(), np.empty((len(received), *start.shape), np.float32)
     for first in range(0, len(received), batch):
         part = received[first : first + batch]
-        target = torch.from_numpy(np.ascontiguousarray(part).view(np.float32).reshape(len(part), -1, 2))
-        index = torch.arange(len(part) * h, dtype=torch.int32).reshape(len(part), h)
-        scale = torch.ones(len(part)) if scales is None else torch.from_numpy(scales[first : first + batch])
+        target = torch.from_numpy(np.ascontiguousarray(part).view(np.float32).reshape(len(part), -1, 2)).to(device)
+        index = torch.arange(len(part) * h, dtype=torch.int32, device=device).reshape(len(part), h)
+        gain = np.ones(len(part), np.float32) if scales is None else scales[first : first + batch]
+        scale = torch.from_numpy(gain).to(device)
 
         def distance(x: Tensor, _: int, target: Tensor = target, index: Tensor = index, scale: Tensor = scale) -> Tensor:
             with bf16_where_native():
                 symbols = transmitter(x, index)
             return (symbols.float() * scale[:, None, None] - target).square().sum()
 
-        out[first : first + len(part)] = minimise(initial_images(start, len(part), settings), distance, settings, advance)
+        x = initial_images(start, len(part), settings).to(device)
+        out[first : first + len(part)] = minimise(x, distance, settings, advance)
     return out
 
 
@@ -94,7 +97,7 @@ def minimise(
             optimizer.step()
             x.clamp_(0, 1)
         advance(len(x))
-    return x.detach().numpy()
+    return x.detach().cpu().numpy()
 
 
 def add_smoothing(x: Tensor, gradient: Tensor, lam: float, beta: float) -> None:

@@ -8,14 +8,14 @@ An attack counts only while its positive control wins: the same attack, pictures
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
 from semseal.runtime.attacks import accumulate, blackbox, bruteforce, learned, ordering, reuse, rowmatching, whitebox
-from semseal.runtime.audit import games, integrity, people, sidechannel
+from semseal.runtime.audit import games, generative, integrity, people, sidechannel
 from semseal.runtime.audit.practice import schemes_of, simulate, under_one_key
 from semseal.runtime.audit.results import GameResult
+from semseal.runtime.audit.roworder import has_schemes, in_order, row_model
 from semseal.runtime.audit.scene import Images, Rows, Scene
 from semseal.runtime.audit.settings import Advance, Cell, Settings, snr_of
 from semseal.runtime.defense.defenses import BY_NAME as DEFENSES
@@ -54,6 +54,7 @@ class Attack:
     of_classes: bool = False  # for pictures whose classes are known
     of_cpu: bool = False  # for engines on the CPU
     apart: str = ""  # no eavesdropper's: what is said where it sees; no defence falls or holds by it
+    invents: bool = False  # whose pictures look convincing even where she learnt nothing
 
 
 # attacks that end in pictures
@@ -92,7 +93,7 @@ def _no_key(scene: Scene, cell: Cell, _: Advance) -> Images:
 
 def _row_ordering(scene: Scene, cell: Cell, _: Advance) -> Images:
     received = scene.received_rows(scene.images, DEFENSES[cell.defense], snr_of(cell), 1)
-    return _ordered(scene, cell, _row_model(scene, snr_of(cell)), received)
+    return _ordered(scene, cell, row_model(scene, snr_of(cell)), received)
 
 
 def _brute_force(scene: Scene, cell: Cell, _: Advance) -> Images:
@@ -100,7 +101,7 @@ def _brute_force(scene: Scene, cell: Cell, _: Advance) -> Images:
     permutations, swapped = schemes_of(scene, DEFENSES[cell.defense])
     rows = []
     for group in received:
-        found = bruteforce.search(_row_model(scene, snr_of(cell)), list(group), permutations, swapped)
+        found = bruteforce.search(row_model(scene, snr_of(cell)), list(group), permutations, swapped)
         rows.append(ordering.arrange(group.reshape(-1, group.shape[2]), found.order))
     return _decoded(scene, cell, np.concatenate(rows))
 
@@ -108,7 +109,7 @@ def _brute_force(scene: Scene, cell: Cell, _: Advance) -> Images:
 def _row_matching(scene: Scene, cell: Cell, advance: Advance) -> Images:
     few, settings = scene.images[: scene.settings.optimised_pictures], scene.settings.matching
     received = scene.received_rows(few, DEFENSES[cell.defense], snr_of(cell), 1)
-    rows = _in_order(_row_model(scene, snr_of(cell)), received).reshape(received.shape)
+    rows = in_order(row_model(scene, snr_of(cell)), received).reshape(received.shape)
     told = _in_seconds(advance, ROW_MATCHING_S)
     found = rowmatching.invert(scene.surrogate_on_air, rows, scene.mean_picture, settings, settings.steps // 3, advance=told)
     return scene.best_order(found.reshape(-1, *found.shape[2:]), received.shape[1])
@@ -162,7 +163,7 @@ def _four_packets(scene: Scene, cell: Cell, _: Advance) -> Images:
     defense, snr = DEFENSES[cell.defense], snr_of(cell)
     packets = np.stack([scene.received_rows(scene.images, defense, snr, 10 + k) for k in range(REPEATS)], axis=1)
     groups, repeats, streams, h, r = packets.shape
-    one, four = _row_model(scene, snr), _row_model(scene, snr + accumulate.gain_db(REPEATS))
+    one, four = row_model(scene, snr), row_model(scene, snr + accumulate.gain_db(REPEATS))
     mean = np.stack([accumulate.average(one, group.reshape(repeats, streams * h, r)) for group in packets])
     return _ordered(scene, cell, four, mean.reshape(groups, streams, h, r))
 
@@ -181,19 +182,7 @@ def _decoded(scene: Scene, cell: Cell, rows: Rows) -> Images:
 
 
 def _ordered(scene: Scene, cell: Cell, model: ordering.RowModel, received: Rows) -> Images:
-    return scene.best_order(_decoded(scene, cell, _in_order(model, received)), received.shape[1])
-
-
-def _in_order(model: ordering.RowModel, received: Rows) -> Rows:
-    """The rows [groups * streams, h, r] of every group by the model of rows."""
-    groups, streams, h, r = received.shape
-    pools = received.reshape(groups, streams * h, r)
-    return np.concatenate([ordering.arrange(pool, ordering.order(model, pool, streams)) for pool in pools])
-
-
-@lru_cache(maxsize=2)  # of one packet and of four; a scene is large, so no more are held
-def _row_model(scene: Scene, snr: float) -> ordering.RowModel:
-    return ordering.fit(scene.attacker_rows, scene.combined_db(snr), max_distance=bruteforce.SCORED_DISTANCES)
+    return scene.best_order(_decoded(scene, cell, in_order(model, received)), received.shape[1])
 
 
 def _seconds_of_packets(settings: Settings) -> float:
@@ -204,10 +193,6 @@ def _seconds_of_packets(settings: Settings) -> float:
 def snrs_of(attack: Attack, settings: Settings) -> tuple[float, ...]:
     """Those of Eve's SNRs at which an attack is measured."""
     return (max(settings.eve_snrs),) if attack.noiseless else settings.eve_snrs
-
-
-def _has_schemes(defense: Defense) -> bool:
-    return defense.permutes or defense.substitutes
 
 
 def _is_one_map(defense: Defense) -> bool:
@@ -252,7 +237,7 @@ ATTACKS = (
         "the scheme sets P and S, and images of her own",
         "permute",
         _brute_force,
-        applies=_has_schemes,
+        applies=has_schemes,
     ),
     Attack(
         "learned-inverse",
@@ -283,12 +268,33 @@ ATTACKS = (
         recorded=True,
     ),
     Attack(
+        "generative",
+        "guides a model of pictures, trained on hers, by what she received; rows put back in order first",
+        "the weights of the transmitter, and images of her own",
+        "none",
+        generative.guided,
+        cost=generative.guided_cost,
+        optimised=True,
+        recorded=True,
+        invents=True,
+    ),
+    Attack(
+        "generative-black-box",
+        "trains a model of pictures that is given what the defended link sends; rows put back in order first",
+        "images of her own",
+        "none",
+        generative.black_box,
+        cost=generative.black_box_cost,
+        recorded=True,
+        invents=True,
+    ),
+    Attack(
         "reused-scheme",
         "undoes a V that was used again, from one known pair; semseal never does that",
         "the pictures of one pair under the same V",
         "permute",
         _reused_scheme,
-        applies=_has_schemes,
+        applies=has_schemes,
         misuse=True,
     ),
     Attack(
@@ -362,7 +368,7 @@ ATTACKS = (
         "images of her own, and of what class each is",
         "none",
         lambda scene, cell, advance: people.play(
-            scene, DEFENSES[cell.defense], snr_of(cell), lambda: _row_model(scene, snr_of(cell)), _in_seconds(advance, PROBE_S)
+            scene, DEFENSES[cell.defense], snr_of(cell), lambda: row_model(scene, snr_of(cell)), _in_seconds(advance, PROBE_S)
         ),
         cost=lambda settings: (
             2 * PICTURE_S * settings.pictures + settings.probe_pictures * (2 * PICTURE_S + 2 * PROBE_S * settings.probe_epochs)
@@ -376,7 +382,7 @@ ATTACKS = (
         "what is sent, for latent; images of her own; she sends to Bob, and he receives nobody else",
         "none",
         lambda scene, cell, _: integrity.play(
-            scene, DEFENSES[cell.defense], snr_of(cell), lambda: _row_model(scene, snr_of(cell))
+            scene, DEFENSES[cell.defense], snr_of(cell), lambda: row_model(scene, snr_of(cell))
         ),
         cost=lambda settings: 12 * PICTURE_S * settings.pictures,
         game=True,

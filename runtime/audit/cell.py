@@ -77,12 +77,14 @@ def content(scene: Scene, cell: Cell, advance: Advance = lambda seconds: None) -
     if isinstance(found, tuple):
         return json.dumps([dataclasses.asdict(game) for game in found]).encode()
     sent = scene.images[: len(found)]
+    scores = scores_of_all(sent, found, DEFENSES[cell.defense].streams)
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
         psnr=metrics.psnr(sent, found),
         ssim=metrics.ssim(sent, found),
-        advantage=matching_advantage(sent, found, DEFENSES[cell.defense].streams),
+        advantage=metrics.matching_advantage(scores),
+        named=metrics.names_its_own(scores),
         shown=np.round(found[:SHOWN].clip(0, 1) * 255).astype(np.uint8),
         **more,
     )
@@ -98,7 +100,12 @@ def _bob(scene: Scene, defense: Defense) -> tuple[Images, dict[str, NDArray[np.f
 
 
 def matching_advantage(sent: Images, answers: Images, streams: int) -> NDArray[np.float64]:
-    """``Reconstructions.advantage`` of pictures [n, 3, height, width], 6 or more.
+    """``Reconstructions.advantage`` of pictures [n, 3, height, width], 6 or more."""
+    return metrics.matching_advantage(scores_of_all(sent, answers, streams))
+
+
+def scores_of_all(sent: Images, answers: Images, streams: int) -> NDArray[np.float64]:
+    """The PSNR in dB of every answer (column) to every picture sent (row).
 
     With two ``streams`` a pair of answers is scored in its better order against every pair, as an Eve who cannot tell which of
     her two answers is which would be against the right one.
@@ -108,7 +115,7 @@ def matching_advantage(sent: Images, answers: Images, streams: int) -> NDArray[n
         half = len(sent) // 2
         pairs = scores.reshape(half, 2, half, 2)
         scores = np.maximum(pairs[:, 0, :, 0] + pairs[:, 1, :, 1], pairs[:, 0, :, 1] + pairs[:, 1, :, 0]) / 2
-    return metrics.matching_advantage(scores)
+    return scores
 
 
 def read_reconstructions(file: Path) -> Reconstructions:
@@ -117,7 +124,7 @@ def read_reconstructions(file: Path) -> Reconstructions:
         with np.load(io.BytesIO(file.read_bytes())) as kept:
             shown = kept["shown"].astype(np.float32) / 255
             sent = on_air.OnAir(**{name: kept[name] for name in on_air.NAMES}) if on_air.NAMES[0] in kept else None
-            return Reconstructions(kept["psnr"], kept["ssim"], kept["advantage"], shown, sent)
+            return Reconstructions(kept["psnr"], kept["ssim"], kept["advantage"], shown, kept["named"], sent)
     except (ValueError, KeyError, EOFError, BadZipFile):
         raise _damaged(file) from None
 

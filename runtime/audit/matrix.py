@@ -6,6 +6,7 @@ The cell of an attack's positive control belongs to every audit that holds the a
 import dataclasses
 from collections.abc import Iterator
 
+from semseal.runtime.attacks.accelerator import best_device
 from semseal.runtime.attacks.whitebox import FAST
 from semseal.runtime.audit.attacks import ATTACKS, BY_NAME, snrs_of
 from semseal.runtime.audit.settings import Cell, Place, Settings
@@ -24,6 +25,15 @@ QUICK = dataclasses.replace(
     matching=dataclasses.replace(FAST, steps=50, lr=0.1),
     blackbox_steps=150,
     learned_steps=20,
+    flow_width=16,
+    flow_batch=8,
+    prior_steps=16,
+    generative_levels=4,
+    generative_pulls=2,
+    generative_refined=20,
+    flow_steps=16,
+    flow_levels=4,
+    flow_draws=1,
     trials=40,
     probe_pictures=80,
     probe_epochs=4,
@@ -37,6 +47,23 @@ DEMO = dataclasses.replace(
     defenses=("none", "permute+substitute", "mix"),
     attacks=(*(attack.name for attack in ATTACKS if attack.published), "row-ordering"),
 )
+
+
+def with_gpu(settings: Settings) -> Settings:
+    """``settings`` for this machine: on a GPU every search takes all pictures, and the generative Eve's models are larger."""
+    if best_device().type == "cpu":
+        return settings
+    return dataclasses.replace(
+        settings,
+        optimised_pictures=settings.pictures,
+        flow_width=128,
+        flow_batch=64,
+        prior_steps=5000,
+        flow_steps=600,
+        generative_levels=20,
+        generative_pulls=6,
+        generative_refined=160,
+    )
 
 
 def cells(settings: Settings, place: Place) -> Iterator[Cell]:

@@ -53,6 +53,7 @@ class Strip:
 
     defense: str
     thumbnails: tuple[Thumbnail, ...]
+    notes: tuple[str, ...]
     left_out: tuple[str, ...]
 
 
@@ -164,7 +165,7 @@ def _attacks_among(pictures: Pictures) -> list[str]:
 
 def _strips(results: Results, pictures: Pictures, images: Images) -> list[tuple[str, list[Strip]]]:
     """For each bundle, at its first place, a strip for each defence, Eve at the highest of her SNRs."""
-    void, (px, _) = _void(results), _shown_px(results, pictures, images)
+    void, (px, _), rows = _void(results), _shown_px(results, pictures, images), _rows_by_cell(results)
     best, sent = max(results.settings.eve_snrs), Thumbnail("sent", embedded(images[0], px))
     strips = []
     for place in results.firsts:
@@ -177,7 +178,10 @@ def _strips(results: Results, pictures: Pictures, images: Images) -> list[tuple[
             shown = [cell for cell in (bob, *cells) if cell in pictures]
             left_out = _left_out([cell for cell in cells if cell not in pictures], results)
             thumbnails = (sent, *(_thumbnail(cell, pictures, cell in void, px) for cell in shown))
-            here.append(Strip(defense, thumbnails, left_out))
+            notes = tuple(
+                wording.convincing(rows[cell]) for cell in cells if cell in rows and ATTACK_BY_NAME[cell.attack].invents
+            )
+            here.append(Strip(defense, thumbnails, notes, left_out))
         strips.append((tables.full_title(place, best), here))
     return strips
 

@@ -42,13 +42,15 @@ class Reconstructions:
 
     ``advantage``, float64 [n] ([n / 2] where substitution sends pairs), is the matching advantage: how many dB an answer is
     closer to the picture sent than to others, beyond easy pictures and easy answers. Its mean is 0 for an Eve who learned
-    nothing, however good her guess is.
+    nothing, however good her guess is. ``named``, as long: whether the answer is closer to the picture sent than to any other
+    that was sent, beyond easy pictures; None where that was not asked.
     """
 
     psnr: NDArray[np.float64]
     ssim: NDArray[np.float64]
     advantage: NDArray[np.float64]
     shown: Images
+    named: NDArray[np.bool_] | None = None
     on_air: OnAir | None = None  # of Bob's
 
 
@@ -108,6 +110,10 @@ class PictureRow:
     below_bob_95: float | None = None
     control: str | None = None  # the defence under which the attack must win
     verdict: str | None = None  # sees, nothing, open or void
+    named: float | None = None  # the share of her pictures that are closest to the one sent, of all that were sent
+    named_low: float | None = None  # exact 95 % bounds
+    named_high: float | None = None
+    named_chance: float | None = None
 
 
 @dataclass(frozen=True)

@@ -83,13 +83,14 @@ def audit(
     everything, everywhere, known = _with_earlier(settings, found, out)
     skipped |= known.skipped if known else {}
     agreement = dict(known.surrogate_agreement_db) if known else {}
+    networks = (out / "networks").absolute()
     asked = [place for link in found for place in link.places(settings)]
     planned: list[tuple[Cell, Work]] = []
     works: list[Work] = []
     for link in everywhere:
         for place in link.places(everything):
             about = images, attacker_images, taken.questions, settings
-            work = Work(json.dumps(identity), link.bundle.path, place, _threads(jobs), *about)
+            work = Work(json.dumps(identity), link.bundle.path, place, _threads(jobs), networks, *about)
             works += [work] if place in asked else []
             wanted = _wanted(settings if place in asked else None, everything, work, link)
             if any(map(_optimised, wanted)) and (reason := _unsupported(work, agreement)):

@@ -17,6 +17,7 @@ takes the mean of her own images'. What Alice expects of the channel, and her ow
 import dataclasses
 import warnings
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -59,17 +60,19 @@ class Scene:
         place: Place | None = None,
         threads: int | None = None,
         questions: tuple[Question, ...] = (),
+        networks: Path | None = None,
     ) -> None:
         """``questions`` are about both kinds of images. ``place`` None: the bundle as it is deployed.
 
-        ``threads`` limits those of an engine on the CPU (None: all cores).
+        ``threads`` limits those of an engine on the CPU (None: all cores). ``networks`` is the folder of trained networks that
+        cells share; None: each process keeps its own.
         """
         # one layout, so that sums come out the same to the bit wherever they were loaded, and writable, as torch asks
         self.images, self.attacker_images = (np.require(part, requirements=("C", "W")) for part in (images, attacker_images))
         self.bundle = bundle
         self.place = links([bundle], settings)[0].places(settings)[0] if place is None else place
         self.main_snr, self.precision, self.engine = self.place.main_snr, self.place.precision, self.place.engine
-        self.settings, self.questions = settings, questions
+        self.settings, self.questions, self.networks = settings, questions, networks
         self.key = secret_of("key", settings.seed, bundle.digest.hex(), *dataclasses.astuple(self.place))
         self._threads = threads if self.engine in CPU_ENGINES else None
         self._decode = open_engine(self.engine, bundle.program("receiver", self.precision, self.engine), threads=self._threads)

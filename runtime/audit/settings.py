@@ -46,6 +46,15 @@ class Settings:
     matching: WhiteBoxSettings = FAST
     blackbox_steps: int = 600
     learned_steps: int = 1500
+    flow_width: int = 32  # channels of the generative Eve's models of pictures
+    flow_batch: int = 16
+    prior_steps: int = 1500  # of the model of pictures alone, trained once
+    generative_levels: int = 16  # of noise, when that one is guided; at each so many
+    generative_pulls: int = 4  # gradient steps, and when there is no noise left
+    generative_refined: int = 120
+    flow_steps: int = 1000  # of the model that is given what was received
+    flow_levels: int = 8  # of noise, when it answers, with the mean of so many
+    flow_draws: int = 4
     trials: int = 1000  # of each chosen pair in "distinguishing"
     probe_pictures: int = 800  # of the attacker's, to learn attributes from
     probe_epochs: int = 30  # of the network that names attributes

@@ -111,6 +111,11 @@ def _picture_row(cell: Cell, cells: Pictures, among: int) -> PictureRow:
         return row
     advantage = metrics.mean(found.advantage)
     above, below = paired(found, cells[_mean_picture(cell)]), paired(cells[_bob(cell)], found)
+    if found.named is not None:
+        named = metrics.proportion(int(found.named.sum()), len(found.named))
+        row = dataclasses.replace(
+            row, named=named.value, named_low=named.low, named_high=named.high, named_chance=1 / len(found.named)
+        )
     return dataclasses.replace(
         row,
         matching_advantage_db=advantage.value,

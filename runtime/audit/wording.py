@@ -137,6 +137,22 @@ def optimised(results: Results | None = None) -> str:
     return _listed(names) if names else ""
 
 
+def convincing(row: PictureRow) -> str:
+    """What is said beside the pictures of an Eve who invents what she does not know."""
+    half = "" if row.matching_advantage_95 is None else f" ± {row.matching_advantage_95:.1f}"
+    figures = f"matching advantage {row.matching_advantage_db:+z.1f}{half} dB"
+    if row.named is not None and row.named_chance is not None:
+        figures += f", the right one named {percent(row.named)} % of the time, by chance {percent(row.named_chance)} %"
+    if row.verdict == "sees":
+        return f"{row.attack}: what Eve does not know she invents, and here she knows something: {figures}."
+    if row.verdict == "nothing":
+        return f"{row.attack}: her pictures look convincing and are wrong, each one of nobody that was sent: {figures}."
+    reason = {"open": "too few pictures tell whether any of it is right", "void": "void, so it shows nothing"}[
+        row.verdict or "void"
+    ]
+    return f"{row.attack}: her pictures may look convincing; {reason}: {figures}."
+
+
 def counts(verdict: Verdict) -> str:
     """What is behind the word: figures that count, then attacks that do not."""
     parts = [(verdict.sees, "saw something"), (verdict.nothing, "saw nothing"), (verdict.open, "open")]

@@ -17,6 +17,7 @@ class Work:
     bundle: Path
     place: Place
     threads: int | None
+    networks: Path
     images: Images = field(compare=False)
     attacker_images: Images = field(compare=False)
     questions: tuple[Question, ...] = field(compare=False)
@@ -27,4 +28,6 @@ class Work:
 def scene_of(work: Work) -> Scene:
     """The scene of a place; that of the last one is kept."""
     bundle = open_bundle(work.bundle)
-    return Scene(bundle, work.images, work.attacker_images, work.settings, work.place, work.threads, work.questions)
+    return Scene(
+        bundle, work.images, work.attacker_images, work.settings, work.place, work.threads, work.questions, work.networks
+    )
