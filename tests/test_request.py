@@ -11,7 +11,7 @@ from emulated_gpu import Buffer, Device, emulate
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense import index
 from semseal.runtime.engine import open_engine
-from semseal.runtime.gpu import engines
+from semseal.runtime.gpu import device, engines
 from semseal.runtime.gpu.device import Tensors
 from semseal.runtime.gpu.request import refuse_host_work
 
@@ -89,6 +89,20 @@ def test_changing_data_and_shapes_are_answered_with_and_without_a_capture(
     assert len(session.inputs) == 1 + len(told), "the graph was not cut"
     assert session.captured == capturable
     assert ("CUDA failure 900" in session.refused) == (not capturable)
+
+
+def test_many_are_done_in_parts_on_two_lanes(sessions, monkeypatch, bundle):
+    monkeypatch.setattr(device, "CHUNK", 2)
+    graph, data, told = given("transmitter", 6, bundle, pixels=True)
+    here, there = open_engine("onnxruntime-cuda", graph), open_engine("onnxruntime-cpu", graph)
+    rng = np.random.default_rng(0)
+    pairs = [rng.permutation(2 * bundle.h) + 2 * k * bundle.h for k in range(3)]
+    within = np.concatenate(pairs).astype(np.int32).reshape(6, -1)
+    for k, table in enumerate((within, rng.permutation(6 * bundle.h).astype(np.int32).reshape(6, -1), within)):
+        expected = there(data, table, *told)
+        assert np.abs(here(data, table, *told) - expected).max() < 2e-6 * np.abs(expected).max()
+        assert len(sessions) == 2, k
+    assert np.array_equal(here(data[::-1].copy(), within, *told), here(data[::-1].copy(), within, *told))
 
 
 def test_a_picture_that_is_none_is_told_of_by_its_last_row(small_bundle):
