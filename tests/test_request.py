@@ -12,7 +12,7 @@ from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense import index
 from semseal.runtime.engine import open_engine
 from semseal.runtime.gpu import device, engines
-from semseal.runtime.gpu.device import Tensors
+from semseal.runtime.gpu.device import Port, Tensors, gathered, remembering, scattered
 from semseal.runtime.gpu.request import refuse_host_work
 
 pytestmark = pytest.mark.compiler
@@ -147,6 +147,41 @@ def test_of_a_captured_graph_only_work_of_the_device_is_launched_again(monkeypat
     ):
         with pytest.raises(ValueError, match=message):
             refuse_host_work([*graph, node], [pinned])
+
+
+@pytest.mark.parametrize("check", [gathered, scattered])
+def test_what_passed_a_check_passes_again_and_nothing_else_does(check):
+    ports = Port("image", np.dtype(np.float32), (-1, 2)), Port("index", np.dtype(np.int32), (-1, 3))
+    asked = []
+
+    def take(inputs):
+        asked.append(inputs)
+        return check(ports, inputs)
+
+    taken = remembering(ports, take)
+    image, table = np.zeros((2, 2), np.float32), np.array([[3, 1, 2], [0, 5, 4]], np.int32)
+    for _ in range(3):
+        given = taken((image, table))
+        assert given[0] is image
+        assert np.array_equal(given[1], check(ports, (image, table))[1])
+    assert len(asked) == 1
+    table[0, 0] = 5  # names a row twice
+    if check is gathered:
+        assert np.array_equal(taken((image, table))[1], table)
+    else:
+        with pytest.raises(ValueError, match="index"):
+            taken((image, table))
+    for _ in range(2):
+        table[0, 0] = 6
+        with pytest.raises(ValueError, match="index"):
+            taken((image, table))
+        with pytest.raises(ValueError, match="index must be int32"):
+            taken((image, table.astype(np.int64)))
+        with pytest.raises(ValueError, match="index"):
+            taken((image[:1], np.array([[3, 1, 2]], np.int32)))  # a row of an image that is not there
+    for count in range(100):
+        taken((image, np.roll(np.arange(6, dtype=np.int32), count).reshape(2, 3)))
+    assert len(asked) < 20
 
 
 def test_tensors_that_are_moved_together_lie_apart():
