@@ -13,6 +13,7 @@ from semseal.runtime.defense import index
 from semseal.runtime.engine import open_engine
 from semseal.runtime.gpu import device, engines
 from semseal.runtime.gpu.device import Port, Tensors, gathered, remembering, scattered
+from semseal.runtime.gpu.pixel_kernel import PixelKernel
 from semseal.runtime.gpu.request import refuse_host_work
 
 pytestmark = pytest.mark.compiler
@@ -199,3 +200,37 @@ def test_tensors_that_are_moved_together_lie_apart():
     assert int(near.device.handle) == near.host.ctypes.data != int(far.device.handle)
     tensors.download(stream)
     assert [tensor.host.tolist() for tensor in tensors.each] == [[1] * 5, [[2] * 3] * 2, [3]]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "dtype", "planes"),
+    [(1, 1, np.float32, False), (9, 11, np.float32, True), (9, 11, np.float16, False), (16, 16, np.float32, True)],
+)
+def test_bytes_and_images_of_any_size(height, width, dtype, planes):
+    stream, batch = emulated_gpu.Stream(), 3
+    kernel = PixelKernel(Device(), height, width, np.dtype(dtype), planes)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (batch, height, width, 3), np.uint8)
+    image = rng.random((batch, height, width, 3)).astype(dtype)
+    image[0, 0, 0] = 2, -1, 0.5
+    image[1, height // 2, width - 1, 1] = np.nan
+    shape = (batch, 3, height, width) if planes else image.shape
+    there, made = Buffer(pixels.nbytes), Buffer(image.nbytes)
+    there.memory[:] = pixels.ravel()
+    kernel.unpack(stream, there, made, batch)
+    given = made.memory.view(dtype).reshape(shape)
+    expected = (pixels / np.float32(255)).astype(np.float32).astype(dtype)
+    assert np.array_equal(given.transpose(0, 2, 3, 1) if planes else given, expected)
+
+    made.memory[:] = np.ascontiguousarray(image.transpose(0, 3, 1, 2) if planes else image).view(np.uint8).ravel()
+    back, flags = Buffer(batch * (height + 1) * width * 3), kernel.workspace(Device(), batch, stream)
+    for _ in range(2):  # the flags are as they were after each launch
+        back.memory[:] = 77
+        kernel.pack(stream, made, back, flags, batch)
+        answer = back.memory.reshape(batch, height + 1, width, 3)
+        is_number = ~np.isnan(image)
+        rounded = np.clip(np.round(image.astype(np.float32) * np.float32(255)), 0, 255)
+        assert np.array_equal(answer[:, :-1][is_number], rounded[is_number].astype(np.uint8))
+        assert np.array_equal(
+            answer[:, -1].astype(bool), np.broadcast_to(is_number.all(axis=(1, 2))[:, None], (batch, width, 3))
+        )
