@@ -29,7 +29,8 @@ def requests(engine: str, precision: str) -> dict[str, Any]:
             for defense, key in (("none", None), ("mix", KEY))}  # fmt: skip
     bundle = ends["none"][0].bundle
     images = itertools.cycle([picture[None] for picture in pictures(8, bundle.height, bundle.width)])
-    bare = Engines(bundle, engine, precision, None).open("transmitter", pixels=True)
+    opened_by = Engines(bundle, engine, precision, None)
+    bare, back = (opened_by.open(side, pixels=True) for side in ("transmitter", "receiver"))
     index = np.arange(bundle.h, dtype=np.int32)[None]
     stages = {"engine": Stage("engine", lambda image: bare(image, index), prepare=lambda: (next(images),))}
     for defense, (alice, bob) in ends.items():
@@ -44,11 +45,25 @@ def requests(engine: str, precision: str) -> dict[str, Any]:
         warnings.simplefilter("always")
         for stage in stages.values():
             stage.verify()
+        symbols = [bare(next(images), index) for _ in range(8)]
+        loops = {
+            "transmitter": in_a_loop(bare, [(next(images), index) for _ in range(8)]),
+            "receiver": in_a_loop(back, [(some, index) for some in symbols]),
+        }
     opened = time.perf_counter() - began
     taken = interleave(stages, SAMPLES, 20)
-    return {"first_s": opened, "warnings": [str(warning.message) for warning in told]} | {
-        name: dataclasses.asdict(summarize(values)) for name, values in taken.items()
-    }
+    said = {"first_s": opened, "warnings": [str(warning.message) for warning in told], "engine_loop_us": loops}
+    return said | {name: dataclasses.asdict(summarize(values)) for name, values in taken.items()}
+
+
+def in_a_loop(run: Any, given: list[Any]) -> float:
+    """p50 in microseconds of the engine with nothing beside it, as gpu_torch.py takes torch's."""
+    taken = []
+    for data in itertools.islice(itertools.cycle(given), SAMPLES + 50):
+        start = time.perf_counter()
+        run(*data)
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken[50:])) * 1e6
 
 
 def many(engine: str, precision: str) -> dict[str, Any]:

@@ -152,7 +152,11 @@ def brief(results: dict[str, Any]) -> dict[str, Any]:
     rows = [row for name in ("mix_one", "mix_rate", "kernel_added", "kernel_rate") for row in _rows(results.get(name))]
     keys = ("kernel", "features", "blocks", "alone", "batch", "added_us", "of_copy", "us_per_image")
     short = [{key: round(v, 3) if isinstance(v := row[key], float) else v for key in keys if key in row} for row in rows]
-    return {"gpu": results["gpu"], "copy": results.get("copy_bytes_per_s"), "figures": short, "seconds": results["seconds"],
+    asked = {name: row["engine_loop_us"] for name, row in results.items() if isinstance(row, dict) and "engine_loop_us" in row}
+    peers = {f"{row['side']} {row['dtype']}": row["compiled_request_us"]
+             for row in _rows(results.get("torch")) if "compiled_request_us" in row}  # fmt: skip
+    return {"gpu": results["gpu"], "copy": results.get("copy_bytes_per_s"), "figures": short, "requests_us": asked,
+            "torch_us": peers, "seconds": results["seconds"],
             "failures": [failure[:300] for failure in failures]}  # fmt: skip
 
 

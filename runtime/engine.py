@@ -64,10 +64,15 @@ def open_mixing(name: str, program: bytes, side: str, reals: int, channels: int)
     """
     from semseal.runtime.gpu import engines, mixed
 
-    network: mixed.Network
-    network = engines.open_network(name, program, mixes=True) if name.startswith("onnxruntime") else engines.Plan(name, program)
+    def opened() -> mixed.Network:
+        return (
+            engines.open_network(name, program, mixes=True) if name.startswith("onnxruntime") else engines.Plan(name, program)
+        )
+
+    network = opened()
     try:
-        return never_freed_by_a_child(mixed.FusedMix(network, side, reals, channels))
+        again = opened if name == "onnxruntime-cuda" else None
+        return never_freed_by_a_child(mixed.FusedMix(network, side, reals, channels, again))
     except EngineError as error:
         warnings.warn(f"engine {name} mixes in its graph, which is slower: {error.message}", stacklevel=2)
         return None

@@ -11,8 +11,9 @@ from emulated_gpu import Buffer, Device, emulate
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense import index
 from semseal.runtime.engine import open_engine
-from semseal.runtime.gpu import engines
-from semseal.runtime.gpu.device import Tensors
+from semseal.runtime.gpu import device, engines
+from semseal.runtime.gpu.device import Port, Tensors, gathered, remembering, scattered
+from semseal.runtime.gpu.pixel_kernel import PixelKernel
 from semseal.runtime.gpu.request import refuse_host_work
 
 pytestmark = pytest.mark.compiler
@@ -91,6 +92,20 @@ def test_changing_data_and_shapes_are_answered_with_and_without_a_capture(
     assert ("CUDA failure 900" in session.refused) == (not capturable)
 
 
+def test_many_are_done_in_parts_on_two_lanes(sessions, monkeypatch, bundle):
+    monkeypatch.setattr(device, "CHUNK", 2)
+    graph, data, told = given("transmitter", 6, bundle, pixels=True)
+    here, there = open_engine("onnxruntime-cuda", graph), open_engine("onnxruntime-cpu", graph)
+    rng = np.random.default_rng(0)
+    pairs = [rng.permutation(2 * bundle.h) + 2 * k * bundle.h for k in range(3)]
+    within = np.concatenate(pairs).astype(np.int32).reshape(6, -1)
+    for k, table in enumerate((within, rng.permutation(6 * bundle.h).astype(np.int32).reshape(6, -1), within)):
+        expected = there(data, table, *told)
+        assert np.abs(here(data, table, *told) - expected).max() < 2e-6 * np.abs(expected).max()
+        assert len(sessions) == 2, k
+    assert np.array_equal(here(data[::-1].copy(), within, *told), here(data[::-1].copy(), within, *told))
+
+
 def test_a_picture_that_is_none_is_told_of_by_its_last_row(small_bundle):
     bundle = open_bundle(small_bundle)
     graph, symbols, _ = given("receiver", 3, bundle, pixels=True)
@@ -135,6 +150,41 @@ def test_of_a_captured_graph_only_work_of_the_device_is_launched_again(monkeypat
             refuse_host_work([*graph, node], [pinned])
 
 
+@pytest.mark.parametrize("check", [gathered, scattered])
+def test_what_passed_a_check_passes_again_and_nothing_else_does(check):
+    ports = Port("image", np.dtype(np.float32), (-1, 2)), Port("index", np.dtype(np.int32), (-1, 3))
+    asked = []
+
+    def take(inputs):
+        asked.append(inputs)
+        return check(ports, inputs)
+
+    taken = remembering(ports, take)
+    image, table = np.zeros((2, 2), np.float32), np.array([[3, 1, 2], [0, 5, 4]], np.int32)
+    for _ in range(3):
+        given = taken((image, table))
+        assert given[0] is image
+        assert np.array_equal(given[1], check(ports, (image, table))[1])
+    assert len(asked) == 1
+    table[0, 0] = 5  # names a row twice
+    if check is gathered:
+        assert np.array_equal(taken((image, table))[1], table)
+    else:
+        with pytest.raises(ValueError, match="index"):
+            taken((image, table))
+    for _ in range(2):
+        table[0, 0] = 6
+        with pytest.raises(ValueError, match="index"):
+            taken((image, table))
+        with pytest.raises(ValueError, match="index must be int32"):
+            taken((image, table.astype(np.int64)))
+        with pytest.raises(ValueError, match="index"):
+            taken((image[:1], np.array([[3, 1, 2]], np.int32)))  # a row of an image that is not there
+    for count in range(100):
+        taken((image, np.roll(np.arange(6, dtype=np.int32), count).reshape(2, 3)))
+    assert len(asked) < 20
+
+
 def test_tensors_that_are_moved_together_lie_apart():
     tensors = Tensors(Device(), None, [((5,), np.uint8), ((2, 3), np.float32), ((1,), np.int32)])
     for number, tensor in enumerate(tensors.each):
@@ -150,3 +200,37 @@ def test_tensors_that_are_moved_together_lie_apart():
     assert int(near.device.handle) == near.host.ctypes.data != int(far.device.handle)
     tensors.download(stream)
     assert [tensor.host.tolist() for tensor in tensors.each] == [[1] * 5, [[2] * 3] * 2, [3]]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "dtype", "planes"),
+    [(1, 1, np.float32, False), (9, 11, np.float32, True), (9, 11, np.float16, False), (16, 16, np.float32, True)],
+)
+def test_bytes_and_images_of_any_size(height, width, dtype, planes):
+    stream, batch = emulated_gpu.Stream(), 3
+    kernel = PixelKernel(Device(), height, width, np.dtype(dtype), planes)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (batch, height, width, 3), np.uint8)
+    image = rng.random((batch, height, width, 3)).astype(dtype)
+    image[0, 0, 0] = 2, -1, 0.5
+    image[1, height // 2, width - 1, 1] = np.nan
+    shape = (batch, 3, height, width) if planes else image.shape
+    there, made = Buffer(pixels.nbytes), Buffer(image.nbytes)
+    there.memory[:] = pixels.ravel()
+    kernel.unpack(stream, there, made, batch)
+    given = made.memory.view(dtype).reshape(shape)
+    expected = (pixels / np.float32(255)).astype(np.float32).astype(dtype)
+    assert np.array_equal(given.transpose(0, 2, 3, 1) if planes else given, expected)
+
+    made.memory[:] = np.ascontiguousarray(image.transpose(0, 3, 1, 2) if planes else image).view(np.uint8).ravel()
+    back, flags = Buffer(batch * (height + 1) * width * 3), kernel.workspace(Device(), batch, stream)
+    for _ in range(2):  # the flags are as they were after each launch
+        back.memory[:] = 77
+        kernel.pack(stream, made, back, flags, batch)
+        answer = back.memory.reshape(batch, height + 1, width, 3)
+        is_number = ~np.isnan(image)
+        rounded = np.clip(np.round(image.astype(np.float32) * np.float32(255)), 0, 255)
+        assert np.array_equal(answer[:, :-1][is_number], rounded[is_number].astype(np.uint8))
+        assert np.array_equal(
+            answer[:, -1].astype(bool), np.broadcast_to(is_number.all(axis=(1, 2))[:, None], (batch, width, 3))
+        )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 GATHERED_BY = ("index", "mix_rows", "mix_columns")  # inputs of a graph by whose values it gathers
 ALIGNED = 256  # bytes, as device memory that is allocated alone
+CHUNK = 16  # images of a part, where there are at least two parts; even, so that no pair is split
 MAX_KEPT_SHAPES = 8  # shapes of the inputs whose buffers an engine keeps
 
 Shape = tuple[int, ...]
@@ -208,58 +209,155 @@ class Run:
     keeps: Any  # lives as long as this
 
 
+Prepare = Callable[[tuple[Shape, ...]], Run]
+
+
+class Lane:
+    """A stream, and the Runs of the last MAX_KEPT_SHAPES shapes on it."""
+
+    def __init__(self, stream: "Stream", prepare: Prepare) -> None:
+        self.stream, self._prepare = stream, prepare
+        self._runs: dict[tuple[Shape, ...], Run] = {}
+
+    def run(self, shapes: tuple[Shape, ...]) -> Run:
+        """That of these shapes. Raises EngineError where the GPU cannot take them, and what ``prepare`` raises."""
+        run = self._runs.pop(shapes, None)
+        if run is None:
+            try:
+                run = self._prepare(shapes)
+            except (ValueError, EngineError):
+                raise
+            except Exception as error:  # what the driver says has no narrower base
+                raise EngineError(
+                    f"the GPU cannot take inputs of {', '.join(str(list(shape)) for shape in shapes)}: {error}",
+                    "fewer images at a time may fit its memory",
+                ) from None
+        self._runs[shapes] = run
+        if len(self._runs) > MAX_KEPT_SHAPES:
+            del self._runs[next(iter(self._runs))]  # the one not used for longest
+        return run
+
+
 def serve(
-    device: "Device", stream: "Stream", take: Callable[[Inputs], Inputs], prepare: Callable[[tuple[Shape, ...]], Run]
+    device: "Device",
+    ports: Sequence[Port],
+    take: Callable[[Inputs], Inputs],
+    lane: Lane,
+    again: Callable[[], Lane] | None = None,
 ) -> Engine:
     """As ``serve_several``, for Runs with one output."""
-    several = serve_several(device, stream, take, prepare)
+    several = serve_several(device, ports, take, lane, again)
     return lambda *inputs: several(*inputs)[0]
 
 
 def serve_several(
-    device: "Device", stream: "Stream", take: Callable[[Inputs], Inputs], prepare: Callable[[tuple[Shape, ...]], Run]
+    device: "Device",
+    ports: Sequence[Port],
+    take: Callable[[Inputs], Inputs],
+    lane: Lane,
+    again: Callable[[], Lane] | None = None,
 ) -> Callable[..., Inputs]:
-    """The engine that copies inputs into the Run that ``prepare`` makes for their shapes, and its outputs out of it.
+    """The engine that copies inputs into the Run of their shapes, and its outputs out of it.
 
-    One caller at a time. The Runs of the last MAX_KEPT_SHAPES shapes are kept, so a call that finds its own allocates nothing
-    but the arrays that it returns. ``take`` checks what the caller gives and turns it into what is uploaded, or raises
-    ValueError. CUDA does not survive a fork: in a forked child the engine raises EngineError.
+    One caller at a time. A call that finds a Run of its shapes allocates nothing but the arrays that it returns. ``take``
+    checks what the caller gives and turns it into what is uploaded, or raises ValueError. CUDA does not survive a fork: in a
+    forked child the engine raises EngineError.
+
+    Many images are done in parts of CHUNK on two lanes in turns, the second by ``again``: while the GPU is at one part, the
+    host fills and empties the memory of the other, and the copies over the bus of one part meet the network of the other.
     """
     lock, made_in = threading.Lock(), forks()
-    runs: dict[tuple[Shape, ...], Run] = {}
+    lanes = [lane]
+    remembered = remembering(ports, take)
 
     def several(*inputs: NDArray[Any]) -> Inputs:
-        taken = take(inputs)
+        taken = remembered(inputs)
         if forks() != made_in:
             raise EngineError(
                 "this engine was opened before the process was forked, and a GPU cannot be used across a fork",
                 "open engines in the child",
             )
-        shapes = tuple(array.shape for array in taken)
         with lock:
             device.set_current()
-            run = runs.pop(shapes, None)
-            if run is None:
-                try:
-                    run = prepare(shapes)
-                except (ValueError, EngineError):
-                    raise
-                except Exception as error:  # what the driver says has no narrower base
-                    raise EngineError(
-                        f"the GPU cannot take inputs of {', '.join(str(list(shape)) for shape in shapes)}: {error}",
-                        "fewer images at a time may fit its memory",
-                    ) from None
-            runs[shapes] = run
-            if len(runs) > MAX_KEPT_SHAPES:
-                del runs[next(iter(runs))]  # the one not used for longest
-            for tensor, array in zip(run.inputs, taken, strict=True):
-                np.copyto(tensor.host, array)
-            run.launch()
-            stream.sync()
-            outputs = tuple(output.host.copy() for output in run.outputs)
-        return outputs
+            parts = parted(ports, taken) if again is not None else []
+            if again is not None and parts:
+                if len(lanes) == 1:
+                    lanes.append(again())
+                return _in_turns(lanes, parts)
+            run = lane.run(tuple(array.shape for array in taken))
+            _start(run, taken)
+            lane.stream.sync()
+            return tuple(output.host.copy() for output in run.outputs)
 
     return several
+
+
+def remembering(ports: Sequence[Port], take: Callable[[Inputs], Inputs]) -> Callable[[Inputs], Inputs]:
+    """``take``, without checking again what passed before: such shapes and types, and such bytes of what is gathered by.
+
+    To check them takes as long as a network does. ``take`` may change what is gathered by, and nothing else.
+    """
+    places = [place for place, port in enumerate(ports) if port.name in GATHERED_BY]
+    passed: dict[tuple[Any, ...], dict[int, NDArray[Any]]] = {}
+
+    def taken(inputs: Inputs) -> Inputs:
+        # bytes, so that what was checked is what is uploaded, whatever another thread writes into the caller's array meanwhile
+        frozen = {place: inputs[place].tobytes() for place in places if place < len(inputs)}
+        known = *((array.shape, array.dtype) for array in inputs), *frozen.values()
+        found = passed.get(known)
+        if found is None:
+            given = list(inputs)
+            for place, data in frozen.items():
+                given[place] = np.frombuffer(data, given[place].dtype).reshape(given[place].shape)
+            checked = take(tuple(given))
+            found = {place: checked[place] for place in places}
+            if len(passed) >= 4 * MAX_KEPT_SHAPES:
+                passed.clear()
+            passed[known] = found
+        return tuple(found.get(place, array) for place, array in enumerate(inputs))
+
+    return taken
+
+
+def parted(ports: Sequence[Port], taken: Inputs) -> list[Inputs]:
+    """The inputs in parts of CHUNK images, each with an index of its own; none where there are too few, or rows cross parts."""
+    batch = len(taken[0])
+    if batch < 2 * CHUNK or batch % CHUNK or any(len(array) != batch for array in taken):
+        return []
+    parts = []
+    for start in range(0, batch, CHUNK):
+        part = [array[start : start + CHUNK] for array in taken]
+        for i, port in enumerate(ports):
+            if port.name in GATHERED_BY:
+                part[i] = part[i] - np.int32(start * part[i].shape[-1])
+                if port.name != "index" or part[i].min() < 0 or part[i].max() >= part[i].size:
+                    return []
+        parts.append(tuple(part))
+    return parts
+
+
+def _in_turns(lanes: Sequence[Lane], parts: Sequence[Inputs]) -> Inputs:
+    runs = [lane.run(tuple(array.shape for array in parts[0])) for lane in lanes]
+    wholes = tuple(np.empty((CHUNK * len(parts), *x.host.shape[1:]), x.host.dtype) for x in runs[0].outputs)
+
+    def take_out(k: int) -> None:
+        lanes[k % len(lanes)].stream.sync()
+        for whole, output in zip(wholes, runs[k % len(lanes)].outputs, strict=True):
+            np.copyto(whole[k * CHUNK : (k + 1) * CHUNK], output.host)
+
+    for k, part in enumerate(parts):
+        if k >= len(lanes):
+            take_out(k - len(lanes))
+        _start(runs[k % len(lanes)], part)
+    for k in range(len(parts) - len(lanes), len(parts)):
+        take_out(k)
+    return wholes
+
+
+def _start(run: Run, taken: Inputs) -> None:
+    for tensor, array in zip(run.inputs, taken, strict=True):
+        np.copyto(tensor.host, array)
+    run.launch()
 
 
 def gathered(ports: Sequence[Port], inputs: Inputs) -> Inputs:

@@ -29,6 +29,7 @@ from semseal.runtime.gpu.cut import computes_in_half, cut
 from semseal.runtime.gpu.device import (
     Engine,
     Inputs,
+    Lane,
     Port,
     Run,
     Shape,
@@ -40,7 +41,7 @@ from semseal.runtime.gpu.device import (
     scattered,
     serve,
 )
-from semseal.runtime.gpu.request import Network, near, request
+from semseal.runtime.gpu.request import Network, lane_of, request
 from semseal.runtime.gpu.rows import Pictured, Rowed
 from semseal.runtime.gpu.scheme_kernel import SchemeKernel, tile_layout
 from semseal.runtime.libraries import INSTALL, MODULES, load_onnxruntime
@@ -73,7 +74,7 @@ def open_plan(name: str, plan: bytes) -> Engine:
     ValueError for inputs that do not fit.
     """
     loaded = Plan(name, plan)
-    return serve(loaded.device, loaded.stream, loaded.take, loaded.prepare)
+    return serve(loaded.device, loaded.inputs, loaded.take, Lane(loaded.stream, loaded.prepare))
 
 
 def open_onnxruntime_gpu(name: str, graph: bytes) -> Engine:
@@ -82,18 +83,10 @@ def open_onnxruntime_gpu(name: str, graph: bytes) -> Engine:
     Raises EngineError with reason and fix; the engine raises ValueError for inputs that do not fit.
     """
     network = open_network(name, graph)
-    device, stream = network.device, network.stream
-
-    def prepare(shapes: tuple[Shape, ...]) -> Run:
-        wanted = [(shape, port.dtype) for port, shape in zip(network.inputs, shapes, strict=True)]
-        inputs = Tensors(device, stream, wanted, near(network.inputs, shapes, network.once))
-        shape = network.output_shape(shapes)
-        output = Tensors(device, stream, [(shape, network.output.dtype)], near([network.output], [shape], network.once))
-        buffers = [tensor.device for tensor in inputs.each]
-        return request(network, partial(network.bind, shapes, buffers, output.each[0].device), inputs, output)
-
     scatters = isinstance(network, Rowed) and network.scatters
-    return serve(device, stream, partial(scattered if scatters else gathered, network.inputs), prepare)
+    take = partial(scattered if scatters else gathered, network.inputs)
+    again = (lambda: lane_of(open_network(name, graph))) if name == "onnxruntime-cuda" else None
+    return serve(network.device, network.inputs, take, lane_of(network), again)
 
 
 def open_network(name: str, graph: bytes, mixes: bool = False) -> Network:

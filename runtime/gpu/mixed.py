@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from semseal.runtime.defense import mix
 from semseal.runtime.errors import EngineError
 from semseal.runtime.gpu.cut import PLANES
-from semseal.runtime.gpu.device import Inputs, Port, Run, Shape, Tensor, Tensors, check_inputs, serve_several
+from semseal.runtime.gpu.device import Inputs, Lane, Port, Run, Shape, Tensor, Tensors, check_inputs, serve_several
 from semseal.runtime.gpu.mix_kernel import KEY_WORDS, MixKernel, StructureKernel
 from semseal.runtime.gpu.request import Network, near, request
 from semseal.runtime.mixing import MIN_CHECKED_CHANNELS, MIN_CHECKED_REALS
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cuda.core import Stream
     from cuda.core.graph import GraphBuilder
 
-Several = Callable[..., Inputs]
+Ended = tuple[Sequence[Port], Lane]  # what a side takes, and its requests
 
 
 class FusedMix:
@@ -39,12 +39,20 @@ class FusedMix:
     ``mix.structure``, and infinite for models that are too small for it.
     """
 
-    def __init__(self, network: Network, side: str, reals: int, channels: int) -> None:
-        """For images of ``reals`` reals in ``channels`` channels. Raises EngineError where the kernels cannot be had."""
+    def __init__(
+        self, network: Network, side: str, reals: int, channels: int, again: Callable[[], Network] | None = None
+    ) -> None:
+        """For images of ``reals`` reals in ``channels`` channels; ``again`` opens the network once more, for many images.
+
+        Raises EngineError where the kernels cannot be had.
+        """
+        ended = _transmitter if side == "transmitter" else _receiver
         try:
-            self._run = (_transmitter if side == "transmitter" else _receiver)(network, reals, channels)
+            ports, lane = ended(network, reals, channels)
         except Exception as error:  # NVRTC missing or too old for this GPU; what it says has no narrower base
             raise EngineError(f"no mix kernel on {network.device.name}: {error}", "pip install -U nvidia-cuda-nvrtc") from None
+        second = None if again is None else lambda: ended(again(), reals, channels)[1]
+        self._run = serve_several(network.device, ports, lambda given: _taken(ports, given), lane, second)
 
     def __call__(self, *inputs: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.float32]]:
         """Raises ValueError for inputs that do not fit."""
@@ -52,7 +60,7 @@ class FusedMix:
         return given, said
 
 
-def _transmitter(network: Network, reals: int, channels: int) -> Several:
+def _transmitter(network: Network, reals: int, channels: int) -> Ended:
     image, index, told = _inputs(network)
     device, stream, dtype = network.device, network.stream, network.output.dtype
     kernel = MixKernel(device, reals, _channels(network.output), dtype)
@@ -77,10 +85,10 @@ def _transmitter(network: Network, reals: int, channels: int) -> Several:
         bind = partial(network.bind, bound, buffers, symbols)
         return request(network, bind, taken, given, behind=behind, keeps=(unmoved, symbols, work))
 
-    return serve_several(device, stream, lambda given: _taken(ports, given), prepare)
+    return ports, Lane(stream, prepare)
 
 
-def _receiver(network: Network, reals: int, channels: int) -> Several:
+def _receiver(network: Network, reals: int, channels: int) -> Ended:
     symbols_port, index, told = _inputs(network)
     device, stream, dtype = network.device, network.stream, symbols_port.dtype
     kernel = MixKernel(device, reals, _channels(symbols_port), dtype)
@@ -113,7 +121,7 @@ def _receiver(network: Network, reals: int, channels: int) -> Several:
         bind = partial(network.bind, bound, buffers, image.device)
         return request(network, bind, taken, given, before=before, keeps=(unmoved, symbols, work))
 
-    return serve_several(device, stream, lambda given: _taken(ports, given), prepare)
+    return ports, Lane(stream, prepare)
 
 
 def _taken(ports: Sequence[Port], given: Inputs) -> Inputs:

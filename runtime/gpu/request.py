@@ -20,10 +20,11 @@ its own between our copies, three launches in place of one, and a warning says w
 
 import contextlib
 from collections.abc import Callable, Container, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from semseal.runtime.gpu.device import Port, Run, Shape, Tensors, capture
+from semseal.runtime.gpu.device import Lane, Port, Run, Shape, Tensors, capture
 
 if TYPE_CHECKING:
     from cuda.core import Buffer, Device, Stream
@@ -63,6 +64,21 @@ def near(ports: Sequence[Port], shapes: Sequence[Shape], once: Container[str]) -
     """The places of what is not copied: of these ports the ones in ``once``, if all of them are small."""
     size = sum(int(np.prod(shape)) * port.dtype.itemsize for port, shape in zip(ports, shapes, strict=True))
     return tuple(place for place, port in enumerate(ports) if port.name in once) if size <= MAX_NEAR_BYTES else ()
+
+
+def lane_of(network: Network) -> Lane:
+    """The requests of a network that takes and gives what the caller does."""
+    device, stream = network.device, network.stream
+
+    def prepare(shapes: tuple[Shape, ...]) -> Run:
+        wanted = [(shape, port.dtype) for port, shape in zip(network.inputs, shapes, strict=True)]
+        inputs = Tensors(device, stream, wanted, near(network.inputs, shapes, network.once))
+        shape = network.output_shape(shapes)
+        output = Tensors(device, stream, [(shape, network.output.dtype)], near([network.output], [shape], network.once))
+        buffers = [tensor.device for tensor in inputs.each]
+        return request(network, partial(network.bind, shapes, buffers, output.each[0].device), inputs, output)
+
+    return Lane(stream, prepare)
 
 
 def nothing(where: "Stream | GraphBuilder") -> None:
