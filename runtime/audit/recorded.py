@@ -5,8 +5,8 @@
 
 Eve has the bundle and images of her own, whose frames she makes herself. A recording has no header: she does not know the
 defence beyond what the number of symbols tells, and no scale. Her SNR she measures, as what the power of all frames exceeds 1
-by; in a recording without noise she takes hers for 40 dB, unless she knows of none (``Settings.eve_snrs`` infinite). Without the
-pictures that were sent nothing can be scored.
+by; in a recording without noise she takes hers for 40 dB, unless she knows of none (``Settings.eve_snrs`` infinite). Without
+the pictures that were sent nothing can be scored.
 
 The positive control is simulated: the same attack on the same pictures at the same SNR, under a defence that it must break.
 """
