@@ -19,7 +19,7 @@ from semseal.runtime.bench.results import Row, Where
 from semseal.runtime.defense import mix
 from semseal.runtime.errors import BundleError, CheckError
 from semseal.runtime.trust.check import deployment, look
-from semseal.runtime.trust.evidence import MISUSE
+from semseal.runtime.trust.evidence import APART, MISUSE
 from semseal.runtime.trust.keyset import new_keyset
 from semseal.runtime.trust.rules import RULES
 from violations import VIOLATIONS, again, changed, found, key_of_another, loud, unsigned, with_plan
@@ -115,6 +115,7 @@ def test_public_orders_and_signs_are_no_secrets(place):
 
 def test_misuse_is_what_the_table_of_attacks_says():
     assert set(MISUSE) == {attack.name for attack in ATTACKS if attack.misuse}
+    assert set(APART) == {attack.name for attack in ATTACKS if attack.apart}
 
 
 @pytest.mark.parametrize("name", ["edge", "edge-quality", "photos-10db"])

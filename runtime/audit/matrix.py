@@ -37,7 +37,7 @@ QUICK = dataclasses.replace(
     trials=40,
     probe_pictures=80,
     probe_epochs=4,
-    timed_calls=150,
+    timed_calls=120,
     eve_snrs=(10.0,),
 )
 DEMO = dataclasses.replace(

@@ -27,18 +27,24 @@ Model = Callable[[], ordering.RowModel]
 
 
 def play(scene: Scene, defense: Defense, snr_db: float, model: Model, advance: Callable[[int], None]) -> tuple[GameResult, ...]:
-    """A game for each question of the scene; ``model`` gives that of rows at Eve's SNR, where rows have to be ordered."""
+    """A game for each question of the scene that Eve's images have two answers to.
+
+    ``model`` gives that of rows at Eve's SNR, where rows have to be ordered.
+    """
     few = min(scene.settings.probe_pictures, len(scene.attacker_images))
     hers = scene.attacker_images[:few]
     truths, sent = {}, {}
     for question in scene.questions:
         classes = {name: i for i, name in enumerate(answerable(question))}
-        truths[question.name] = np.array([classes.get(name, -1) for name in question.of_attackers[:few]], np.int64)
+        truth = np.array([classes.get(name, -1) for name in question.of_attackers[:few]], np.int64)
+        if len(np.unique(truth[truth >= 0])) < 2:  # of as few of her images as this audit takes
+            continue
+        truths[question.name] = truth
         sent[question.name] = np.array([classes.get(name, -1) for name in question.of_sent], np.int64)
-    practice, received = (
-        _seen(scene, hers, defense, snr_db, model, True),
-        _seen(scene, scene.images, defense, snr_db, model, False),
-    )
+    if not truths:
+        return ()
+    practice = _seen(scene, hers, defense, snr_db, model, True)
+    received = _seen(scene, scene.images, defense, snr_db, model, False)
     settings = scene.settings
     named = attributes.name_classes(practice, truths, received, settings.probe_epochs, settings.seed, advance)
     return tuple(_result(name, sent[name], found) for name, found in named.items())
