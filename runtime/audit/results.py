@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from semseal.runtime.attacks.whitebox import WhiteBoxSettings
-from semseal.runtime.audit.schema import mismatch
+from semseal.runtime.audit.schema import mismatch, schema
 from semseal.runtime.audit.settings import Cell, Place, Settings
 from semseal.runtime.environment import Environment
 from semseal.runtime.errors import AuditError
@@ -263,3 +263,7 @@ def place_key(place: Place) -> tuple[str, float, str, str]:
 def cell_of(row: PictureRow | GameRow) -> Cell:
     """The cell of a row."""
     return Cell(**{field.name: getattr(row, field.name) for field in dataclasses.fields(Cell)})
+
+
+if __name__ == "__main__":
+    print(json.dumps(schema(Results), indent=1))
