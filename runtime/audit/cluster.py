@@ -13,7 +13,9 @@ processor and as many threads (``semseal.runtime.audit.alice``).
 import hashlib
 import logging
 import os
+import socket
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -175,10 +177,13 @@ def connected(address: str, jobs: int | None, picture_bytes: int) -> Iterator[tu
             if address == LOCAL:
                 # Ray's own choice for its workers is 15, behind everything else that runs here
                 with _variables({**_limits(max(1, cores // (jobs or cores))), "RAY_worker_niceness": "0"}):
-                    ray.init(**quiet, **own, object_store_memory=STORE_BYTES + 2 * picture_bytes)
+                    ray.init("local", **quiet, **own, object_store_memory=STORE_BYTES + 2 * picture_bytes)
             else:
-                ray.init(address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+                _knock(address)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)  # that it cannot be reached, which is an error below
+                    ray.init(address, **quiet)
+        except (OSError, OverflowError, RuntimeError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             hint = "ray start --head --ray-client-server-port 10001, on that machine, with the same Ray and Python as here"
             raise AuditError(f"no Ray cluster at {address}: {reason}", "" if address == LOCAL else hint) from None
@@ -186,6 +191,12 @@ def connected(address: str, jobs: int | None, picture_bytes: int) -> Iterator[tu
             yield ray, address == LOCAL
         finally:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError or OverflowError where nobody listens: Ray would try for half a minute."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _limits(threads: int) -> dict[str, str]:
@@ -207,6 +218,7 @@ def _variables(values: dict[str, str]) -> Iterator[None]:
 
 def _ray() -> Any:
     os.environ.setdefault("RAY_usage_stats_enabled", "0")  # it tells its makers of its use, unless this is set before
+    os.environ.setdefault("RAY_CLIENT_INITIAL_CONNECTION_TIMEOUT_S", "20")  # of a busy machine; 5 where nothing is set
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # and warns of this one
     try:
         import ray
