@@ -72,7 +72,8 @@ def measured(
             num_cpus=threads, num_gpus=gpus, max_retries=RETRIES, runtime_env={"env_vars": environment} if environment else None
         )
         sent: dict[Any, Any] = {}
-        waiting, running = list(reversed(planned)), {}
+        waiting = list(reversed(planned))
+        running: dict[Any, Cell] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
@@ -116,7 +117,8 @@ def _parcel(ray: Any, sent: dict[Any, Any], work: Work, threads: int, packages: 
         return sent[key]
 
     def parcel() -> Parcel:
-        bare = replace(work, threads=threads, images=np.empty(0), attacker_images=np.empty(0))
+        nothing = np.empty(0, np.float32)
+        bare = replace(work, threads=threads, images=nothing, attacker_images=nothing)
         return Parcel(bare, work.bundle.name if is_packaged(work.bundle) else None, packages, _here(packages))
 
     return (
@@ -185,7 +187,10 @@ def connected(address: str, jobs: int | None, picture_bytes: int) -> Iterator[tu
                     ray.init(address, **quiet)
         except (OSError, OverflowError, RuntimeError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            hint = "ray start --head --ray-client-server-port 10001, on that machine, with the same Ray and Python as here"
+            hint = (
+                "ray start --head --ray-client-server-port 10001 on that machine, with the same Ray and Python as here; where it asks "
+                "for a token, copy ~/.ray/auth_token from there and export RAY_AUTH_MODE=token"
+            )
             raise AuditError(f"no Ray cluster at {address}: {reason}", "" if address == LOCAL else hint) from None
         try:
             yield ray, address == LOCAL

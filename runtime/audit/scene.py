@@ -60,7 +60,7 @@ class Scene:
     ) -> None:
         """``threads`` limits those of an engine on the CPU (None: all cores). ``place`` None: the bundle as it is deployed."""
         # one layout, so that sums come out the same to the bit wherever they were loaded, and writable, as torch asks
-        self.images, self.attacker_images = (np.require(part, requirements="CW") for part in (images, attacker_images))
+        self.images, self.attacker_images = (np.require(part, requirements=("C", "W")) for part in (images, attacker_images))
         self.bundle = bundle
         self.place = links([bundle], settings)[0].places(settings)[0] if place is None else place
         self.main_snr, self.precision, self.engine = self.place.main_snr, self.place.precision, self.place.engine
