@@ -188,8 +188,8 @@ def connected(address: str, jobs: int | None, picture_bytes: int) -> Iterator[tu
         except (OSError, OverflowError, RuntimeError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             hint = (
-                "ray start --head --ray-client-server-port 10001 on that machine, with the same Ray and Python as here; where it asks "
-                "for a token, copy ~/.ray/auth_token from there and export RAY_AUTH_MODE=token"
+                "ray start --head --ray-client-server-port 10001 on that machine, with the same Ray and Python as here; "
+                "where it asks for a token, copy ~/.ray/auth_token from there and export RAY_AUTH_MODE=token"
             )
             raise AuditError(f"no Ray cluster at {address}: {reason}", "" if address == LOCAL else hint) from None
         try:
