@@ -13,12 +13,14 @@ processor and as many threads (``semseal.runtime.audit.alice``).
 import hashlib
 import logging
 import os
+import secrets
 import socket
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +180,8 @@ def connected(address: str, jobs: int | None, picture_bytes: int) -> Iterator[tu
         try:
             if address == LOCAL:
                 # Ray's own choice for its workers is 15, behind everything else that runs here
-                with _variables({**_limits(max(1, cores // (jobs or cores))), "RAY_worker_niceness": "0"}):
+                variables = {**_limits(max(1, cores // (jobs or cores))), "RAY_worker_niceness": "0", **_token()}
+                with _variables(variables):
                     ray.init("local", **quiet, **own, object_store_memory=STORE_BYTES + 2 * picture_bytes)
             else:
                 _knock(address)
@@ -207,6 +210,13 @@ def _knock(address: str) -> None:
 def _limits(threads: int) -> dict[str, str]:
     """What keeps the libraries of a process from more threads than these."""
     return dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+
+
+@cache
+def _token() -> dict[str, str]:
+    """What lets nobody else into a local cluster, and leaves no file in the home folder; one for a process, as Ray keeps it."""
+    given = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    return {} if given else {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 @contextmanager
