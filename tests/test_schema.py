@@ -32,7 +32,7 @@ def written(small_bundle, tmp_path_factory):
 
 def test_the_published_schema_is_that_of_the_dataclasses():
     jsonschema.Draft202012Validator.check_schema(PUBLISHED)
-    assert schema(Results) == PUBLISHED, "python -m semseal.runtime.audit.schema > docs/results.schema.json"
+    assert schema(Results) == PUBLISHED, "python -m semseal.runtime.audit.results > docs/results.schema.json"
 
 
 def test_what_an_audit_writes_is_valid(written):

@@ -230,9 +230,9 @@ def last_row(run: Path) -> dict[str, Any]:
 
 def _launch(config: TrainConfig, devices: int) -> Fabric:
     """The processes and devices that share the batch. Raises TrainingError where they cannot be had."""
-    world = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
+    world, nodes = int(os.environ.get("LOCAL_WORLD_SIZE", devices)), int(os.environ.get("GROUP_WORLD_SIZE", 1))
     try:
-        fabric = Fabric(accelerator="auto", devices=world, strategy="ddp" if world > 1 else "auto")
+        fabric = Fabric(accelerator="auto", devices=world, num_nodes=nodes, strategy="ddp" if world * nodes > 1 else "auto")
     except (MisconfigurationException, TypeError) as error:
         raise TrainingError(f"{world} devices cannot be had here: {error}", "choose another number of --devices") from None
     fabric.launch()

@@ -13,10 +13,14 @@ processor and as many threads (``semseal.runtime.audit.alice``).
 import hashlib
 import logging
 import os
+import secrets
+import socket
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +75,7 @@ def measured(
         )
         sent: dict[Any, Any] = {}
         waiting = list(reversed(planned))
-        running: dict[Any, Any] = {}
+        running: dict[Any, Cell] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
@@ -115,7 +119,8 @@ def _parcel(ray: Any, sent: dict[Any, Any], work: Work, threads: int, packages: 
         return sent[key]
 
     def parcel() -> Parcel:
-        bare = replace(work, threads=threads, images=np.empty(0, np.float32), attacker_images=np.empty(0, np.float32))
+        nothing = np.empty(0, np.float32)
+        bare = replace(work, threads=threads, images=nothing, attacker_images=nothing)
         return Parcel(bare, work.bundle.name if is_packaged(work.bundle) else None, packages, _here(packages))
 
     return (
@@ -175,13 +180,20 @@ def connected(address: str, jobs: int | None, picture_bytes: int) -> Iterator[tu
         try:
             if address == LOCAL:
                 # Ray's own choice for its workers is 15, behind everything else that runs here
-                with _variables({**_limits(max(1, cores // (jobs or cores))), "RAY_worker_niceness": "0"}):
-                    ray.init(**quiet, **own, object_store_memory=STORE_BYTES + 2 * picture_bytes)
+                variables = {**_limits(max(1, cores // (jobs or cores))), "RAY_worker_niceness": "0", **_token()}
+                with _variables(variables):
+                    ray.init("local", **quiet, **own, object_store_memory=STORE_BYTES + 2 * picture_bytes)
             else:
-                ray.init(address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+                _knock(address)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)  # that it cannot be reached, which is an error below
+                    ray.init(address, **quiet)
+        except (OSError, OverflowError, RuntimeError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            hint = "ray start --head --ray-client-server-port 10001, on that machine, with the same Ray and Python as here"
+            hint = (
+                "ray start --head --ray-client-server-port 10001 on that machine, with the same Ray and Python as here; "
+                "where it asks for a token, copy ~/.ray/auth_token from there and export RAY_AUTH_MODE=token"
+            )
             raise AuditError(f"no Ray cluster at {address}: {reason}", "" if address == LOCAL else hint) from None
         try:
             yield ray, address == LOCAL
@@ -189,9 +201,22 @@ def connected(address: str, jobs: int | None, picture_bytes: int) -> Iterator[tu
             ray.shutdown()
 
 
+def _knock(address: str) -> None:
+    """Raises OSError or OverflowError where nobody listens: Ray would try for half a minute."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
 def _limits(threads: int) -> dict[str, str]:
     """What keeps the libraries of a process from more threads than these."""
     return dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+
+
+@cache
+def _token() -> dict[str, str]:
+    """What lets nobody else into a local cluster, and leaves no file in the home folder; one for a process, as Ray keeps it."""
+    given = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    return {} if given else {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 @contextmanager
@@ -208,6 +233,7 @@ def _variables(values: dict[str, str]) -> Iterator[None]:
 
 def _ray() -> Any:
     os.environ.setdefault("RAY_usage_stats_enabled", "0")  # it tells its makers of its use, unless this is set before
+    os.environ.setdefault("RAY_CLIENT_INITIAL_CONNECTION_TIMEOUT_S", "20")  # of a busy machine; 5 where nothing is set
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # and warns of this one
     try:
         import ray

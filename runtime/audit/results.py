@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from semseal.runtime import radio
 from semseal.runtime.attacks.whitebox import WhiteBoxSettings
 from semseal.runtime.audit.on_air import OnAir
-from semseal.runtime.audit.schema import mismatch
+from semseal.runtime.audit.schema import mismatch, schema
 from semseal.runtime.audit.settings import NO_NOISE, Cell, Place, Settings
 from semseal.runtime.environment import Environment
 from semseal.runtime.errors import AuditError
@@ -365,3 +365,7 @@ def place_key(place: Place) -> PlaceKey:
 def cell_of(row: PictureRow | GameRow) -> Cell:
     """The cell of a row."""
     return Cell(**{field.name: getattr(row, field.name) for field in dataclasses.fields(Cell)})
+
+
+if __name__ == "__main__":
+    print(json.dumps(schema(Results), indent=1))

@@ -3,11 +3,10 @@
 Results and what is in it ──┬─ schema ──── docs/results.schema.json (JSON Schema 2020-12), for other people's programs
                             └─ mismatch ── what Results.from_json refuses
 
-    python -m semseal.runtime.audit.schema > docs/results.schema.json     after a change of a field; a test says when
+    python -m semseal.runtime.audit.results > docs/results.schema.json     after a change of a field; a test says when
 """
 
 import dataclasses
-import json
 import types
 import typing
 from typing import Any
@@ -131,9 +130,3 @@ def _unlisted(owner: str, name: str, value: Any, at: str) -> str:
 
 def _optional(kind: Any) -> bool:
     return type(None) in typing.get_args(kind)
-
-
-if __name__ == "__main__":
-    from semseal.runtime.audit.results import Results
-
-    print(json.dumps(schema(Results), indent=1))
