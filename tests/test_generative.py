@@ -63,11 +63,11 @@ def test_what_is_received_guides(prior):
     model, sent = prior[0], bars(6, 9)
     received = halved(torch.from_numpy(sent), None).numpy().reshape(6, -1).view(np.complex64)
     settings = generative.GuidedSettings(8, 6, 10)
-    found = generative.restore(model, halved, received, bars(12, 5), 60.0, 1, settings, 0)
+    found = generative.restore(model, halved, received, 60.0, 1, settings, 0)
     unguided = flow.sample(model, None, 6, 8, 1, 0)
     assert found.shape == sent.shape
     assert psnr(sent, found).mean() > psnr(sent, unguided).mean() + 6
-    again = generative.restore(model, halved, received, bars(12, 5), 60.0, 1, settings, 0)
+    again = generative.restore(model, halved, received, 60.0, 1, settings, 0)
     np.testing.assert_array_equal(found, again)
 
 
@@ -76,9 +76,7 @@ def test_symbols_that_fit_no_picture_are_trusted_less(prior):
     clean = halved(torch.from_numpy(sent), None).numpy().reshape(6, -1).view(np.complex64)
     hidden = np.random.default_rng(1).permutation(clean.T).T.copy()
     settings = generative.GuidedSettings(8, 6, 10)
-    seen, invented = (
-        generative.restore(model, halved, symbols, bars(12, 5), 60.0, 1, settings, 0) for symbols in (clean, hidden)
-    )
+    seen, invented = (generative.restore(model, halved, symbols, 60.0, 1, settings, 0) for symbols in (clean, hidden))
     misfit = [
         np.square(halved(torch.from_numpy(found), None).numpy().reshape(6, -1) - symbols.view(np.float32)).mean()
         for found, symbols in ((seen, clean), (invented, hidden))
