@@ -122,7 +122,9 @@ def _inverse(scene: Scene, defense: Defense, snr: float, known: bool, advance: A
             "link": [scene.bundle.digest.hex(), dataclasses.asdict(scene.place)],
             "practice": [practised.name, str(snr), known],
         },
-        lambda: flow.new_flow(flow.shape_beside(*images.shape[2:], *scene.feature_shape), sizes.width, settings.seed),
+        lambda: flow.new_flow(
+            flow.shape_beside(scene.bundle.height, scene.bundle.width, *scene.feature_shape), sizes.width, settings.seed
+        ),
         lambda model: flow.train(
             model, images, sizes, settings.seed, given, advance=lambda pictures: advance(pictures * second)
         ),
@@ -136,4 +138,4 @@ def _features(scene: Scene, rows: Rows) -> Rows:
 
 
 def _digest(images: Images) -> str:
-    return hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
+    return hashlib.sha256(images.tobytes()).hexdigest()
