@@ -342,8 +342,8 @@ cli.add_command(receive)
 
 # packages that extras bring, by the name of their import; where a verb needs an extra whole, that is told by the verb
 EXTRAS = {
-    **dict.fromkeys(("torch", "onnx", "scipy", "skimage", "sklearn"), "cpu,train,audit"),
-    **dict.fromkeys(("lightning_fabric", "onnxscript", "safetensors"), "cpu,train"),
+    **dict.fromkeys(("torch", "onnx", "safetensors", "scipy", "skimage", "sklearn"), "cpu,train,audit"),
+    **dict.fromkeys(("lightning_fabric", "onnxscript"), "cpu,train"),
     **dict.fromkeys(("jinja2", "joblib", "matplotlib"), "cpu,audit"),
     **dict.fromkeys(("psutil", "hdrh"), "cpu,bench"),
     "cyclonedx": "check",

@@ -32,7 +32,7 @@ REFINED_FROM, REFINED_TO = 0.5, 0.1  # the noise, in standard deviations of the 
 REFINED_LEVELS = 6
 REFINE = 0.03  # the first step of that, of values in 0..1
 JUDGED_AT = 0.5  # the noise that takes from an answer what only fits the symbols and is in no picture
-MAX_UNEXPLAINED = 0.4  # of the variance of a real value, which is 0.5: any picture explains as much
+MAX_UNEXPLAINED = 0.8  # of the power beyond the noise: a picture that explains less was not sent
 MIN_NOISE = 1e-5  # variance of a real value of the symbols: what is differentiated is no closer to the engine
 PULL = 0.5  # the first step of a search, in standard deviations of the guess that it starts from
 
@@ -80,7 +80,7 @@ def restore(
             send = _sender(transmitter, h, loud)
             found = _sampled(search, send, target, variance, settings.levels, settings.pulls, fresh=True)
             found, unexplained = _refined(search, send, found, target, variance)
-            again = unexplained > MAX_UNEXPLAINED
+            again = unexplained > MAX_UNEXPLAINED * (target.square().flatten(1).mean(dim=1) - variance)
             if again.any():
                 found[again] = _sampled(search, send, target[again], variance[again], 2 * settings.levels, 0, fresh=False)
             out.append(found.cpu())

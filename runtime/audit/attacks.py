@@ -275,7 +275,6 @@ ATTACKS = (
         generative.guided,
         cost=generative.guided_cost,
         optimised=True,
-        recorded=True,
         invents=True,
     ),
     Attack(
@@ -285,7 +284,6 @@ ATTACKS = (
         "none",
         generative.black_box,
         cost=generative.black_box_cost,
-        recorded=True,
         invents=True,
     ),
     Attack(
