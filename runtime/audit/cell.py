@@ -9,6 +9,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -61,7 +62,8 @@ def measure(scene: Scene, cell: Cell, file: Path, advance: Advance = lambda seco
     """Measure a cell and write its file, unless it is there. Raises as ``answer``."""
     if file.exists():
         return
-    more: dict[str, NDArray[np.float64]] = {}
+    found: Answer
+    more: dict[str, Any] = {}
     if cell.attack == "bob":
         found, more = _bob(scene, DEFENSES[cell.defense])
     else:
@@ -82,7 +84,7 @@ def measure(scene: Scene, cell: Cell, file: Path, advance: Advance = lambda seco
     write_atomically(file, buffer.getvalue())
 
 
-def _bob(scene: Scene, defense: Defense) -> tuple[Images, dict[str, NDArray[np.float64]]]:
+def _bob(scene: Scene, defense: Defense) -> tuple[Images, dict[str, Any]]:
     """What Bob gets, and the ``OnAir`` of what Alice sent for it."""
     frames, received = scene.received_by_bob(defense)
     sent = np.stack([frame.symbols for frame in frames])
