@@ -35,7 +35,7 @@ class Radio:
     ``estimation``: how a receiver gets to know its channel, from the pilots by least squares or linear MMSE, or by being told.
     The carrier's frequency is off by a draw within ``cfo_ppm`` either way; what pilots do not show of that stays. The phase of
     the oscillator is a random walk with a line of ``linewidth_hz``. The transmitter's samples are clipped at ``clip_db`` above
-    their mean power. 0, or None for the clipping, leaves an impairment out.
+    the power of a full OFDM symbol. 0, or None for the clipping, leaves an impairment out.
     """
 
     estimation: str = "lmmse"  # of ESTIMATIONS
@@ -148,12 +148,12 @@ def from_waveform(samples: Symbols, k: int) -> Symbols:
 
 
 def clipped(grid: Symbols, radio: Radio) -> Symbols:
-    """A grid [n, L, K] after a transmitter that cannot be louder than ``clip_db`` above the mean power of the frame."""
+    """A grid [n, L, K] of symbols of unit power after a transmitter that cannot be louder than ``clip_db`` above theirs."""
     if radio.clip_db is None:
         return grid
     samples = waveform(grid, 2 * radio.fft)
     power = np.square(np.abs(samples))
-    largest = power.mean(axis=(1, 2), keepdims=True) * np.float32(10 ** (radio.clip_db / 10))
+    largest = np.float32(radio.subcarriers / samples.shape[-1] * 10 ** (radio.clip_db / 10))
     samples *= np.sqrt(np.minimum(largest / np.maximum(power, np.float32(1e-12)), 1))
     return from_waveform(samples, radio.subcarriers)
 

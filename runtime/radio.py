@@ -15,6 +15,7 @@ not know the profile.
 
 import functools
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -75,9 +76,8 @@ def linear(
     response = draw_response(kind, n, len(at), radio, 1, rng)
     response *= draw_oscillator(n, len(at), radio, rng).mean(axis=-1)[:, None, :, None]
     noise = _noise(response.shape, sigma2, rng)
-    known, wrong = estimate(response * ofdm.pilots(radio) + noise, at, sigma2, radio, response)
-    gain, _ = combine(known, response, sigma2 + wrong)
-    rest, _ = combine(known, noise, sigma2 + wrong)
+    known = estimate(response * ofdm.pilots(radio) + noise, at, sigma2, radio, response)
+    gain, rest = (combine(known, part, sigma2)[0] for part in (response, noise))
     gain *= ofdm.to_grid(np.ones((1, n_symbols), np.complex64), radio)  # as symbols are turned
     return ofdm.from_grid(gain, n_symbols, radio), ofdm.from_grid(rest, n_symbols, radio)
 
@@ -123,17 +123,30 @@ def draw_oscillator(n: int, length: int, radio: Radio, rng: np.random.Generator)
     return np.exp(1j * phase).astype(np.complex64)
 
 
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """The response [n, antennas, L, K] as a receiver knows it, and what it knows of that.
+
+    The mean power of its mistakes, and how much power they add, of each antenna. Those of linear MMSE add none: what it gives
+    is the mean of what the response may be.
+    """
+
+    response: Symbols
+    wrong: float
+    excess: float
+
+
 def estimate(
     received: Symbols, at: NDArray[np.bool_], sigma2: float, radio: Radio, response: Symbols | None = None
-) -> tuple[Symbols, float]:
-    """The response [n, antennas, L, K] as a receiver knows it, and the power of its mistakes.
+) -> Estimate:
+    """The response of ``received`` [n, antennas, L, K], of which ``at`` [L] hold pilots.
 
     At the pilots in frequency first; then the turn of the carrier from one to the next; then between them in time, on a line.
     ``response`` is what a receiver is told that knows it all.
     """
     if radio.estimation == "perfect":
         assert response is not None
-        return response, 0.0
+        return Estimate(response, 0.0, 0.0)
     sent = ofdm.pilots(radio)[:: ofdm.COMB]
     there = received[:, :, at, :: ofdm.COMB] / sent  # [n, antennas, P, K / 2]
     smooth, wrong = _smoother(radio, float(sigma2))
@@ -147,14 +160,23 @@ def estimate(
     between = np.stack([np.interp(steps, places, one) for one in np.eye(len(places))], axis=1).astype(np.complex64)  # [L, P]
     known = between @ fine
     known *= np.exp(1j * rate[:, None] * steps).astype(np.complex64)[:, None, :, None]
-    return known, wrong
+    if radio.estimation == "ls":
+        wrong *= float(np.square(between.real)[~at].sum(axis=1).mean())  # as two are averaged
+        return Estimate(known, wrong, wrong)
+    return Estimate(known, wrong, 0.0)
 
 
-def combine(known: Symbols, received: Symbols, noise: float) -> tuple[Symbols, NDArray[np.float32]]:
-    """Antennas [n, antennas, L, K] by maximum ratio and linear MMSE, [n, L, K], and how much of a symbol comes out of that."""
-    power = np.square(np.abs(known)).sum(axis=1)
-    gain: NDArray[np.float32] = power / (power + np.float32(noise))
-    equalised = (known.conj() * received).sum(axis=1) / (power + np.float32(noise))
+def combine(known: Estimate, received: Symbols, sigma2: float) -> tuple[Symbols, NDArray[np.float32]]:
+    """Antennas [n, antennas, L, K] by maximum ratio and linear MMSE, [n, L, K], and how much of a symbol comes out of that.
+
+    Without ``excess`` a receiver would take the noise in its estimate for signal, and what comes out for louder than it is.
+    """
+    power = np.square(np.abs(known.response)).sum(axis=1)
+    all_in = power + np.float32(sigma2 + known.wrong)
+    mean = power.mean(axis=(1, 2), keepdims=True)
+    of_signal = np.maximum(1 - known.response.shape[1] * np.float32(known.excess) / mean, np.float32(0.1))
+    gain: NDArray[np.float32] = power / all_in * of_signal
+    equalised = (known.response.conj() * received).sum(axis=1) / all_in
     return equalised.astype(np.complex64), gain
 
 
@@ -173,8 +195,7 @@ def _through(
             samples = ofdm.waveform(received[:, antenna], radio.fft) * oscillator
             received[:, antenna] = ofdm.from_waveform(samples, radio.subcarriers)
     received += _noise(received.shape, sigma2, rng)
-    known, wrong = estimate(received, at, sigma2, radio, told)
-    equalised, gain = combine(known, received, sigma2 + wrong)
+    equalised, gain = combine(estimate(received, at, sigma2, radio, told), received, sigma2)
     out = ofdm.from_grid(equalised, count, radio)
     if unbiased:
         out /= gain[:, ~at].reshape(n, -1)[:, :count].mean(axis=1, keepdims=True)

@@ -54,7 +54,7 @@ def test_an_audit_of_two_channels_stands_side_by_side(edge_bundle, tmp_path):
     names = sorted(path.name for path in (out / "cells").iterdir())
     assert any("tdl-c-eve10-tdl-c-x4-" in name for name in names)
     ((_, panels),) = channel_panels(results)
-    assert [panel.title for panel in panels][:2] == ["no defence: Bob", "no defence: Eve's best attack"]
+    assert [panel.title for panel in panels][:2] == ["no defence: Bob, 10 dB", "no defence: Eve's best attack"]
     assert all(panel.drawing.startswith("<svg") for panel in (*panels, *peak_panels(results)))
     assert all("TDL-C" in panel.drawing for panel in panels)
     page, tables = (out / "report.html").read_text(), (out / "tables.md").read_text()

@@ -97,7 +97,7 @@ def test_combining_and_equalising_are_sionnas_linear_mmse(antennas):
 
     known = radio.draw_response("tdl-c", 2, 3, SMALL, antennas, np.random.default_rng(2))
     received = known * unit(6, 120).reshape(2, 1, 3, 120) + radio._noise(known.shape, 0.1, np.random.default_rng(3))
-    ours, gain = radio.combine(known, received, 0.1)
+    ours, gain = radio.combine(radio.Estimate(known, 0.0, 0.0), received, 0.1)
     y, h = (torch.from_numpy(np.moveaxis(array, 1, -1).copy()) for array in (received, known))
     s = 0.1 * torch.eye(antennas, dtype=torch.complex64).expand(2, 3, 120, antennas, antennas)
     theirs, noise = lmmse_equalizer(y, h[..., None], s)  # which divides by the gain
@@ -158,6 +158,19 @@ def test_with_all_known_what_is_left_is_what_the_gain_says():
     assert radio.effective_noise(symbols, received) == pytest.approx((1 - gain) / gain, rel=0.2)
     assert np.square(np.abs(received)).mean(axis=1) - 1 == pytest.approx((1 - gain) / gain, abs=0.03)  # as a receiver measures
     assert np.real(received * symbols.conj()).mean(axis=1) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("antennas", [1, 4])
+@pytest.mark.parametrize("estimation", ofdm.ESTIMATIONS)
+@pytest.mark.parametrize("snr", [3.0, 10.0, 20.0])
+def test_whoever_estimates_knows_the_gain_and_so_the_noise(estimation, antennas, snr):
+    """Symbols come out with a gain of 1, and what their power exceeds 1 by is the noise: what a model is then told."""
+    form = dataclasses.replace(SMALL, estimation=estimation)
+    symbols = unit(64, 1200)
+    received = radio.transmit("tdl-c", symbols, snr, np.random.default_rng(3), form, antennas, unbiased=True)
+    left = np.median(radio.effective_noise(symbols, received))
+    assert np.median(np.real(received * symbols.conj()).mean(axis=1)) == pytest.approx(1, abs=0.15 * left + 0.01)
+    assert np.median(np.square(np.abs(received)).mean(axis=1) - 1) == pytest.approx(left, rel=0.35, abs=0.006)
 
 
 def test_less_knowledge_is_more_noise():

@@ -98,8 +98,7 @@ def advantages(
 @rc_context(RC)
 def rates(points: Sequence[Point], snrs: Sequence[float], chance: float, floor: float) -> str:
     """How often Eve names the picture, on a log axis from ``floor`` to 1, one entry for each defence, with exact bounds."""
-    ticks = [tick for tick in (0.001, 0.01, 0.1, 1) if tick >= floor]
-    words = [f"{100 * tick:g} %" for tick in ticks]
+    ticks, words = _rate_ticks(floor)
     if len(snrs) == 1:
         names = list(dict.fromkeys(point.name for point in points))
         figure, axes = new_figure(62 + 24 * len(names), left=NAME_PX, right=24, top=22)
@@ -130,6 +129,11 @@ def rates(points: Sequence[Point], snrs: Sequence[float], chance: float, floor: 
     return svg(figure)
 
 
+def _rate_ticks(floor: float) -> tuple[list[float], list[str]]:
+    ticks = [tick for tick in (0.001, 0.01, 0.1, 1.0) if tick >= floor]
+    return ticks, [f"{100 * tick:g} %" for tick in ticks]
+
+
 @rc_context(RC)
 def against_cost(points: Sequence[Balanced], what: str) -> str:
     """One panel: leakage over what Bob loses; the best corner, no leakage at no cost, is marked by two dashed lines."""
@@ -153,20 +157,29 @@ def against_cost(points: Sequence[Balanced], what: str) -> str:
 
 @rc_context(RC)
 def over_channels(points: Sequence[Point], title: str, whose: str, floor: float | None = None) -> str:
-    """One panel: a line for each channel over the SNRs of ``whose``, or, with a single SNR, a row. Log with a ``floor``."""
+    """One panel: a line for each channel over the SNRs of ``whose``, or, with a single SNR, a row.
+
+    With a ``floor`` these are rates, on a log axis from there to 1.
+    """
     snrs, names = sorted({point.snr or 0.0 for point in points}), list(dict.fromkeys(point.name for point in points))
     if len(snrs) == 1:
         figure, axes = new_figure(46 + 24 * len(names), left=NAME_PX, right=24)
         if floor is not None:
             axes.set_xscale("log")
+            axes.set_xlim(floor, 1.15)
+            axes.set_xticks(*_rate_ticks(floor))
+            axes.minorticks_off()
         for point in points:
             _dot(axes, point, names.index(point.name), CHANNEL_STYLES[point.name], floor)
         name_rows(axes, names)
-        axes.set_xlabel(f"{title}; {whose} SNR {snrs[0]:g} dB", color=PALE_INK)
+        axes.set_xlabel(title, color=PALE_INK)
         return svg(figure)
     figure, axes = new_figure(300, left=54, right=NAME_PX + 14, top=30)
     if floor is not None:
         axes.set_yscale("log")
+        axes.set_ylim(floor, 1.15)
+        axes.set_yticks(*_rate_ticks(floor))
+        axes.minorticks_off()
     labels = {}
     for name in names:
         line = [point for point in points if point.name == name]
@@ -189,7 +202,7 @@ def peaks(rows: Mapping[str, AirRow]) -> str:
         axes.plot(levels, shares, style.dashes, color=style.colour, linewidth=1.6, label=name)
     axes.set_ylim(lowest, 1.2)
     axes.legend(frameon=False, fontsize=FONT_PX - 2, loc="lower left")
-    axes.set_title("share of OFDM symbols with a higher peak", loc="left", fontsize=FONT_PX, color=PALE_INK)
+    axes.set_title("OFDM symbols with a higher peak", loc="left", fontsize=FONT_PX, color=PALE_INK)
     axes.set_xlabel("peak over mean power, dB", color=PALE_INK)
     return svg(figure)
 
