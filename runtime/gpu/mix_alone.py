@@ -12,8 +12,10 @@ first, those of the last rows by threads that have nothing else to do. Only word
 the pads. Each exchange has memory of its own.
 """
 
+from semseal.runtime.gpu.mix_source import PLANAR
+
 SOURCE = r"""
-constexpr int WARPS = THREADS / 32, SLABS = (A + G - 1) / G, SLICES = (B + G - 1) / G, PITCH = C + 1;
+constexpr int WARPS = THREADS / 32, SLABS = (A + G - 1) / G, SLICES = (B + G - 1) / G, PITCH = C + 1, SLAB_PITCH = B * PITCH;
 constexpr int HELD_ROWS = SLABS * B, TILE_ROWS = SLABS * B > SLICES * A ? SLABS * B : SLICES * A;
 constexpr int SUMS = G * WARPS;  // of the warps of an image
 static_assert(THREADS % 32 == 0, "");
@@ -40,7 +42,7 @@ constexpr int COLUMNS_AT = POWERS_AT + 2 * 4 * SUMS, PLACES_AT = COLUMNS_AT + 4 
 constexpr int MASKS_AT = PLACES_AT + 4 * TILE_ROWS, ARENA_BYTES = MASKS_AT + 4 * HELD_ROWS * MASK_WORDS;
 static_assert(ARENA_BYTES <= ROOM, "the layout knows how much a block has");
 #define CLUSTER __cluster_dims__(G, 1, 1)
-
+""" + PLANAR + r"""
 #ifndef SHIM
 template <class T> struct far { unsigned at, arrival; };  // into another block's memory, and what counts there
 template <class T> static __device__ T* part(char* arena, int at, int) { return (T*)(arena + at); }
@@ -153,34 +155,25 @@ static __device__ int made_at(int t, int first, int rows)
     }
     return -1 - t;
 }
-static __device__ void make(const Memory& m, INPUT(unsigned) key, int block)
+static __device__ void keep(const Memory& m, int block, const unsigned (&words)[16])
 {
-    unsigned words[16];
-    chacha(key, block, [&](int i, unsigned word) { words[i] = word; });
     #pragma unroll
     for (int i = 0; i < 16; i += 4) store4(m.stream, block * STREAM_PITCH + i, words + i);
-}
-static __device__ void make_pads(const Memory& m, INPUT(unsigned) key, int block)
-{
-    unsigned words[16];
-    chacha(key, PAD_WORDS / 16 + block, [&](int i, unsigned word) { words[i] = word; });
-    for (int to = FIRST_PAD_RANK; to <= LAST_RANK; to++) {
-        #pragma unroll
-        for (int i = 0; i < 16; i += 4) push4(towards(m.pads, m.arrivals, FROM_FEATURES, to), block * STREAM_PITCH + i, words + i);
-    }
 }
 template <bool BACK, bool PADS_TOO>
 static __device__ void make_rows_signs(const Memory& m, INPUT(unsigned) key, int first, int rows)
 {
     for (int t = THREADS - 1 - m.thread;; t += THREADS) {
-        const int block = made_at<BACK>(t, first, rows);
-        if (block >= 0) {
-            make(m, key, block);
-            continue;
+        const int own = made_at<BACK>(t, first, rows), pad = (-1 - own) * G + m.rank;
+        if (own < 0 && (!PADS_TOO || pad >= PAD_BLOCKS)) break;
+        unsigned words[16];
+        chacha(key, own >= 0 ? own : PAD_WORDS / 16 + pad, [&](int i, unsigned word) { words[i] = word; });
+        if (own >= 0) keep(m, own, words);
+        for (int to = own >= 0 ? LAST_RANK + 1 : FIRST_PAD_RANK; to <= LAST_RANK; to++) {
+            #pragma unroll
+            for (int i = 0; i < 16; i += 4)
+                push4(towards(m.pads, m.arrivals, FROM_FEATURES, to), pad * STREAM_PITCH + i, words + i);
         }
-        const int pad = (-1 - block) * G + m.rank;
-        if (!PADS_TOO || pad >= PAD_BLOCKS) break;
-        make_pads(m, key, pad);
     }
 }
 template <bool BACK>
@@ -191,7 +184,11 @@ static __device__ void make_last_signs(const Memory& m, INPUT(unsigned) key, int
         if (rows > 0) low = max(low, (2 * LAYER + (first + rows - 1) * C / 32 + MASK_WORDS - (C % 32 == 0)) / 16 + 1);
         high = min(high, COLUMN_SIGNS / 16 - 1);
     }
-    for (int block = low + THREADS - 1 - m.thread; block <= high; block += THREADS) make(m, key, block);
+    for (int block = low + THREADS - 1 - m.thread; block <= high; block += THREADS) {
+        unsigned words[16];
+        chacha(key, block, [&](int i, unsigned word) { words[i] = word; });
+        keep(m, block, words);
+    }
 }
 
 static __device__ void make_columns(const Memory& m)
@@ -339,19 +336,9 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) mix(
         expects(m.arrivals, REST, 16 * SUMS);
     }
     begun();
-    // a channel is one run: a warp reads neighbours, and writes to different banks
-    constexpr int PLANE = REALS / CHANNELS, RUN = (HELD_ROWS * C + CHANNELS - 1) / CHANNELS + (HELD_ROWS * C % CHANNELS != 0);
-    INPUT(feature) mine = features + (size_t)image * REALS;
     float loud = 0;
-    #pragma unroll 16
-    for (int t = m.thread; m.thread < LOADERS && t < CHANNELS * RUN; t += LOADERS) {
-        const int channel = t / RUN, position = from / CHANNELS + t % RUN, e = position * CHANNELS + channel;
-        if (e < from || e >= end) continue;
-        const float x = widen(mine[channel * PLANE + position]);
-        const int at = e - from;
-        m.tiles[0][at / C * PITCH + at % C] = x;
-        loud += x * x;
-    }
+    if (m.thread < LOADERS)
+        loud = load_features(m.tiles[0], features + (size_t)image * REALS, from, end, m.thread / 32, LOADERS / 32, m.lane);
     all_begun();
     give(m, m.powers, FROM_FEATURES, across(loud));
     make_rows_signs<false, true>(m, key, first, rows);
@@ -370,8 +357,6 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) mix(
     }
     __syncthreads();
 
-    give(m, m.powers + SUMS, TO_SLICES, across(noise));
-    const bool has_row = m.thread < rows;
     for (int r = m.thread; r < rows; r += THREADS) {
         float x[C];
         #pragma unroll
@@ -384,6 +369,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) mix(
     }
     rows_met();
     over_b(m, slabs, 0, 1, TO_SLICES);
+    give(m, m.powers + SUMS, TO_SLICES, across(noise));
     make_columns(m);
     for (int r = THREADS - 1 - m.thread; r < kept; r += THREADS) {
         const int place = place_of(row_of(rank, r), [&](int w) { return word_of(m, TURNS + w); });
@@ -414,7 +400,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) mix(
     power = 2 * sum / REALS;
     unit = 1 / sqrtf(power < LEAST_POWER ? LEAST_POWER : power);
     const float for_pads = sqrtf(SIZE / 2 / (unit * unit * sum + total(m, m.powers + SUMS))), for_features = unit * for_pads;
-    if (has_row) arrived(m.arrivals, TO_PLACES);
+    if (m.thread < rows) arrived(m.arrivals, TO_PLACES);
     for (int r = m.thread; r < rows; r += THREADS) {
         float x[C];
         #pragma unroll
@@ -460,7 +446,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) mix(
     arrived(m.arrivals, ENERGY);
 
     // every real is rounded once: the factor in two parts
-    const double factor = sqrt(SIZE / 2 / total(m, m.sums));
+    const double factor = rsqrt(total(m, m.sums) / (SIZE / 2));
     const float most = (float)factor, least = (float)(factor - most);
     const auto scaled = [&](int e) {
         const float x = m.tiles[3][e / C * PITCH + e % C];
@@ -586,14 +572,6 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) unmix(
     }
     __syncthreads();
 
-    constexpr int PLANE = REALS / CHANNELS, RUN = (HELD_ROWS * C + CHANNELS - 1) / CHANNELS + (HELD_ROWS * C % CHANNELS != 0);
-    const span<feature> out = features + (size_t)image * REALS;
-    #pragma unroll 8
-    for (int t = m.thread; t < CHANNELS * RUN; t += THREADS) {
-        const int channel = t / RUN, position = from / CHANNELS + t % RUN, e = position * CHANNELS + channel;
-        if (e < from || e >= end) continue;
-        const int at = e - from;
-        out[channel * PLANE + position] = narrow((float)SOFTER * m.tiles[3][at / C * PITCH + at % C]);
-    }
+    store_features(m.tiles[3], features + (size_t)image * REALS, from, end, m.thread / 32, WARPS, m.lane);
 }
 """

@@ -12,6 +12,8 @@ others stay inside. Undoing it is the same backwards. With one block there is no
 a block has room for the image.
 """
 
+from semseal.runtime.gpu.mix_source import PLANAR
+
 SOURCE = r"""
 constexpr int WARPS = THREADS / 32, SLABS = (A + G - 1) / G, SLICES = (B + G - 1) / G, PITCH = C + 1;
 constexpr int HELD_ROWS = SLABS * B, TILE_ROWS = SLABS * B > SLICES * A ? SLABS * B : SLICES * A;
@@ -22,9 +24,10 @@ constexpr bool KEPT_IN_WARPS = A == 32 && C == 32 && G == 1;  // and rows of a s
 constexpr int CHUNK = (BLOCKS + G - 1) / G, CHUNK_WORDS = CHUNK * 16;
 constexpr int SUMS = G * WARPS;  // of the warps of an image
 static_assert(THREADS % 32 == 0 && SLICES * C <= THREADS, "a thread holds one column");
-// threads that make the stream and nothing else, while the others fetch the image; none where other blocks fill the time
-constexpr int MAKERS = RESIDENT == 1 && CHUNK * 2 <= THREADS ? (CHUNK + 31) / 32 * 32 : 0, LOADERS = THREADS - MAKERS;
-constexpr int LOADS = G == 1 ? 12 : 16;  // of a thread at a time
+constexpr bool EVERY_THREAD = SLICES * C == THREADS && SLICES * G == B;  // and there are no others
+// threads that make the stream and nothing else: with several blocks while others fetch the image, with one while others write it
+constexpr int MAKERS = (RESIDENT == 1 || G == 1) && CHUNK + 32 <= THREADS ? (CHUNK + 31) / 32 * 32 : 0, OTHERS = THREADS - MAKERS;
+constexpr int LOADS = 8;  // of a thread at a time
 
 // the shared memory of a block, in bytes
 constexpr int TILE_AT = 0, STREAM_AT = TILE_AT + 4 * TILE, SUMS_AT = (STREAM_AT + CHUNK * 17 * 4 + 15) / 16 * 16;
@@ -38,7 +41,7 @@ static_assert(ARENA_BYTES <= ROOM, "the layout knows how much a block has");
 #else
 #define CLUSTER __cluster_dims__(G, 1, 1)
 #endif
-
+""" + PLANAR + r"""
 #ifndef SHIM
 #if G == 1
 template <class T> using far = T*;  // into the memory of any block of an image
@@ -83,24 +86,16 @@ static __device__ void meet()  // of all threads of an image: what was written b
 }
 #endif
 template <class T> static __device__ T* part(char* arena, int at, int) { return (T*)(arena + at); }
-template <class T> static __device__ void fetch_ahead(const T* from, int count, int rank)  // into L2, all blocks together
+static __device__ int unforeseen(int x)  // so that nothing is kept in registers from one image to the next
 {
-    for (int i = (rank * THREADS + threadIdx.x) * (128 / sizeof(T)); i < count; i += G * THREADS * (128 / sizeof(T)))
+    asm volatile("" : "+r"(x));
+    return x;
+}
+template <class T> static __device__ void fetch_ahead(const T* from, int count)  // into L2
+{
+    for (int i = threadIdx.x * (128 / sizeof(T)); i < count; i += THREADS * (128 / sizeof(T)))
         asm volatile("prefetch.global.L2 [%0];" ::"l"(from + i));
 }
-static __device__ int multiprocessors()
-{
-    int count;
-    asm("mov.u32 %0, %nsmid;" : "=r"(count));
-    return count;
-}
-#if STREAMING
-static __device__ void store_once(float* to, float x) { __stcs(to, x); }  // nobody on this GPU reads it soon
-static __device__ void store_once(unsigned short* to, unsigned short x) { __stcs(to, x); }
-#else
-static __device__ void store_once(float* to, float x) { *to = x; }  // nobody on this GPU reads it soon
-static __device__ void store_once(unsigned short* to, unsigned short x) { *to = x; }
-#endif
 #endif
 
 struct Memory {
@@ -153,12 +148,10 @@ static __device__ unsigned column_word(const Memory& m, int w)  // of the column
 }
 static __device__ void fetch_keys(const Memory& m)
 {
-    if (G == 1) return;
     for (int i = m.thread; i < 3 * TURN; i += THREADS) m.turns[i] = word_of(m, TURNS + i);
     for (int i = m.thread; i < C + 2; i += THREADS) m.words[i] = word_of(m, i < C ? ORDER + i : COLUMN_SIGNS + i - C);
 }
-// where a row of this block lies, of its slabs and of its slices
-static __device__ int held(int r) { return r / B * SLAB_PITCH + r % B * PITCH; }
+// where a row of a block's slices lies
 static __device__ int kept_at(int slice, int i) { return G == 1 ? i * SLAB_PITCH + slice * PITCH : (slice * A + i) * PITCH; }
 static __device__ void make_tables(const Memory& m)  // behind a barrier of the block
 {
@@ -238,6 +231,11 @@ static __device__ void shuffled(const Memory& m, float (&x)[A], int slice, int k
     }
 }
 
+static __device__ float unit_of(const Memory& m)  // what brings the features to power 1
+{
+    const float power = 2 * total(m, m.powers) / REALS;
+    return 1 / sqrtf(power < LEAST_POWER ? LEAST_POWER : power);
+}
 static __device__ Mask column_signs(const Memory& m)  // read by every row: what a loop keeps of it takes registers
 {
     Mask mask;
@@ -248,7 +246,7 @@ static __device__ Mask column_signs(const Memory& m)  // read by every row: what
 
 static __device__ Memory begin(char* arena, int rank)
 {
-    const int thread = threadIdx.x;
+    const int thread = unforeseen(threadIdx.x);
     return {part<float>(arena, TILE_AT, TILE), part<unsigned>(arena, STREAM_AT, CHUNK * 17),
             part<double>(arena, SUMS_AT, 2 * SUMS), part<float>(arena, POWERS_AT, 2 * SUMS),
             part<unsigned>(arena, TURNS_AT, 3 * TURN), part<unsigned>(arena, WORDS_AT, C + 2),
@@ -256,61 +254,48 @@ static __device__ Memory begin(char* arena, int rank)
             part<unsigned long long>(arena, PLACES_AT, MASK_WORDS * SLICES * A), rank, thread, thread % 32};
 }
 
-// features[batch][CHANNELS][REALS / CHANNELS], keys[batch][KEY], on_air[batch][SIZE], scales[batch]
-extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
-    INPUT(feature) features, INPUT(unsigned) keys, span<float> on_air, span<float> scales)
+// One image, whose key stream is made but for a barrier. A block that takes one after the other makes the next one's
+static __device__ void mix_image(
+    const Memory& m, INPUT(feature) features, INPUT(unsigned) keys, span<float> on_air, span<float> scales, int image, int images)
 {
-    ARENA(arena);
-    const int image = blockIdx.x / G, rank = blockIdx.x % G;
-    const Memory m = begin(arena, rank);
-    const int slabs = min(SLABS, A - rank * SLABS), rows = slabs * B, first = rank * HELD_ROWS;  // slabs of the last may be < 0
+    const int rank = m.rank, slabs = min(SLABS, A - rank * SLABS), rows = slabs * B, first = rank * HELD_ROWS;  // slabs may be < 0
     const int from = first * C, end = min(REALS, from + rows * C);  // its reals that are features
+    const int kept = max(0, min(SLICES, B - rank * SLICES)) * A;
     const auto stream = [&](int w) { return word_of(m, w); };
 
-    if (PREFETCH == 2) {
-        const int next = image + multiprocessors() * RESIDENT / G;
-        if (next < (int)gridDim.x / G) fetch_ahead(features + (size_t)next * REALS, REALS, rank);
-    }
-    make_stream(m, keys + (size_t)image * KEY);
-    // a channel is one run: a warp reads neighbours, and writes to different banks
-    constexpr int PLANE = REALS / CHANNELS, RUN = (HELD_ROWS * C + CHANNELS - 1) / CHANNELS + (HELD_ROWS * C % CHANNELS != 0);
-    INPUT(feature) mine = features + (size_t)image * REALS;
-    float loud = 0;
-    #pragma unroll(LOADS)
-    for (int t = m.thread - MAKERS; t >= 0 && t < CHANNELS * RUN; t += LOADERS) {
-        const int channel = t / RUN, position = from / CHANNELS + t % RUN, e = position * CHANNELS + channel;
-        if (e < from || e >= end) continue;
-        const float x = widen(mine[channel * PLANE + position]);
-        const int at = e - from;
-        m.tile[held(at / C) + at % C] = x;
-        loud += x * x;
+    if (G == 1) __syncthreads();
+    float loud = 0, noise = 0;
+    if (G == 1 || m.thread >= MAKERS) {
+        const int warp = (G == 1 ? m.thread : m.thread - MAKERS) / 32;
+        loud = load_features(m.tile, features + (size_t)image * REALS, from, end, warp, G == 1 ? WARPS : OTHERS / 32, m.lane);
     }
     give(m, m.powers, across(loud));
-    meet();
-
-    fetch_keys(m);
-    const float sum = total(m, m.powers), power = 2 * sum / REALS;
-    const float unit = 1 / sqrtf(power < LEAST_POWER ? LEAST_POWER : power);
-    float noise = 0;
+    if (G > 1) meet();
+    if (G > 1) fetch_keys(m);
     for (int e = max(from, REALS) + m.thread; e < from + rows * C; e += THREADS) {
         const int i = PAD_WORDS + e - REALS, at = e - from;
         const float x = pad_of(stream(i), stream(i + PADS), stream(i + 2 * PADS), stream(i + 3 * PADS));
-        m.tile[held(at / C) + at % C] = x / unit;  // as loud as the features, whose factor comes later
+        m.tile[held(at / C) + at % C] = x;
         noise += x * x;
     }
     give(m, m.powers + SUMS, across(noise));
-    if (PREFETCH == 1) {
-        const int next = image + multiprocessors() * RESIDENT / G;
-        if (next < (int)gridDim.x / G) fetch_ahead(features + (size_t)next * REALS, REALS, rank);
-    }
+    if (G == 1) make_tables(m);
     __syncthreads();
 
-    make_tables(m);
+    if (G > 1) make_tables(m);
+    const int next = image + gridDim.x / G;
+    if (G == 1 && next < images) fetch_ahead(features + (size_t)next * REALS, REALS);
+    float unit = unit_of(m);
     for (int r = m.thread; r < rows; r += THREADS) {
         const span<float> row = m.tile + held(r);
         float x[C];
         #pragma unroll
         for (int k = 0; k < C; k++) x[k] = row[k];
+        const int left = REALS - (first + r) * C;  // features of this row and those behind it
+        if (PADS && left < C) {  // pads become as loud as the features, whose factor comes later
+            #pragma unroll
+            for (int k = 0; k < C; k++) x[k] = k < left ? x[k] : x[k] / unit;
+        }
         flip(x, column_signs(m));
         along_c(x);
         flip(x, mask_of(0, first + r, stream));
@@ -322,7 +307,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
     meet();
 
     const int slice = m.thread / C, k = m.thread % C, j = rank * SLICES + slice;
-    const bool has = slice < SLICES && j < B;
+    const bool has = EVERY_THREAD || (slice < SLICES && j < B);
     {
         float x[A];
         if (has) {
@@ -334,7 +319,9 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
     }
     meet();
 
-    const float for_pads = sqrtf(SIZE / 2 / (unit * unit * sum + total(m, m.powers + SUMS))), for_features = unit * for_pads;
+    unit = unit_of(m);
+    const float for_pads = sqrtf(SIZE / 2 / (unit * unit * total(m, m.powers) + total(m, m.powers + SUMS)));
+    const float for_features = unit * for_pads;
     for (int r = m.thread; r < rows; r += THREADS) {
         const span<float> row = m.tile + held(r);
         float x[C];
@@ -361,7 +348,6 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
     }
     kept_met();
 
-    const int kept = max(0, min(SLICES, B - rank * SLICES)) * A;
     constexpr int CHAINS = 2;  // of additions
     double energies[CHAINS] = {};
     for (int r = m.thread; r < kept; r += THREADS) {
@@ -386,17 +372,21 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
     meet();
 
     // every real is rounded once: the factor in two parts
-    const double factor = sqrt(SIZE / 2 / total(m, m.sums));
+    const double factor = rsqrt(total(m, m.sums) / (SIZE / 2));
     const float most = (float)factor, least = (float)(factor - most);
     const auto scaled = [&](int r, int k) {
         const float x = m.tile[kept_at(r / A, r % A) + k];
         return fmaf(x, most, x * least);
     };
-    const span<float> out = on_air + (size_t)image * SIZE;
-    if (rank == 0 && m.thread == 0) scales[image] = (float)(factor * for_features / SOFTER);
+    const int now = unforeseen(image);
+    const span<float> out = on_air + (size_t)now * SIZE;
+    if (rank == 0 && m.thread == 0) scales[now] = (float)(factor * for_features / SOFTER);
+    const int after = now + gridDim.x / G;
+    if (G == 1 && after < images) make_stream(m, keys + (size_t)after * KEY);  // while others write
     if (!takes_rest(factor)) {
+        const int writers = G == 1 ? OTHERS : THREADS;
         #pragma unroll 8
-        for (int e = m.thread; e < kept * C; e += THREADS)
+        for (int e = m.thread - (THREADS - writers); e >= 0 && e < kept * C; e += writers)
             store_once(out + (row_of(rank, e / C) * C + e % C), scaled(e / C, e % C));
         return;
     }
@@ -428,34 +418,39 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
     }
 }
 
-// received[batch][SIZE], keys[batch][KEY], features[batch][CHANNELS][REALS / CHANNELS]
-extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) unmix(
-    INPUT(float) received, INPUT(unsigned) keys, span<feature> features)
+// features[images][CHANNELS][REALS / CHANNELS], keys[images][KEY], on_air[images][SIZE], scales[images]
+extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
+    INPUT(feature) features, INPUT(unsigned) keys, span<float> on_air, span<float> scales, int images)
 {
     ARENA(arena);
-    const int image = blockIdx.x / G, rank = blockIdx.x % G;
-    const Memory m = begin(arena, rank);
-    const int slabs = min(SLABS, A - rank * SLABS), rows = slabs * B, first = rank * HELD_ROWS;
+    int image = blockIdx.x / G;
+    make_stream(begin(arena, blockIdx.x % G), keys + (size_t)image * KEY);
+    for (;;) {
+        mix_image(begin(arena, blockIdx.x % G), features, keys, on_air, scales, image, images);
+        image += gridDim.x / G;
+        if (G > 1 || image >= images) return;  // several blocks are launched for every image
+    }
+}
+
+static __device__ void unmix_image(
+    const Memory& m, INPUT(float) received, INPUT(unsigned) keys, span<feature> features, int image, int images)
+{
+    const int rank = m.rank, slabs = min(SLABS, A - rank * SLABS), rows = slabs * B, first = rank * HELD_ROWS;
     const int from = first * C, end = min(REALS, from + rows * C);
+    const int kept = max(0, min(SLICES, B - rank * SLICES)) * A;
     const auto stream = [&](int w) { return word_of(m, w); };
 
-    if (PREFETCH == 2) {
-        const int next = image + multiprocessors() * RESIDENT / G;
-        if (next < (int)gridDim.x / G) fetch_ahead(received + (size_t)next * SIZE, SIZE, rank);
-    }
-    make_stream(m, keys + (size_t)image * KEY);
+    if (G == 1) __syncthreads();
     INPUT(float) mine = received + (size_t)image * SIZE;
-    const int kept = max(0, min(SLICES, B - rank * SLICES)) * A;
     #pragma unroll(LOADS)
-    for (int e = m.thread - MAKERS; e >= 0 && e < kept * C; e += LOADERS)
+    for (int e = G == 1 ? m.thread : m.thread - MAKERS; e >= 0 && e < kept * C; e += G == 1 ? THREADS : OTHERS)
         m.tile[kept_at(e / C / A, e / C % A) + e % C] = mine[row_of(rank, e / C) * C + e % C];
+    if (G == 1) make_tables(m);
     meet();
 
-    fetch_keys(m);
-    if (PREFETCH == 1) {
-        const int next = image + multiprocessors() * RESIDENT / G;
-        if (next < (int)gridDim.x / G) fetch_ahead(received + (size_t)next * SIZE, SIZE, rank);
-    }
+    if (G > 1) fetch_keys(m);
+    const int next = image + gridDim.x / G;
+    if (G == 1 && next < images) fetch_ahead(received + (size_t)next * SIZE, SIZE);
     for (int r = m.thread; r < kept; r += THREADS) {
         const span<float> row = m.tile + kept_at(r / A, r % A);
         float x[C];
@@ -469,11 +464,11 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) unmix(
         for (int k = 0; k < C; k++) row[k] = x[k];
     }
     kept_met();
-    make_tables(m);
+    if (G > 1) make_tables(m);
 
     // from here on a block has its slabs of the first digit: what it has of the others it gives them
     const int slice = m.thread / C, k = m.thread % C, j = rank * SLICES + slice;
-    const bool has = slice < SLICES && j < B;
+    const bool has = EVERY_THREAD || (slice < SLICES && j < B);
     {
         float x[A];
         if (has) {
@@ -525,14 +520,25 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) unmix(
     }
     meet();  // also: no block ends while others read its stream
 
-    constexpr int PLANE = REALS / CHANNELS, RUN = (HELD_ROWS * C + CHANNELS - 1) / CHANNELS + (HELD_ROWS * C % CHANNELS != 0);
-    const span<feature> out = features + (size_t)image * REALS;
-    #pragma unroll 8
-    for (int t = m.thread; t < CHANNELS * RUN; t += THREADS) {
-        const int channel = t / RUN, position = from / CHANNELS + t % RUN, e = position * CHANNELS + channel;
-        if (e < from || e >= end) continue;
-        const int at = e - from;
-        store_once(out + (channel * PLANE + position), narrow((float)SOFTER * m.tile[held(at / C) + at % C]));
+    const int now = unforeseen(image), after = now + gridDim.x / G;
+    if (G == 1 && after < images) make_stream(m, keys + (size_t)after * KEY);  // while others write
+    if (G > 1 || m.thread >= MAKERS) {
+        const int warp = (G > 1 ? m.thread : m.thread - MAKERS) / 32;
+        store_features(m.tile, features + (size_t)now * REALS, from, end, warp, G > 1 ? WARPS : OTHERS / 32, m.lane);
+    }
+}
+
+// received[images][SIZE], keys[images][KEY], features[images][CHANNELS][REALS / CHANNELS]
+extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) unmix(
+    INPUT(float) received, INPUT(unsigned) keys, span<feature> features, int images)
+{
+    ARENA(arena);
+    int image = blockIdx.x / G;
+    make_stream(begin(arena, blockIdx.x % G), keys + (size_t)image * KEY);
+    for (;;) {
+        unmix_image(begin(arena, blockIdx.x % G), received, keys, features, image, images);
+        image += gridDim.x / G;
+        if (G > 1 || image >= images) return;
     }
 }
 """

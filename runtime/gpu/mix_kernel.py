@@ -74,6 +74,7 @@ from semseal.runtime.defense.keys import derive
 from semseal.runtime.gpu import mix_alone, mix_cluster, mix_launches
 from semseal.runtime.gpu.mix_source import (
     COMMON,
+    PLANAR,
     MAX_IN_REGISTERS,
     STRUCTURE,
     core_of,
@@ -130,7 +131,7 @@ class MixLayout:
         sizes += [("THREADS", str(self.threads)), ("MAX_IN_REGISTERS", str(MAX_IN_REGISTERS))]
         if not self.together:
             return [*sizes, ("WORK", str(self.work))]
-        sizes += [("PREFETCH", "1"), ("STREAMING", "1")]
+        sizes += [("ALONE", str(int(self.alone)))]
         return [*sizes, ("G", str(self.together)), ("ROOM", str(self.arena)), ("RESIDENT", str(self.resident))]
 
     def source(self) -> str:

@@ -135,6 +135,25 @@ static __device__ feature narrow(float value) { return value; }
 
 struct alignas(4 * VECTOR) vector { float at[VECTOR]; };
 
+// A lane's features of one channel of the block's rows go into the tile, their squares to the sum; EACH loads come first
+constexpr int TURNS = (ROWS * W + 31) / 32, EACH = TURNS < 10 ? TURNS : 8;
+static __device__ float take(const feature* __restrict__ from, float* to, int count, int lane, float sum)
+{
+    for (int start = lane; start < count; start += 32 * EACH) {
+        feature x[EACH];
+        #pragma unroll
+        for (int i = 0; i < EACH; i++) x[i] = start + 32 * i < count ? from[start + 32 * i] : (feature)0;
+        #pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            if (start + 32 * i >= count) break;
+            const float value = widen(x[i]);
+            to[start + 32 * i] = value;
+            sum = __fadd_rn(sum, __fmul_rn(value, value));
+        }
+    }
+    return sum;
+}
+
 static __device__ float scale_of(const float* all, int lane)  // of the sums of all warps of an image
 {
     float total = 0;
@@ -150,6 +169,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 6) transmit(
     unsigned* state)
 {
     __shared__ float tile[C * PITCH];
+    __shared__ int places[ROWS];
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
 #if TOGETHER
     __shared__ float sums_here[PARTS * WARPS];
@@ -169,16 +189,10 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 6) transmit(
 
     // read C * rows * W features (4 or 2 bytes each). Runs of an odd width start anywhere, so a lane loads one feature: a
     // warp's 32 are neighbours, and neither side of the tile has bank conflicts
+    for (int row = thread; row < rows; row += THREADS) places[row] = place[image * H + first + row];
     const feature* source = features + image * C * PLANE + first * W;
     float sum = 0;
-    for (int k = warp; k < C; k += WARPS) {
-        #pragma unroll 8
-        for (int j = lane; j < rows * W; j += 32) {
-            const float x = widen(source[k * PLANE + j]);
-            tile[k * PITCH + j] = x;
-            sum = __fadd_rn(sum, __fmul_rn(x, x));
-        }
-    }
+    for (int k = warp; k < C; k += WARPS) sum = take(source + k * PLANE, tile + k * PITCH, rows * W, lane, sum);
     sum = across(sum);
 
     // the sums of all warps of the image, which each warp adds up for itself
@@ -215,7 +229,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 6) transmit(
             out.at[i] = __fmul_rn(tile[e % C * PITCH + e / C], scale);
         }
         const int row = v / (ROW / VECTOR);
-        const size_t to = place[image * H + first + row];
+        const size_t to = places[row];
         *(vector*)(symbols + to * ROW + (v * VECTOR - row * ROW)) = out;
     }
 }
@@ -227,24 +241,17 @@ extern "C" __global__ void __launch_bounds__(WHOLE_THREADS, 1) transmit_whole(
 {
     WHOLE(tile);
     __shared__ float sums_here[PARTS * WARPS];
+    __shared__ int places[H];
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     const size_t image = blockIdx.x;
+    for (int row = thread; row < H; row += WHOLE_THREADS) places[row] = place[image * H + row];
     const feature* source = features + image * C * PLANE;
     for (int unit = warp; unit < PARTS * WARPS; unit += WHOLE_THREADS / 32) {
-        const int first = unit / WARPS * ROWS * W, end = first + ROWS * W < PLANE ? first + ROWS * W : PLANE;
-        constexpr int TURNS = (ROWS * W + 31) / 32;
+        const int first = unit / WARPS * ROWS * W, count = first + ROWS * W < PLANE ? ROWS * W : PLANE - first;
         float sum = 0;
         #pragma unroll 2
-        for (int k = unit % WARPS; k < C; k += WARPS) {
-            #pragma unroll(TURNS < 12 ? TURNS : 8)
-            for (int turn = 0; turn < TURNS; turn++) {
-                const int j = first + 32 * turn + lane;
-                if (j >= end) continue;
-                const float x = widen(source[k * PLANE + j]);
-                tile[k * WHOLE_PITCH + j] = x;
-                sum = __fadd_rn(sum, __fmul_rn(x, x));
-            }
-        }
+        for (int k = unit % WARPS; k < C; k += WARPS)
+            sum = take(source + k * PLANE + first, tile + k * WHOLE_PITCH + first, count, lane, sum);
         sum = across(sum);
         if (lane == 0) sums_here[unit] = sum;
     }
@@ -261,7 +268,7 @@ extern "C" __global__ void __launch_bounds__(WHOLE_THREADS, 1) transmit_whole(
             out.at[i] = __fmul_rn(tile[e % C * WHOLE_PITCH + e / C], scale);
         }
         const int row = v / (ROW / VECTOR);
-        const size_t to = place[image * H + row];
+        const size_t to = places[row];
         *(vector*)(symbols + to * ROW + (v * VECTOR - row * ROW)) = out;
     }
 }
