@@ -141,11 +141,13 @@ def emulate(monkeypatch, folder: Path) -> None:
             function.restype = ctypes.c_char_p
             return SimpleNamespace(function=function, blocks=self.blocks, orders=name != "structure", handle=1)
 
-    def launch(stream: Any, config: Any, kernel: Any, *buffers: Buffer) -> None:
-        addresses = [ctypes.c_void_p(buffer.handle) for buffer in buffers]
+    def launch(stream: Any, config: Any, kernel: Any, *given: Any) -> None:
+        addresses = [ctypes.c_void_p(buffer.handle) for buffer in given if isinstance(buffer, Buffer)]
+        counts = [int(count) for count in given if not isinstance(count, Buffer)]  # where a block takes several images
+        images = counts[0] if counts else config.grid // kernel.blocks
 
         def work() -> None:
-            wrong = kernel.function(*addresses, config.grid // kernel.blocks, *[2] * kernel.orders)
+            wrong = kernel.function(*addresses, images, *[2] * kernel.orders)
             assert wrong == b"", wrong
 
         stream.do(work)

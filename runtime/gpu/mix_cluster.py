@@ -33,7 +33,8 @@ constexpr int LOADS = 8;  // of a thread at a time
 constexpr int TILE_AT = 0, STREAM_AT = TILE_AT + 4 * TILE, SUMS_AT = (STREAM_AT + CHUNK * 17 * 4 + 15) / 16 * 16;
 constexpr int POWERS_AT = SUMS_AT + 2 * 8 * SUMS, TURNS_AT = POWERS_AT + 2 * 4 * SUMS, WORDS_AT = TURNS_AT + 4 * 3 * TURN;
 constexpr int COLUMNS_AT = WORDS_AT + 4 * (C + 2);
-constexpr int PLACES_AT = (COLUMNS_AT + 4 * C + 7) / 8 * 8, ARENA_BYTES = PLACES_AT + 8 * MASK_WORDS * SLICES * A;
+constexpr int PLACES_AT = (COLUMNS_AT + 4 * C + 7) / 8 * 8, NOW_AT = PLACES_AT + 8 * MASK_WORDS * SLICES * A;
+constexpr int ARENA_BYTES = NOW_AT + 4;
 static_assert(ARENA_BYTES <= ROOM, "the layout knows how much a block has");
 
 #if G == 1
@@ -108,6 +109,7 @@ struct Memory {
     span<unsigned> columns;   // the one that each becomes
     // of each row of this block's slices behind the shuffle: block << 24 | place in its tile, and its signs of layer 1 above
     span<unsigned long long> places;
+    span<int> now;  // the image that is worked on: threads have no register for it
     int rank, thread, lane;
 };
 
@@ -251,11 +253,11 @@ static __device__ Memory begin(char* arena, int rank)
             part<double>(arena, SUMS_AT, 2 * SUMS), part<float>(arena, POWERS_AT, 2 * SUMS),
             part<unsigned>(arena, TURNS_AT, 3 * TURN), part<unsigned>(arena, WORDS_AT, C + 2),
             part<unsigned>(arena, COLUMNS_AT, C),
-            part<unsigned long long>(arena, PLACES_AT, MASK_WORDS * SLICES * A), rank, thread, thread % 32};
+            part<unsigned long long>(arena, PLACES_AT, MASK_WORDS * SLICES * A), part<int>(arena, NOW_AT, 1), rank, thread, thread % 32};
 }
 
 // One image, whose key stream is made but for a barrier. A block that takes one after the other makes the next one's
-static __device__ void mix_image(
+static __device__ int mix_image(
     const Memory& m, INPUT(feature) features, INPUT(unsigned) keys, span<float> on_air, span<float> scales, int image, int images)
 {
     const int rank = m.rank, slabs = min(SLABS, A - rank * SLABS), rows = slabs * B, first = rank * HELD_ROWS;  // slabs may be < 0
@@ -270,6 +272,7 @@ static __device__ void mix_image(
         loud = load_features(m.tile, features + (size_t)image * REALS, from, end, warp, G == 1 ? WARPS : OTHERS / 32, m.lane);
     }
     give(m, m.powers, across(loud));
+    if (m.thread == 0) m.now[0] = image;
     if (G > 1) meet();
     if (G > 1) fetch_keys(m);
     for (int e = max(from, REALS) + m.thread; e < from + rows * C; e += THREADS) {
@@ -378,7 +381,7 @@ static __device__ void mix_image(
         const float x = m.tile[kept_at(r / A, r % A) + k];
         return fmaf(x, most, x * least);
     };
-    const int now = unforeseen(image);
+    const int now = m.now[0];
     const span<float> out = on_air + (size_t)now * SIZE;
     if (rank == 0 && m.thread == 0) scales[now] = (float)(factor * for_features / SOFTER);
     const int after = now + gridDim.x / G;
@@ -388,7 +391,7 @@ static __device__ void mix_image(
         #pragma unroll 8
         for (int e = m.thread - (THREADS - writers); e >= 0 && e < kept * C; e += writers)
             store_once(out + (row_of(rank, e / C) * C + e % C), scaled(e / C, e % C));
-        return;
+        return now;
     }
     // rounding left something of the power, which the largest takes; its magnitude's bits, then the first of equals
     energy = 0;
@@ -416,6 +419,7 @@ static __device__ void mix_image(
         const int place = row_of(rank, e / C) * C + e % C;
         out[place] = place == takes ? x + (float)(off / (2 * (double)x)) : x;
     }
+    return now;
 }
 
 // features[images][CHANNELS][REALS / CHANNELS], keys[images][KEY], on_air[images][SIZE], scales[images]
@@ -426,8 +430,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
     int image = blockIdx.x / G;
     make_stream(begin(arena, blockIdx.x % G), keys + (size_t)image * KEY);
     for (;;) {
-        mix_image(begin(arena, blockIdx.x % G), features, keys, on_air, scales, image, images);
-        image += gridDim.x / G;
+        image = mix_image(begin(arena, blockIdx.x % G), features, keys, on_air, scales, image, images) + gridDim.x / G;
         if (G > 1 || image >= images) return;  // several blocks are launched for every image
     }
 }

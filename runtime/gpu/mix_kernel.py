@@ -91,6 +91,7 @@ KEY_WORDS = 10  # of an image: the session's key and the counter
 REGISTERS = 65536  # of a multiprocessor
 MAX_THREADS = 1024  # of a block
 MAX_PORTABLE = 8  # blocks of a cluster that every GPU with clusters takes
+MAX_CLUSTER = 16  # and that any takes
 LAUNCH_THREADS = 128
 ALONE_THREADS = 256  # of a block that has a multiprocessor for itself: some make the key stream, some fetch the image
 STRUCTURE_THREADS = 1024
@@ -202,7 +203,7 @@ def cluster_layout(reals: int, together: int, channels: int = 1, alone: bool = F
     tile = max(slabs * b, slices * a) * (c + 1) + (a if together == 1 else 0)
     arena = -(-(4 * tile + 68 * chunk) // 16) * 16  # rows, key stream
     arena += 24 * together * threads // 32 + 12 * (a * b // q + q) + 4 * (2 * c + 2)  # sums, turns, columns
-    arena += 8 + 8 * slices * a * -(-c // 32)  # places and signs
+    arena += 12 + 8 * slices * a * -(-c // 32)  # places and signs
     if alone:
         pads = 4 * (a * b * c - reals) // 16 + 2
         arena = 80 + 3 * (4 * rows * (c + 1) + 16) + 80 * (blocks + pads) + 32 * sums + 4 * (2 * c + rows + slabs * b * -(-c // 32))
@@ -235,7 +236,7 @@ class MixKernel:
     ) -> None:
         """``shape``: that layout and no other. Raises ValueError for one that the blocks of this GPU cannot hold."""
         self._device, self.dtype, room = device, dtype, device_room(device)
-        self._fitting = suited(room, reals, channels) if shape is None else (shape,)
+        self._fitting = suited(room, reals, channels, device_largest(device)) if shape is None else (shape,)
         for fits in self._fitting:
             if fits.arena > room:
                 raise ValueError(f"an image takes {fits.arena} bytes of each of {fits.together} blocks, more than there are")
@@ -250,7 +251,7 @@ class MixKernel:
         kernels = {name: code.get_kernel(name) for name in names}
         if shape.together:
             for kernel in kernels.values():
-                _allow(kernel, shape, self._device)
+                allow(kernel, shape, self._device)
         self._kernels[shape] = kernels
         return kernels
 
@@ -309,8 +310,12 @@ class MixKernel:
     def _launch(self, stream: "Stream | GraphBuilder", shape: MixLayout, name: str, batch: int, *buffers: "Buffer") -> None:
         from cuda.core import LaunchConfig, launch
 
-        config = LaunchConfig(grid=batch * shape.blocks(name), block=shape.threads, shmem_size=shape.arena)
-        launch(stream, config, self._compiled(shape)[name], *buffers)
+        grid = batch * shape.blocks(name)
+        if shape.together == 1 and not shape.alone:  # a block takes one image after the other
+            grid = min(grid, shape.resident * self._device.properties.multiprocessor_count)
+        images = (np.int32(batch),) if shape.together and not shape.alone else ()
+        config = LaunchConfig(grid=grid, block=shape.threads, shmem_size=shape.arena)
+        launch(stream, config, self._compiled(shape)[name], *buffers, *images)
 
 
 @lru_cache(maxsize=32)
@@ -370,10 +375,19 @@ def device_room(device: "Device") -> int:
     return int(device.properties.max_shared_memory_per_block_optin) if clusters else 0
 
 
-def suited(room: int, reals: int, channels: int) -> tuple[MixLayout, ...]:
+def device_largest(device: "Device") -> int:
+    """The blocks of a cluster that a GPU takes: more than every one does where that has been tried, on whole H100 and H200."""
+    capability = device.compute_capability
+    whole = (capability.major, capability.minor) == (9, 0) and device.properties.multiprocessor_count > 100
+    return MAX_CLUSTER if whole else MAX_PORTABLE
+
+
+def suited(room: int, reals: int, channels: int, largest: int = MAX_PORTABLE) -> tuple[MixLayout, ...]:
     """From one image to many: blocks that form clusters, of ``room`` bytes each, or several launches."""
     fitting: dict[int, MixLayout] = {}
-    for together, alone in ((8, True), (8, False), (4, False), (2, False), (1, False)):
+    for together, alone in ((16, True), (8, True), (8, False), (4, False), (2, False), (1, False)):
+        if together > largest:
+            continue
         try:
             shape = cluster_layout(reals, together, channels, alone)
         except ValueError:
@@ -384,8 +398,14 @@ def suited(room: int, reals: int, channels: int) -> tuple[MixLayout, ...]:
 
 
 def layout_for(fitting: Sequence[MixLayout], batch: int, multiprocessors: int) -> MixLayout:
-    """The first by which every block of a batch has a multiprocessor, else the last: blocks that wait for each other least."""
-    return next((shape for shape in fitting if batch * shape.together <= multiprocessors), fitting[-1])
+    """The first by which every block of a batch has a multiprocessor, else the last: blocks that wait for each other least.
+
+    Clusters of more blocks than every GPU takes fill no group of multiprocessors: they get half of all.
+    """
+    for shape in fitting:
+        if batch * shape.together <= multiprocessors // (2 if shape.together > MAX_PORTABLE else 1):
+            return shape
+    return fitting[-1]
 
 
 def packet_keys(key: bytes, session: bytes, counters: Sequence[int], model_digest: bytes) -> NDArray[np.uint32]:
@@ -410,7 +430,7 @@ def _session_key(key: bytes, salt: bytes) -> bytes:
     return derive(key, mix.LABEL, salt)
 
 
-def _allow(kernel: "Kernel", shape: MixLayout, device: "Device") -> None:
+def allow(kernel: "Kernel", shape: MixLayout, device: "Device") -> None:
     """Lets a kernel have more shared memory, and more blocks in a cluster, than need no asking."""
     from cuda.bindings import driver
 
