@@ -12,12 +12,14 @@ first, those of the last rows by threads that have nothing else to do. Only word
 the pads. Each exchange has memory of its own.
 """
 
+from semseal.runtime.gpu.mix_push import PUSH
 from semseal.runtime.gpu.mix_source import PLANAR
 
 SOURCE = r"""
 constexpr int WARPS = THREADS / 32, SLABS = (A + G - 1) / G, SLICES = (B + G - 1) / G, PITCH = C + 1, SLAB_PITCH = B * PITCH;
 constexpr int HELD_ROWS = SLABS * B, TILE_ROWS = SLABS * B > SLICES * A ? SLABS * B : SLICES * A;
 constexpr int SUMS = G * WARPS;  // of the warps of an image
+constexpr int LAST_WARPS = SLICES * A < THREADS ? (SLICES * A + 31) / 32 : WARPS;  // of a block, that have last rows
 static_assert(THREADS % 32 == 0, "");
 constexpr bool IN_WARPS = B == 32 && C == 32;  // rows of a slab are those of a warp, in C and in B
 constexpr bool KEPT_IN_WARPS = A == 32 && C == 32;  // and rows of a slice, in A and in C
@@ -42,64 +44,7 @@ constexpr int COLUMNS_AT = POWERS_AT + 2 * 4 * SUMS, PLACES_AT = COLUMNS_AT + 4 
 constexpr int MASKS_AT = PLACES_AT + 4 * TILE_ROWS, ARENA_BYTES = MASKS_AT + 4 * HELD_ROWS * MASK_WORDS;
 static_assert(ARENA_BYTES <= ROOM, "the layout knows how much a block has");
 #define CLUSTER __cluster_dims__(G, 1, 1)
-""" + PLANAR + r"""
-#ifndef SHIM
-template <class T> struct far { unsigned at, arrival; };  // into another block's memory, and what counts there
-template <class T> static __device__ T* part(char* arena, int at, int) { return (T*)(arena + at); }
-static __device__ unsigned of_block(const void* mine, int rank)
-{
-    unsigned theirs;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(theirs) : "r"((unsigned)__cvta_generic_to_shared(mine)), "r"(rank));
-    return theirs;
-}
-template <class T>
-static __device__ far<T> towards(T* mine, unsigned long long* arrivals, int exchange, int rank)
-{
-    return {of_block(mine, rank), of_block(arrivals + exchange, rank)};
-}
-static __device__ void push(far<float> to, int at, float x)
-{
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];"
-                 ::"r"(to.at + 4 * at), "r"(__float_as_uint(x)), "r"(to.arrival) : "memory");
-}
-static __device__ void push(far<double> to, int at, double x)
-{
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];"
-                 ::"r"(to.at + 8 * at), "l"(__double_as_longlong(x)), "r"(to.arrival) : "memory");
-}
-static __device__ void push4(far<unsigned> to, int at, const unsigned* x)
-{
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];"
-                 ::"r"(to.at + 4 * at), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(to.arrival) : "memory");
-}
-static __device__ void store4(unsigned* to, int at, const unsigned* x)
-{
-    *(uint4*)(to + at) = make_uint4(x[0], x[1], x[2], x[3]);
-}
-static __device__ void expects(unsigned long long* arrivals, int exchange, int bytes)
-{
-    const unsigned at = (unsigned)__cvta_generic_to_shared(arrivals + exchange);
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(at) : "memory");
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
-}
-static __device__ void arrived(unsigned long long* arrivals, int exchange)  // what was pushed here can be read
-{
-    const unsigned at = (unsigned)__cvta_generic_to_shared(arrivals + exchange);
-    unsigned done;
-    do {
-        asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], 0;\n"
-                     "selp.u32 %0, 1, 0, p;\n}" : "=r"(done) : "r"(at) : "memory");
-    } while (!done);
-}
-static __device__ void begun()  // this block can be pushed to
-{
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    __syncwarp();
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-}
-static __device__ void all_begun() { __syncwarp(); asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-#endif
-
+""" + PLANAR + PUSH + r"""
 struct Memory {
     span<unsigned long long> arrivals;
     span<float> tiles[4];    // the third is the first, which nobody needs any more when it is pushed to
@@ -119,16 +64,18 @@ static __device__ unsigned pad_word(const Memory& m, int w)
     w += PAD_WORDS % 16;
     return m.pads[w / 16 * STREAM_PITCH + w % 16];
 }
+// The value of each of the first `warps` warps of a block to every block
 template <class T>
-static __device__ void give(const Memory& m, span<T> array, int exchange, T value)  // a warp's value to every block
+static __device__ void give(const Memory& m, span<T> array, int exchange, T value, int warps = WARPS)
 {
-    for (int to = m.lane; to < G; to += 32) push(towards(array, m.arrivals, exchange, to), m.rank * WARPS + m.thread / 32, value);
+    if (m.thread / 32 >= warps) return;
+    for (int to = m.lane; to < G; to += 32) push(towards(array, m.arrivals, exchange, to), m.rank * warps + m.thread / 32, value);
 }
 template <class T>
-static __device__ T total(const Memory& m, span<T> array)  // in every lane
+static __device__ T total(const Memory& m, span<T> array, int warps = WARPS)  // in every lane
 {
     T sum = 0;
-    for (int i = m.lane; i < SUMS; i += 32) sum += array[i];
+    for (int i = m.lane; i < G * warps; i += 32) sum += array[i];
     return across(sum);
 }
 
@@ -332,7 +279,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) mix(
         expects(m.arrivals, TO_SLICES, 4 * SUMS + 4 * kept * C);
         expects(m.arrivals, TO_PLACES, 4 * rows * C);
         expects(m.arrivals, TO_SLICES_AGAIN, 4 * kept * C);
-        expects(m.arrivals, ENERGY, 8 * SUMS);
+        expects(m.arrivals, ENERGY, 8 * G * LAST_WARPS);
         expects(m.arrivals, REST, 16 * SUMS);
     }
     begun();
@@ -357,16 +304,8 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) mix(
     }
     __syncthreads();
 
-    for (int r = m.thread; r < rows; r += THREADS) {
-        float x[C];
-        #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = m.tiles[0][r * PITCH + k];
-        flip(x, column_signs(m));
-        along_c(x);
-        flip(x, mask_of(0, first + r, stream));
-        #pragma unroll
-        for (int k = 0; k < C; k++) m.tiles[0][r * PITCH + k] = x[k];
-    }
+    for (int r = m.thread; r < rows; r += THREADS)
+        row_pass<false>(m.tiles[0] + r * PITCH, column_signs(m), mask_of(0, first + r, stream));
     rows_met();
     over_b(m, slabs, 0, 1, TO_SLICES);
     give(m, m.powers + SUMS, TO_SLICES, across(noise));
@@ -401,16 +340,8 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) mix(
     unit = 1 / sqrtf(power < LEAST_POWER ? LEAST_POWER : power);
     const float for_pads = sqrtf(SIZE / 2 / (unit * unit * sum + total(m, m.powers + SUMS))), for_features = unit * for_pads;
     if (m.thread < rows) arrived(m.arrivals, TO_PLACES);
-    for (int r = m.thread; r < rows; r += THREADS) {
-        float x[C];
-        #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = m.tiles[2][r * PITCH + k] * for_features;
-        flip(x, moved_mask(m, r));
-        along_c(x);
-        flip(x, mask_of(2, first + r, stream));
-        #pragma unroll
-        for (int k = 0; k < C; k++) m.tiles[2][r * PITCH + k] = x[k];
-    }
+    for (int r = m.thread; r < rows; r += THREADS)
+        row_pass<false>(m.tiles[2] + r * PITCH, moved_mask(m, r), mask_of(2, first + r, stream), for_features);
     rows_met();
     over_b(m, slabs, 2, 3, TO_SLICES_AGAIN);
 
@@ -428,25 +359,15 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) mix(
 
     double energies[4] = {};
     for (int r = m.thread; r < kept; r += THREADS) {
-        float x[C];
         const int row = row_of(rank, r);
-        #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = m.tiles[3][r * PITCH + k];
-        flip(x, mask_of(3, row, stream));
-        along_c(x);
-        flip(x, mask_of(4, row, stream));
-        #pragma unroll
-        for (int k = 0; k < C; k++) {
-            energies[k % 4] += (double)x[k] * x[k];
-            m.tiles[3][r * PITCH + k] = x[k];
-        }
+        last_row_pass(m.tiles[3] + r * PITCH, mask_of(3, row, stream), mask_of(4, row, stream), energies);
     }
-    give(m, m.sums, ENERGY, across(energies[0] + energies[1] + (energies[2] + energies[3])));
+    give(m, m.sums, ENERGY, across(energies[0] + energies[1] + (energies[2] + energies[3])), LAST_WARPS);
     __syncthreads();
     arrived(m.arrivals, ENERGY);
 
     // every real is rounded once: the factor in two parts
-    const double factor = rsqrt(total(m, m.sums) / (SIZE / 2));
+    const double factor = rsqrt(total(m, m.sums, LAST_WARPS) / (SIZE / 2));
     const float most = (float)factor, least = (float)(factor - most);
     const auto scaled = [&](int e) {
         const float x = m.tiles[3][e / C * PITCH + e % C];
@@ -514,15 +435,8 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) unmix(
     __syncthreads();
 
     for (int r = m.thread; r < kept; r += THREADS) {
-        float x[C];
         const int row = row_of(rank, r);
-        #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = m.tiles[0][r * PITCH + k];
-        flip(x, mask_of(4, row, stream));
-        along_c_back(x);
-        flip(x, mask_of(3, row, stream));
-        #pragma unroll
-        for (int k = 0; k < C; k++) m.tiles[0][r * PITCH + k] = x[k];
+        row_pass<true>(m.tiles[0] + r * PITCH, mask_of(4, row, stream), mask_of(3, row, stream));
     }
     make_rows_signs<true, false>(m, key, first, rows);  // threads that have no rows
     kept_met();
@@ -537,15 +451,8 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) unmix(
     over_b_back(m, slabs, 1);
     __syncthreads();
 
-    for (int r = m.thread; r < rows; r += THREADS) {
-        float x[C];
-        #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = m.tiles[1][r * PITCH + k];
-        flip(x, mask_of(2, first + r, stream));
-        along_c_back(x);
-        #pragma unroll
-        for (int k = 0; k < C; k++) m.tiles[1][r * PITCH + k] = x[k];
-    }
+    for (int r = m.thread; r < rows; r += THREADS)
+        row_pass<true>(m.tiles[1] + r * PITCH, mask_of(2, first + r, stream), Mask{});
     __syncthreads();
     #pragma unroll 8
     for (int e = m.thread; e < rows * C; e += THREADS) {
@@ -560,16 +467,8 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) unmix(
     if (m.thread < slabs * C) arrived(m.arrivals, TO_SLICES_AGAIN);
     over_b_back(m, slabs, 3);
     rows_met();
-    for (int r = m.thread; r < rows; r += THREADS) {
-        float x[C];
-        #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = m.tiles[3][r * PITCH + k];
-        flip(x, mask_of(0, first + r, stream));
-        along_c_back(x);
-        flip(x, column_signs(m));
-        #pragma unroll
-        for (int k = 0; k < C; k++) m.tiles[3][r * PITCH + k] = x[k];
-    }
+    for (int r = m.thread; r < rows; r += THREADS)
+        row_pass<true>(m.tiles[3] + r * PITCH, mask_of(0, first + r, stream), column_signs(m));
     __syncthreads();
 
     store_features(m.tiles[3], features + (size_t)image * REALS, from, end, m.thread / 32, WARPS, m.lane);

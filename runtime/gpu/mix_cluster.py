@@ -34,7 +34,7 @@ constexpr int TILE_AT = 0, STREAM_AT = TILE_AT + 4 * TILE, SUMS_AT = (STREAM_AT 
 constexpr int POWERS_AT = SUMS_AT + 2 * 8 * SUMS, TURNS_AT = POWERS_AT + 2 * 4 * SUMS, WORDS_AT = TURNS_AT + 4 * 3 * TURN;
 constexpr int COLUMNS_AT = WORDS_AT + 4 * (C + 2);
 constexpr int PLACES_AT = (COLUMNS_AT + 4 * C + 7) / 8 * 8, NOW_AT = PLACES_AT + 8 * MASK_WORDS * SLICES * A;
-constexpr int ARENA_BYTES = NOW_AT + 4;
+constexpr int FACTOR_AT = NOW_AT + 4, ARENA_BYTES = FACTOR_AT + 4;
 static_assert(ARENA_BYTES <= ROOM, "the layout knows how much a block has");
 
 #if G == 1
@@ -109,7 +109,8 @@ struct Memory {
     span<unsigned> columns;   // the one that each becomes
     // of each row of this block's slices behind the shuffle: block << 24 | place in its tile, and its signs of layer 1 above
     span<unsigned long long> places;
-    span<int> now;  // the image that is worked on: threads have no register for it
+    span<int> now;       // the image that is worked on: threads have no register for it
+    span<float> factor;  // of its features
     int rank, thread, lane;
 };
 
@@ -253,7 +254,8 @@ static __device__ Memory begin(char* arena, int rank)
             part<double>(arena, SUMS_AT, 2 * SUMS), part<float>(arena, POWERS_AT, 2 * SUMS),
             part<unsigned>(arena, TURNS_AT, 3 * TURN), part<unsigned>(arena, WORDS_AT, C + 2),
             part<unsigned>(arena, COLUMNS_AT, C),
-            part<unsigned long long>(arena, PLACES_AT, MASK_WORDS * SLICES * A), part<int>(arena, NOW_AT, 1), rank, thread, thread % 32};
+            part<unsigned long long>(arena, PLACES_AT, MASK_WORDS * SLICES * A), part<int>(arena, NOW_AT, 1),
+            part<float>(arena, FACTOR_AT, 1), rank, thread, thread % 32};
 }
 
 // One image, whose key stream is made but for a barrier. A block that takes one after the other makes the next one's
@@ -288,7 +290,7 @@ static __device__ int mix_image(
     if (G > 1) make_tables(m);
     const int next = image + gridDim.x / G;
     if (G == 1 && next < images) fetch_ahead(features + (size_t)next * REALS, REALS);
-    float unit = unit_of(m);
+    const float louder = 1 / unit_of(m);
     for (int r = m.thread; r < rows; r += THREADS) {
         const span<float> row = m.tile + held(r);
         float x[C];
@@ -297,7 +299,7 @@ static __device__ int mix_image(
         const int left = REALS - (first + r) * C;  // features of this row and those behind it
         if (PADS && left < C) {  // pads become as loud as the features, whose factor comes later
             #pragma unroll
-            for (int k = 0; k < C; k++) x[k] = k < left ? x[k] : x[k] / unit;
+            for (int k = 0; k < C; k++) x[k] = k < left ? x[k] : x[k] * louder;
         }
         flip(x, column_signs(m));
         along_c(x);
@@ -320,21 +322,15 @@ static __device__ int mix_image(
         meet();
         if (has) shuffled<true>(m, x, slice, k);
     }
+    if (m.thread < 32) {  // meanwhile, for all
+        const float unit = unit_of(m), features = total(m, m.powers), pads = total(m, m.powers + SUMS);
+        if (m.thread == 0) m.factor[0] = unit * sqrtf(SIZE / 2 / (unit * unit * features + pads));
+    }
     meet();
 
-    unit = unit_of(m);
-    const float for_pads = sqrtf(SIZE / 2 / (unit * unit * total(m, m.powers) + total(m, m.powers + SUMS)));
-    const float for_features = unit * for_pads;
-    for (int r = m.thread; r < rows; r += THREADS) {
-        const span<float> row = m.tile + held(r);
-        float x[C];
-        #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = row[k] * for_features;
-        along_c(x);
-        flip(x, mask_of(2, first + r, stream));
-        #pragma unroll
-        for (int k = 0; k < C; k++) row[k] = x[k];
-    }
+    const float for_features = m.factor[0];
+    for (int r = m.thread; r < rows; r += THREADS)
+        row_pass<false>(m.tile + held(r), Mask{}, mask_of(2, first + r, stream), for_features);
     rows_met();
     over_b<false>(m, slabs);
     meet();
@@ -351,27 +347,12 @@ static __device__ int mix_image(
     }
     kept_met();
 
-    constexpr int CHAINS = 2;  // of additions
-    double energies[CHAINS] = {};
+    double energies[2] = {};
     for (int r = m.thread; r < kept; r += THREADS) {
-        const span<float> row = m.tile + kept_at(r / A, r % A);
-        float x[C];
-        const int number = row_of(rank, r);
-        #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = row[k];
-        flip(x, mask_of(3, number, stream));
-        along_c(x);
-        flip(x, mask_of(4, number, stream));
-        #pragma unroll
-        for (int k = 0; k < C; k++) {
-            energies[k % CHAINS] += (double)x[k] * x[k];
-            row[k] = x[k];
-        }
+        const int row = row_of(rank, r);
+        last_row_pass(m.tile + kept_at(r / A, r % A), mask_of(3, row, stream), mask_of(4, row, stream), energies);
     }
-    double energy = 0;
-    #pragma unroll
-    for (int i = 0; i < CHAINS; i++) energy += energies[i];
-    give(m, m.sums, across(energy));
+    give(m, m.sums, across(energies[0] + energies[1]));
     meet();
 
     // every real is rounded once: the factor in two parts
@@ -383,7 +364,7 @@ static __device__ int mix_image(
     };
     const int now = m.now[0];
     const span<float> out = on_air + (size_t)now * SIZE;
-    if (rank == 0 && m.thread == 0) scales[now] = (float)(factor * for_features / SOFTER);
+    if (rank == 0 && m.thread == 0) scales[now] = (float)(factor * m.factor[0] / SOFTER);
     const int after = now + gridDim.x / G;
     if (G == 1 && after < images) make_stream(m, keys + (size_t)after * KEY);  // while others write
     if (!takes_rest(factor)) {
@@ -394,7 +375,7 @@ static __device__ int mix_image(
         return now;
     }
     // rounding left something of the power, which the largest takes; its magnitude's bits, then the first of equals
-    energy = 0;
+    double energy = 0;
     unsigned long long largest = 0;
     for (int e = m.thread; e < kept * C; e += THREADS) {
         const float x = scaled(e / C, e % C);
@@ -455,16 +436,8 @@ static __device__ void unmix_image(
     const int next = image + gridDim.x / G;
     if (G == 1 && next < images) fetch_ahead(received + (size_t)next * SIZE, SIZE);
     for (int r = m.thread; r < kept; r += THREADS) {
-        const span<float> row = m.tile + kept_at(r / A, r % A);
-        float x[C];
-        const int number = row_of(rank, r);
-        #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = row[k];
-        flip(x, mask_of(4, number, stream));
-        along_c_back(x);
-        flip(x, mask_of(3, number, stream));
-        #pragma unroll
-        for (int k = 0; k < C; k++) row[k] = x[k];
+        const int row = row_of(rank, r);
+        row_pass<true>(m.tile + kept_at(r / A, r % A), mask_of(4, row, stream), mask_of(3, row, stream));
     }
     kept_met();
     if (G > 1) make_tables(m);
@@ -485,16 +458,7 @@ static __device__ void unmix_image(
 
     over_b<true>(m, slabs);
     rows_met();
-    for (int r = m.thread; r < rows; r += THREADS) {
-        const span<float> row = m.tile + held(r);
-        float x[C];
-        #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = row[k];
-        flip(x, mask_of(2, first + r, stream));
-        along_c_back(x);
-        #pragma unroll
-        for (int k = 0; k < C; k++) row[k] = x[k];
-    }
+    for (int r = m.thread; r < rows; r += THREADS) row_pass<true>(m.tile + held(r), mask_of(2, first + r, stream), Mask{});
     meet();
 
     {
@@ -510,17 +474,8 @@ static __device__ void unmix_image(
 
     over_b<true>(m, slabs);
     rows_met();
-    for (int r = m.thread; r < rows; r += THREADS) {
-        const span<float> row = m.tile + held(r);
-        float x[C];
-        #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = row[k];
-        flip(x, mask_of(0, first + r, stream));
-        along_c_back(x);
-        flip(x, column_signs(m));
-        #pragma unroll
-        for (int k = 0; k < C; k++) row[k] = x[k];
-    }
+    for (int r = m.thread; r < rows; r += THREADS)
+        row_pass<true>(m.tile + held(r), mask_of(0, first + r, stream), column_signs(m));
     meet();  // also: no block ends while others read its stream
 
     const int now = unforeseen(image), after = now + gridDim.x / G;

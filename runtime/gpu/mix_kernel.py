@@ -93,7 +93,7 @@ MAX_THREADS = 1024  # of a block
 MAX_PORTABLE = 8  # blocks of a cluster that every GPU with clusters takes
 MAX_CLUSTER = 16  # and that any takes
 LAUNCH_THREADS = 128
-ALONE_THREADS = 256  # of a block that has a multiprocessor for itself: some make the key stream, some fetch the image
+ALONE_THREADS = 512  # of a block that has a multiprocessor for itself: some make the key stream, some fetch the image
 STRUCTURE_THREADS = 1024
 MAX_RMS_OFF = 1e-6  # of values on air from the reference's, root mean square, see docs/wire.md
 MAX_LARGEST_OFF = 2e-4  # of the value that takes what rounding left of the power
@@ -193,7 +193,8 @@ def cluster_layout(reals: int, together: int, channels: int = 1, alone: bool = F
         raise ValueError(f"columns of {a} and {b} values are too long for a thread; use several launches")
     slabs, slices = -(-a // together), -(-b // together)
     threads = -(-max(slices * c, min(slabs * b, 256)) // 32) * 32
-    threads = max(threads, ALONE_THREADS) if alone else threads
+    if alone:
+        threads = max(threads, ALONE_THREADS if ALONE_THREADS * registers(a, b, c) <= REGISTERS else ALONE_THREADS // 2)
     rows, sums = max(slabs * b, slices * a), together * threads // 32
     if threads * registers(a, b, c) > REGISTERS or threads > MAX_THREADS:
         raise ValueError(f"{threads} threads of {registers(a, b, c)} registers are too many for a block; use more blocks")
@@ -203,7 +204,7 @@ def cluster_layout(reals: int, together: int, channels: int = 1, alone: bool = F
     tile = max(slabs * b, slices * a) * (c + 1) + (a if together == 1 else 0)
     arena = -(-(4 * tile + 68 * chunk) // 16) * 16  # rows, key stream
     arena += 24 * together * threads // 32 + 12 * (a * b // q + q) + 4 * (2 * c + 2)  # sums, turns, columns
-    arena += 12 + 8 * slices * a * -(-c // 32)  # places and signs
+    arena += 16 + 8 * slices * a * -(-c // 32)  # places and signs
     if alone:
         pads = 4 * (a * b * c - reals) // 16 + 2
         arena = 80 + 3 * (4 * rows * (c + 1) + 16) + 80 * (blocks + pads) + 32 * sums + 4 * (2 * c + rows + slabs * b * -(-c // 32))

@@ -212,6 +212,35 @@ static __device__ int tile_at(const Feature& f, int i)
     const int at = f.at + i * 32 * CHANNELS;
     return held(at / C) + at % C;
 }
+// One row in its place: signs, times H(c) or its transpose, signs
+template <bool BACK>
+static __device__ void row_pass(span<float> row, const Mask& before, const Mask& after, float factor = 1)
+{
+    float x[C];
+    #pragma unroll
+    for (int k = 0; k < C; k++) x[k] = row[k] * factor;
+    flip(x, before);
+    BACK ? along_c_back(x) : along_c(x);
+    flip(x, after);
+    #pragma unroll
+    for (int k = 0; k < C; k++) row[k] = x[k];
+}
+// The last of mixing, whose energy comes back in CHAINS sums
+template <int CHAINS>
+static __device__ void last_row_pass(span<float> row, const Mask& before, const Mask& after, double (&energies)[CHAINS])
+{
+    float x[C];
+    #pragma unroll
+    for (int k = 0; k < C; k++) x[k] = row[k];
+    flip(x, before);
+    along_c(x);
+    flip(x, after);
+    #pragma unroll
+    for (int k = 0; k < C; k++) {
+        energies[k % CHAINS] += (double)x[k] * x[k];
+        row[k] = x[k];
+    }
+}
 // Its reals are from.. and features up to `end`; returns the sum of their squares. All loads of a thread's EACH come first
 static __device__ float load_features(span<float> tile, INPUT(feature) features, int from, int end, int warp, int warps, int lane)
 {

@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from semseal.runtime.defense import index as scheme
 
 if TYPE_CHECKING:
-    from cuda.core import Buffer, Device, Kernel, ObjectCode, Stream
+    from cuda.core import Buffer, Device, ObjectCode, Stream
     from cuda.core.graph import GraphBuilder
 
 THREADS = 256
@@ -50,8 +50,6 @@ TILE_BYTES = (
 MAX_TOGETHER = 8  # blocks of a cluster; for so few a block may have more rows
 MAX_TOGETHER_TILE_BYTES = 24 * 2**10
 MAX_TILE_BYTES = 46 * 2**10  # static shared memory is 48 KiB on every GPU; the sums and the ticket need a little over 1 KiB
-WHOLE_THREADS = 1024
-MAX_WHOLE_BYTES = 226 * 2**10  # of the largest block of any GPU, but for 1 KiB
 
 SOURCE = r"""
 constexpr int ROW = W * C;      // floats of a row: one run of the symbols
@@ -94,18 +92,6 @@ static __device__ void arrived(unsigned long long* arrivals)
 #else
 #define CLUSTER
 #endif
-#define WHOLE(name) extern __shared__ __align__(16) float name[]
-static __device__ void fetch_ahead(const void* from, int bytes)  // into L2
-{
-    for (int at = threadIdx.x * 128; at < bytes; at += blockDim.x * 128)
-        asm volatile("prefetch.global.L2 [%0];" ::"l"((const char*)from + at));
-}
-static __device__ unsigned multiprocessors()
-{
-    unsigned count;
-    asm("mov.u32 %0, %nsmid;" : "=r"(count));
-    return count;
-}
 static __device__ float across(float sum)  // the sum of a warp, in all of its lanes
 {
     for (int d = 16; d; d /= 2) sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, d));
@@ -164,7 +150,7 @@ static __device__ float scale_of(const float* all, int lane)  // of the sums of 
 }
 
 // place[batch * H]: where each row goes; sums[batch * PARTS * WARPS]; state[1 + batch], zero before the first launch only
-extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 6) transmit(
+extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) transmit(
     const feature* __restrict__ features, const int* __restrict__ place, float* __restrict__ symbols, float* sums,
     unsigned* state)
 {
@@ -234,46 +220,6 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 6) transmit(
     }
 }
 
-#if WHOLE_PITCH
-// A block an image: its warps do what the parts' warps do, so that sums have the same bits
-extern "C" __global__ void __launch_bounds__(WHOLE_THREADS, 1) transmit_whole(
-    const feature* __restrict__ features, const int* __restrict__ place, float* __restrict__ symbols)
-{
-    WHOLE(tile);
-    __shared__ float sums_here[PARTS * WARPS];
-    __shared__ int places[H];
-    const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
-    const size_t image = blockIdx.x;
-    for (int row = thread; row < H; row += WHOLE_THREADS) places[row] = place[image * H + row];
-    const feature* source = features + image * C * PLANE;
-    for (int unit = warp; unit < PARTS * WARPS; unit += WHOLE_THREADS / 32) {
-        const int first = unit / WARPS * ROWS * W, count = first + ROWS * W < PLANE ? ROWS * W : PLANE - first;
-        float sum = 0;
-        #pragma unroll 2
-        for (int k = unit % WARPS; k < C; k += WARPS)
-            sum = take(source + k * PLANE + first, tile + k * WHOLE_PITCH + first, count, lane, sum);
-        sum = across(sum);
-        if (lane == 0) sums_here[unit] = sum;
-    }
-    if (AHEAD) {
-        const size_t next = image + multiprocessors();
-        if (next < gridDim.x) fetch_ahead(features + next * C * PLANE, C * PLANE * sizeof(feature));
-    }
-    __syncthreads();
-    const float scale = scale_of(sums_here, lane);
-    for (int v = thread; v < H * (ROW / VECTOR); v += WHOLE_THREADS) {
-        vector out;
-        for (int i = 0; i < VECTOR; i++) {
-            const int e = v * VECTOR + i;
-            out.at[i] = __fmul_rn(tile[e % C * WHOLE_PITCH + e / C], scale);
-        }
-        const int row = v / (ROW / VECTOR);
-        const size_t to = places[row];
-        *(vector*)(symbols + to * ROW + (v * VECTOR - row * ROW)) = out;
-    }
-}
-#endif
-
 // index[batch * H]: which row of the frames' each row of the features is
 extern "C" __global__ void __launch_bounds__(THREADS, 6) receive(
     const float* __restrict__ symbols, const int* __restrict__ index, feature* __restrict__ features)
@@ -317,7 +263,6 @@ class TileLayout:
     parts: int
     pitch: int
     vector: int
-    whole_pitch: int  # of the tile of a block that has all of the image; 0 where no block holds it
 
     @property
     def n_symbols(self) -> int:
@@ -326,10 +271,11 @@ class TileLayout:
 
     def macros(self, dtype: np.dtype[Any], arch: str) -> list[tuple[str, str]]:
         """The constants that the source is compiled with for ``arch``, such as sm_90."""
-        together = 1 < self.parts <= MAX_TOGETHER and int(arch.removeprefix("sm_")) >= 90
+        generation = int(arch.removeprefix("sm_"))
+        together = 1 < self.parts <= MAX_TOGETHER and generation >= 90
+        resident = 8 if together and generation in (90, 100, 103) else 6  # of 2,048 or 1,536 threads
         sizes = {"C": self.c, "H": self.h, "W": self.w, "ROWS": self.rows, "PARTS": self.parts, "PITCH": self.pitch}
-        sizes |= {"WHOLE_PITCH": self.whole_pitch, "WHOLE_THREADS": WHOLE_THREADS, "AHEAD": 1}
-        sizes |= {"VECTOR": self.vector, "THREADS": THREADS, "HALF": int(dtype == np.float16), "TOGETHER": int(together)}
+        sizes |= {"VECTOR": self.vector, "THREADS": THREADS, "HALF": int(dtype == np.float16), "TOGETHER": int(together), "RESIDENT": resident}
         return [(name, str(value)) for name, value in sizes.items()]
 
 
@@ -349,9 +295,7 @@ def tile_layout(c: int, h: int, w: int) -> TileLayout:
             f"features [{c}, {h}, {w}] are too large for the kernel: it holds rows of up to {MAX_TILE_BYTES // 4} values and "
             f"{THREADS} parts; keep the index in the graph"
         )
-    whole = min(range(h * w, h * w + 32), key=lambda pitch: _conflicts(c, pitch, vector))
-    held = parts > 1 and 4 * c * whole <= MAX_WHOLE_BYTES
-    return TileLayout(c, h, w, rows, parts, pitch, vector, whole if held else 0)
+    return TileLayout(c, h, w, rows, parts, pitch, vector)
 
 
 def _conflicts(c: int, pitch: int, vector: int) -> int:
@@ -376,26 +320,13 @@ class SchemeKernel:
         code = compile_kernels(shape, dtype, f"sm_{device.arch}")
         self.layout, self.dtype = shape, dtype
         self._transmit, self._receive = code.get_kernel("transmit"), code.get_kernel("receive")
-        self._whole = self._whole_kernel(device, code)
         held = self._transmit.occupancy.max_active_blocks_per_multiprocessor(THREADS, 0)
-        self._multiprocessors = device.properties.multiprocessor_count
-        held *= self._multiprocessors
+        held *= device.properties.multiprocessor_count
         if held < shape.parts:
             raise ValueError(
                 f"the GPU holds {held} blocks at once, an image of [{shape.c}, {shape.h}, {shape.w}] needs {shape.parts}; "
                 "keep the index in the graph"
             )
-
-    def _whole_kernel(self, device: "Device", code: "ObjectCode") -> "Kernel | None":
-        size = 4 * self.layout.c * self.layout.whole_pitch
-        if not 0 < size <= device.properties.max_shared_memory_per_block_optin - 1024:
-            return None
-        from cuda.bindings import driver
-
-        kernel = code.get_kernel("transmit_whole")
-        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        (status,) = driver.cuKernelSetAttribute(attribute, size, kernel.handle, driver.CUdevice(device.device_id))
-        return kernel if status == driver.CUresult.CUDA_SUCCESS else None
 
     def workspace(self, device: "Device", batch: int, stream: "Stream") -> "Buffer":
         """What ``transmit`` needs for up to ``batch`` images, zeroed; used by one launch at a time."""
@@ -415,10 +346,6 @@ class SchemeKernel:
         """Features [batch, c, h, w] to symbols float32 [batch, N, 2]; ``place`` is int32 [batch, h] from ``index.inverse``."""
         from cuda.core import LaunchConfig, launch
 
-        if self._whole is not None and batch >= self._multiprocessors:
-            size = 4 * self.layout.c * self.layout.whole_pitch
-            config = LaunchConfig(grid=batch, block=WHOLE_THREADS, shmem_size=size)
-            return launch(stream, config, self._whole, features, place, symbols)
         config = LaunchConfig(grid=batch * self.layout.parts, block=THREADS)
         sums = int(work.handle) + 4 * (1 + batch)
         launch(stream, config, self._transmit, features, place, symbols, sums, work)
