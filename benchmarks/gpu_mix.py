@@ -208,8 +208,9 @@ def mix_rate(device: Any, stream: Any, kernels: Kernels, copied: Any) -> list[di
     return rows
 
 
-STAMP = r"(?<=\n)( +)((?:if \([^()]*\) )?(?:meet|__syncthreads|rows_met|kept_met|all_begun|over_b(?:<false>)?|arrived)\([^;]*\);)"
-FIRST_STAMP, MAX_STAMPS = 8, 24  # behind the scales
+MEETINGS = "meet|__syncthreads|rows_met|kept_met|all_begun|over_b(?:<false>)?|arrived"
+STAMP = rf"(?<=\n)( +)((?:if \([^()]*\) )?(?:{MEETINGS})\([^;]*\);)"
+FIRST_STAMP = 8  # behind the scales
 
 
 def stamped(shape: MixLayout) -> tuple[str, list[str]]:
@@ -255,7 +256,8 @@ def mix_phases(device: Any, stream: Any) -> list[dict[str, Any]]:
             bench.scales.download(stream)
             stream.sync()
         clocks = bench.scales.host[FIRST_STAMP : FIRST_STAMP + len(meetings)].tolist()
-        rows.append({**named(variant), "clocks": dict(zip((f"{i} {what}" for i, what in enumerate(meetings)), clocks, strict=True))})
+        numbered = [f"{i} {what}" for i, what in enumerate(meetings)]
+        rows.append({**named(variant), "clocks": dict(zip(numbered, clocks, strict=True))})
     return rows
 
 

@@ -15,7 +15,8 @@ the pads. Each exchange has memory of its own.
 from semseal.runtime.gpu.mix_push import PUSH
 from semseal.runtime.gpu.mix_source import PLANAR
 
-SOURCE = r"""
+SOURCE = (
+    r"""
 constexpr int WARPS = THREADS / 32, SLABS = (A + G - 1) / G, SLICES = (B + G - 1) / G, PITCH = C + 1, SLAB_PITCH = B * PITCH;
 constexpr int HELD_ROWS = SLABS * B, TILE_ROWS = SLABS * B > SLICES * A ? SLABS * B : SLICES * A;
 constexpr int SUMS = G * WARPS;  // of the warps of an image
@@ -44,7 +45,10 @@ constexpr int COLUMNS_AT = POWERS_AT + 2 * 4 * SUMS, PLACES_AT = COLUMNS_AT + 4 
 constexpr int MASKS_AT = PLACES_AT + 4 * TILE_ROWS, ARENA_BYTES = MASKS_AT + 4 * HELD_ROWS * MASK_WORDS;
 static_assert(ARENA_BYTES <= ROOM, "the layout knows how much a block has");
 #define CLUSTER __cluster_dims__(G, 1, 1)
-""" + PLANAR + PUSH + r"""
+"""
+    + PLANAR
+    + PUSH
+    + r"""
 struct Memory {
     span<unsigned long long> arrivals;
     span<float> tiles[4];    // the third is the first, which nobody needs any more when it is pushed to
@@ -69,7 +73,8 @@ template <class T>
 static __device__ void give(const Memory& m, span<T> array, int exchange, T value, int warps = WARPS)
 {
     if (m.thread / 32 >= warps) return;
-    for (int to = m.lane; to < G; to += 32) push(towards(array, m.arrivals, exchange, to), m.rank * warps + m.thread / 32, value);
+    for (int to = m.lane; to < G; to += 32)
+        push(towards(array, m.arrivals, exchange, to), m.rank * warps + m.thread / 32, value);
 }
 template <class T>
 static __device__ T total(const Memory& m, span<T> array, int warps = WARPS)  // in every lane
@@ -86,8 +91,9 @@ static __device__ int made_at(int t, int first, int rows)
     int end = BACK ? LAST_SIGN / 16 + 1 : 0;
     #pragma unroll
     for (int i = 0; i < 5; i++) {
-        int from = i < 3 ? i * LAYER + first * C / 32 : i == 3 ? COLUMN_SIGNS : TURNS;
-        int to = i < 3 ? i * LAYER + (first + rows - 1) * C / 32 + MASK_WORDS - (C % 32 == 0) : i == 3 ? COLUMN_SIGNS + 1 : WORDS - 1;
+        int from = i * LAYER + first * C / 32, to = i * LAYER + (first + rows - 1) * C / 32 + MASK_WORDS - (C % 32 == 0);
+        if (i == 3) from = COLUMN_SIGNS, to = COLUMN_SIGNS + 1;
+        if (i == 4) from = TURNS, to = WORDS - 1;
         int low = from / 16, high = to / 16;
         if (!BACK || i > 2) low = max(low, end);
         if (BACK && i < 3) {
@@ -250,13 +256,15 @@ static __device__ Mask column_signs(const Memory& m)  // read by every row: what
 static __device__ Memory begin(char* arena, int rank)
 {
     const int thread = threadIdx.x;
-    Memory m = {part<unsigned long long>(arena, ARRIVALS_AT, EXCHANGES), {}, part<unsigned>(arena, STREAM_AT, BLOCKS * STREAM_PITCH),
+    Memory m = {part<unsigned long long>(arena, ARRIVALS_AT, EXCHANGES), {},
+                part<unsigned>(arena, STREAM_AT, BLOCKS * STREAM_PITCH),
                 part<unsigned>(arena, PADS_AT, PAD_BLOCKS * STREAM_PITCH), part<double>(arena, SUMS_AT, 3 * SUMS),
                 part<float>(arena, POWERS_AT, 2 * SUMS), part<unsigned>(arena, COLUMNS_AT, 2 * C),
                 part<unsigned>(arena, PLACES_AT, TILE_ROWS),
                 part<unsigned>(arena, MASKS_AT, HELD_ROWS * MASK_WORDS), rank, thread, thread % 32};
     #pragma unroll
-    for (int t = 0; t < 4; t++) m.tiles[t] = part<float>(arena, TILES_AT + (t == 2 ? 0 : t == 3 ? 2 : t) * TILE_BYTES, TILE_ROWS * PITCH);
+    for (int t = 0; t < 4; t++)
+        m.tiles[t] = part<float>(arena, TILES_AT + (t == 2 ? 0 : t == 3 ? 2 : t) * TILE_BYTES, TILE_ROWS * PITCH);
     return m;
 }
 
@@ -474,3 +482,4 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) unmix(
     store_features(m.tiles[3], features + (size_t)image * REALS, from, end, m.thread / 32, WARPS, m.lane);
 }
 """
+)

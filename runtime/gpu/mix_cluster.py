@@ -7,14 +7,15 @@
 
 C and B go along what a block has for itself. A goes across: a thread takes a column of all blocks' memory into its
 registers, and holds it until all columns are taken; so one copy of the image is enough. The shuffle puts columns where
-their rows belong. The last ones stay in the block that took them: three of an image's passes go from block to block, all
-others stay inside. Undoing it is the same backwards. With one block there is no cluster, and the same source runs wherever
-a block has room for the image.
+their rows belong. The last ones stay in the block that took them. Undoing it is the same backwards. With one block there is no
+cluster: rows stay in their place, and it takes one image after the other, whose key stream it makes beside its stores.
 """
 
+from semseal.runtime.gpu.mix_push import FAR
 from semseal.runtime.gpu.mix_source import PLANAR
 
-SOURCE = r"""
+SOURCE = (
+    r"""
 constexpr int WARPS = THREADS / 32, SLABS = (A + G - 1) / G, SLICES = (B + G - 1) / G, PITCH = C + 1;
 constexpr int HELD_ROWS = SLABS * B, TILE_ROWS = SLABS * B > SLICES * A ? SLABS * B : SLICES * A;
 // One block keeps rows where they are, and those of a slice are as far from each other as no two in one bank
@@ -25,8 +26,9 @@ constexpr int CHUNK = (BLOCKS + G - 1) / G, CHUNK_WORDS = CHUNK * 16;
 constexpr int SUMS = G * WARPS;  // of the warps of an image
 static_assert(THREADS % 32 == 0 && SLICES * C <= THREADS, "a thread holds one column");
 constexpr bool EVERY_THREAD = SLICES * C == THREADS && SLICES * G == B;  // and there are no others
-// threads that make the stream and nothing else: with several blocks while others fetch the image, with one while others write it
-constexpr int MAKERS = (RESIDENT == 1 || G == 1) && CHUNK + 32 <= THREADS ? (CHUNK + 31) / 32 * 32 : 0, OTHERS = THREADS - MAKERS;
+// threads that make the stream and nothing else: of several blocks while others fetch the image, of one while others write it
+constexpr int MAKERS = (RESIDENT == 1 || G == 1) && CHUNK + 32 <= THREADS ? (CHUNK + 31) / 32 * 32 : 0;
+constexpr int OTHERS = THREADS - MAKERS;
 constexpr int LOADS = 8;  // of a thread at a time
 
 // the shared memory of a block, in bytes
@@ -42,63 +44,10 @@ static_assert(ARENA_BYTES <= ROOM, "the layout knows how much a block has");
 #else
 #define CLUSTER __cluster_dims__(G, 1, 1)
 #endif
-""" + PLANAR + r"""
-#ifndef SHIM
-#if G == 1
-template <class T> using far = T*;  // into the memory of any block of an image
-template <class T> static __device__ T* of_block(T* mine, int) { return mine; }
-static __device__ void meet() { __syncthreads(); }
-#else
-static __device__ float load_far(unsigned at, float)
-{
-    float x;
-    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(x) : "r"(at));
-    return x;
-}
-static __device__ unsigned load_far(unsigned at, unsigned)
-{
-    unsigned x;
-    asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(x) : "r"(at));
-    return x;
-}
-static __device__ void store_far(unsigned at, float x) { asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at), "f"(x)); }
-static __device__ void store_far(unsigned at, double x) { asm volatile("st.shared::cluster.f64 [%0], %1;" ::"r"(at), "d"(x)); }
-template <class T> struct far {
-    unsigned at;
-    struct value {
-        unsigned at;
-        __device__ operator T() const { return load_far(at, T()); }
-        __device__ void operator=(T x) const { store_far(at, x); }
-    };
-    __device__ value operator[](int i) const { return {at + i * (unsigned)sizeof(T)}; }
-    __device__ far operator+(int i) const { return {at + i * (unsigned)sizeof(T)}; }
-};
-template <class T>
-static __device__ far<T> of_block(T* mine, int rank)  // what `mine` is in another block
-{
-    far<T> theirs;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(theirs.at) : "r"((unsigned)__cvta_generic_to_shared(mine)), "r"(rank));
-    return theirs;
-}
-static __device__ void meet()  // of all threads of an image: what was written before it can be read behind it
-{
-    __syncwarp();
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-#endif
-template <class T> static __device__ T* part(char* arena, int at, int) { return (T*)(arena + at); }
-static __device__ int unforeseen(int x)  // so that nothing is kept in registers from one image to the next
-{
-    asm volatile("" : "+r"(x));
-    return x;
-}
-template <class T> static __device__ void fetch_ahead(const T* from, int count)  // into L2
-{
-    for (int i = threadIdx.x * (128 / sizeof(T)); i < count; i += THREADS * (128 / sizeof(T)))
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(from + i));
-}
-#endif
-
+"""
+    + PLANAR
+    + FAR
+    + r"""
 struct Memory {
     span<float> tile;
     span<unsigned> stream;    // 17 words for each 16
@@ -260,9 +209,10 @@ static __device__ Memory begin(char* arena, int rank)
 
 // One image, whose key stream is made but for a barrier. A block that takes one after the other makes the next one's
 static __device__ int mix_image(
-    const Memory& m, INPUT(feature) features, INPUT(unsigned) keys, span<float> on_air, span<float> scales, int image, int images)
+    const Memory& m, INPUT(feature) features, INPUT(unsigned) keys, span<float> on_air, span<float> scales, int image,
+    int images)
 {
-    const int rank = m.rank, slabs = min(SLABS, A - rank * SLABS), rows = slabs * B, first = rank * HELD_ROWS;  // slabs may be < 0
+    const int rank = m.rank, slabs = min(SLABS, A - rank * SLABS), rows = slabs * B, first = rank * HELD_ROWS;  // may be < 0
     const int from = first * C, end = min(REALS, from + rows * C);  // its reals that are features
     const int kept = max(0, min(SLICES, B - rank * SLICES)) * A;
     const auto stream = [&](int w) { return word_of(m, w); };
@@ -500,3 +450,4 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) unmix(
     }
 }
 """
+)

@@ -1,8 +1,66 @@
-"""The CUDA source of stores into the memory of another block of a cluster, from compute capability 9.0 on.
+"""The CUDA source by which a block reaches into the memory of another of its cluster, from compute capability 9.0 on.
 
-A store is asynchronous, and counts its bytes at a barrier object (mbarrier) beside what it writes; who reads waits until as many
-have come as it expects. A barrier of the cluster costs some 750 clocks on an H100, because what comes before it (MEMBAR.ALL.GPU)
-waits for all of memory; this costs the way.
+``PUSH``: a store is asynchronous, and counts its bytes at a barrier object (mbarrier) beside what it writes; who reads waits
+until as many have come as it expects. That costs the way. ``FAR``: plain loads and stores, ordered by a barrier of the cluster.
+That costs some 750 clocks more on an H100, because the fence in front of it (MEMBAR.ALL.GPU) waits for all of memory.
+"""
+
+FAR = r"""
+#ifndef SHIM
+#if G == 1
+template <class T> using far = T*;  // into the memory of any block of an image
+template <class T> static __device__ T* of_block(T* mine, int) { return mine; }
+static __device__ void meet() { __syncthreads(); }
+#else
+static __device__ float load_far(unsigned at, float)
+{
+    float x;
+    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(x) : "r"(at));
+    return x;
+}
+static __device__ unsigned load_far(unsigned at, unsigned)
+{
+    unsigned x;
+    asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(x) : "r"(at));
+    return x;
+}
+static __device__ void store_far(unsigned at, float x) { asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at), "f"(x)); }
+static __device__ void store_far(unsigned at, double x) { asm volatile("st.shared::cluster.f64 [%0], %1;" ::"r"(at), "d"(x)); }
+template <class T> struct far {
+    unsigned at;
+    struct value {
+        unsigned at;
+        __device__ operator T() const { return load_far(at, T()); }
+        __device__ void operator=(T x) const { store_far(at, x); }
+    };
+    __device__ value operator[](int i) const { return {at + i * (unsigned)sizeof(T)}; }
+    __device__ far operator+(int i) const { return {at + i * (unsigned)sizeof(T)}; }
+};
+template <class T>
+static __device__ far<T> of_block(T* mine, int rank)  // what `mine` is in another block
+{
+    far<T> theirs;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(theirs.at) : "r"((unsigned)__cvta_generic_to_shared(mine)), "r"(rank));
+    return theirs;
+}
+static __device__ void meet()  // of all threads of an image: what was written before it can be read behind it
+{
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+#endif
+template <class T> static __device__ T* part(char* arena, int at, int) { return (T*)(arena + at); }
+static __device__ int unforeseen(int x)  // so that nothing is kept in registers from one image to the next
+{
+    asm volatile("" : "+r"(x));
+    return x;
+}
+template <class T> static __device__ void fetch_ahead(const T* from, int count)  // into L2
+{
+    for (int i = threadIdx.x * (128 / sizeof(T)); i < count; i += THREADS * (128 / sizeof(T)))
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(from + i));
+}
+#endif
 """
 
 PUSH = r"""

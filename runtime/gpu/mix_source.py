@@ -192,7 +192,7 @@ static __device__ void doubled(float (&x)[M])
 
 # For sources that define PITCH and SLAB_PITCH, the words between rows and slabs of their tile, and HELD_ROWS
 PLANAR = r"""
-// Features of a block, [CHANNELS][PLANE], and where they lie in its tile. A warp takes EACH * 32 neighbours of a channel at a time
+// Features of a block, [CHANNELS][PLANE], and where they lie in its tile. A warp takes EACH * 32 neighbours of a channel
 constexpr int PLANE = REALS / CHANNELS, RUN = (HELD_ROWS * C + CHANNELS - 1) / CHANNELS + (HELD_ROWS * C % CHANNELS != 0);
 constexpr int EACH = RUN >= 256 ? 8 : (RUN + 31) / 32, PIECES = (RUN + 32 * EACH - 1) / (32 * EACH);
 constexpr int STEP = 32 * CHANNELS / C ? 32 * CHANNELS / C : 1;  // rows between a lane's features, if
@@ -242,7 +242,8 @@ static __device__ void last_row_pass(span<float> row, const Mask& before, const 
     }
 }
 // Its reals are from.. and features up to `end`; returns the sum of their squares. All loads of a thread's EACH come first
-static __device__ float load_features(span<float> tile, INPUT(feature) features, int from, int end, int warp, int warps, int lane)
+static __device__ float load_features(
+    span<float> tile, INPUT(feature) features, int from, int end, int warp, int warps, int lane)
 {
     float loud = 0;
     #pragma unroll 1
@@ -264,7 +265,8 @@ static __device__ float load_features(span<float> tile, INPUT(feature) features,
     }
     return loud;
 }
-static __device__ void store_features(span<float> tile, span<feature> features, int from, int end, int warp, int warps, int lane)
+static __device__ void store_features(
+    span<float> tile, span<feature> features, int from, int end, int warp, int warps, int lane)
 {
     #pragma unroll 1
     for (int unit = warp; unit < CHANNELS * PIECES; unit += warps) {

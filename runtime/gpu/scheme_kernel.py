@@ -10,25 +10,30 @@ One launch each; every feature is read once and every symbol written once. An im
     (warps read 32 neighbours)                                  ├─ tile[c][pitch] ─┤  (threads write 16 bytes)
 
 A block that sends must know the power of the whole image before it writes. From compute capability 9.0 on an image's
-blocks, if they are 8 at most, are a cluster: each writes the sums of its squares into the others' shared memory, and they
-meet at the cluster's barrier. Elsewhere a block leaves its sums in device memory and waits for those of its image's other
+blocks, if they are 8 at most, are a cluster: each pushes the sums of its squares into the others' shared memory, and waits
+until all have come. Elsewhere a block leaves its sums in device memory and waits for those of its image's other
 blocks. Those take their work by a ticket and not by blockIdx, so the blocks that a waiting block needs have begun or are
 next; the host makes sure that the GPU holds as many as one image has.
 
 Sums are added in one fixed order, by IEEE operations that the compiler may not contract, so ``reference_transmit`` gives the
 same bits. Sizes are constants of the compilation.
 
-The tests compile this source for six GPU generations and run it on the CPU; benchmarks/on_gpu.py does the rest. On one H100
-(commit 6f07d25) the bits were the reference's in 270 replays. At batch 1024, in bytes per second of a device-to-device copy
-(the goal is 80 %), and added to a CUDA graph at batch 1 (the goal is 4 us):
+What bounds ``transmit`` at batch 1024 is how much is in flight: 17 kB in each of six blocks of a multiprocessor, of which a
+block moves nothing from its last load to its first store. A lane's 9 loads of a channel are in flight together, and where a
+multiprocessor has 2,048 threads there are eight blocks (32 registers a thread).
 
-                float32    float16    batch 1
-    transmit    64 %       56 %       4.4 us     before, blocks waiting on device memory: 39 % and 6.1 us, on an H200
-    receive     94 %       93 %       2.2 us                                              74 % and 2.6 us
+The tests compile this source for six GPU generations and run it on the CPU; benchmarks/on_gpu.py does the rest. In bytes per
+second of a device-to-device copy at batch 1024 (the goal is 80 %), and added to a CUDA graph at batch 1 (the goal is 4 us), the
+bits being the reference's in every run:
 
-``transmit`` differs from ``receive`` by the sum and the barrier of the cluster: a block moves nothing from its last load to its
-first store, and its multiprocessor only what five other blocks do. With features of two bytes a quarter less is moved, in 15 %
-less time.
+                                                    float32    float16    batch 1
+    transmit, H100, commit 6f07d25                  64 %       56 %       4.4 us    copies of 2.94 TB/s
+              H200, the same code                   53 %                  3.9 us    copies of 4.1 TB/s
+              H200, sums pushed, without a fence    55 %       48 %       3.8 us
+              H200, and all loads at once           72 %       63 %       2.8 us
+    receive, H100                                   94 %       93 %       2.2 us
+
+Eight blocks instead of six are not measured yet. One block for all of an image, the next one on its way into L2, reaches 54 %.
 """
 
 from dataclasses import dataclass
@@ -275,7 +280,13 @@ class TileLayout:
         together = 1 < self.parts <= MAX_TOGETHER and generation >= 90
         resident = 8 if together and generation in (90, 100, 103) else 6  # of 2,048 or 1,536 threads
         sizes = {"C": self.c, "H": self.h, "W": self.w, "ROWS": self.rows, "PARTS": self.parts, "PITCH": self.pitch}
-        sizes |= {"VECTOR": self.vector, "THREADS": THREADS, "HALF": int(dtype == np.float16), "TOGETHER": int(together), "RESIDENT": resident}
+        sizes |= {
+            "VECTOR": self.vector,
+            "THREADS": THREADS,
+            "HALF": int(dtype == np.float16),
+            "TOGETHER": int(together),
+            "RESIDENT": resident,
+        }
         return [(name, str(value)) for name, value in sizes.items()]
 
 
