@@ -42,9 +42,6 @@ static pthread_barrier_t cluster;
 static thread_local char anchor;
 static char* anchors[16];
 static thread_local bool at_cluster;
-#define WHOLE(name) static thread_local float name[C * WHOLE_PITCH]
-static void fetch_ahead(const void*, int) {}
-static unsigned multiprocessors() { return 1; }
 static void begun(unsigned long long*, int) {}  // as all blocks of a cluster have
 static void all_begun() {}
 static void __syncwarp() {}

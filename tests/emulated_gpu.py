@@ -214,14 +214,17 @@ def emulate(monkeypatch, folder: Path) -> None:
             function.restype = ctypes.c_char_p
             return SimpleNamespace(function=function, blocks=self.blocks, orders=name != "structure", shimmed=False, handle=1)
 
-    def launch(stream: Any, config: Any, kernel: Any, *buffers: Buffer | int) -> None:
-        addresses = [ctypes.c_void_p(given if isinstance(given, int) else given.handle) for given in buffers]
+    def launch(stream: Any, config: Any, kernel: Any, *given: Buffer | int | np.int32) -> None:
+        buffers = [one if isinstance(one, int) else one.handle for one in given if isinstance(one, Buffer | int)]
+        addresses = [ctypes.c_void_p(address) for address in buffers]
+        counts = [int(count) for count in given if isinstance(count, np.int32)]  # where a block takes several images
 
         def work() -> None:
             if kernel.shimmed:
                 assert kernel.function(*addresses, config.grid, 1, 2), "threads of a block met different barriers"
                 return
-            wrong = kernel.function(*addresses, config.grid // kernel.blocks, *[2] * kernel.orders)
+            images = counts[0] if counts else config.grid // kernel.blocks
+            wrong = kernel.function(*addresses, images, *[2] * kernel.orders)
             assert wrong == b"", wrong
 
         stream.do(work)

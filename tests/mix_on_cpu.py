@@ -17,17 +17,24 @@ HEADER = threading.Lock()  # of the one that all libraries of a folder share
 CHECKS = ["-fsanitize=bounds,alignment,signed-integer-overflow,shift", "-fsanitize-undefined-trap-on-error"]
 FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-Wno-unknown-pragmas", *CHECKS]
 TOGETHER = r"""
+#if ALONE
+#define GRID(batch) batch * G
+#define IMAGES
+#else
+#define GRID(batch) (G == 1 ? (batch + 1) / 2 : batch * G)  // one block takes one image after the other
+#define IMAGES , batch
+#endif
 extern "C" const char* run_mix(feature* features, unsigned* keys, float* on_air, float* scales, int batch, int order)
 {
-    return launch(batch * G, THREADS, G, ARENA_BYTES, order, [=] {
+    return launch(GRID(batch), THREADS, G, ARENA_BYTES, order, [=] {
         mix(outside(features, batch * REALS), outside(keys, batch * KEY), outside(on_air, batch * SIZE),
-            outside(scales, batch));
+            outside(scales, batch) IMAGES);
     });
 }
 extern "C" const char* run_unmix(float* received, unsigned* keys, feature* features, int batch, int order)
 {
-    return launch(batch * G, THREADS, G, ARENA_BYTES, order, [=] {
-        unmix(outside(received, batch * SIZE), outside(keys, batch * KEY), outside(features, batch * REALS));
+    return launch(GRID(batch), THREADS, G, ARENA_BYTES, order, [=] {
+        unmix(outside(received, batch * SIZE), outside(keys, batch * KEY), outside(features, batch * REALS) IMAGES);
     });
 }
 extern "C" int blocks_of(const char*) { return G; }

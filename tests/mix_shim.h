@@ -153,8 +153,8 @@ static void yield(Waits waits)
     block.waits[cuda.thread] = waits;
     swapcontext(&block.fibers[cuda.thread], &cuda.scheduler);
 }
-static int multiprocessors() { return 1; }
-template <class T> static void fetch_ahead(const T&, int, int) {}
+static int unforeseen(int x) { return x; }
+template <class T> static void fetch_ahead(const T&, int) {}
 template <class T> static void store_once(const span<T>& to, T x) { to[0] = x; }
 static void __syncthreads() { yield(AT_BLOCK); }
 static void __syncwarp() { yield(AT_WARP); }
@@ -374,6 +374,7 @@ static const char* launch(unsigned grid, unsigned threads, unsigned together, si
     return cuda.fault;
 }
 
+static double rsqrt(double x) { return 1 / std::sqrt(x); }
 static unsigned bits_of(float x) { unsigned bits; std::memcpy(&bits, &x, 4); return bits; }
 static float float_of(unsigned bits) { float x; std::memcpy(&x, &bits, 4); return x; }
 static double __longlong_as_double(long long bits) { double x; std::memcpy(&x, &bits, 8); return x; }

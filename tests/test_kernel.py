@@ -20,7 +20,6 @@ from semseal.runtime.gpu.scheme_kernel import (
     SOURCE,
     THREADS,
     WARPS,
-    WHOLE_THREADS,
     TileLayout,
     compile_kernels,
     reference_receive,
@@ -41,11 +40,6 @@ extern "C" bool run_receive(const float* symbols, const int* index, feature* fea
                             unsigned grid, unsigned resident, unsigned order) {
     return launch(grid, THREADS, resident, order, [=] { receive(symbols, index, features); });
 }
-#if WHOLE_PITCH
-extern "C" bool run_transmit_whole(const feature* features, const int* place, float* symbols, unsigned batch, unsigned order) {
-    return launch(batch, WHOLE_THREADS, 1, order, [=] { transmit_whole(features, place, symbols); });
-}
-#endif
 #if HALF
 extern "C" void run_widen(const feature* from, float* to, int n) { for (int i = 0; i < n; i++) to[i] = widen(from[i]); }
 extern "C" void run_narrow(const float* from, feature* to, int n) { for (int i = 0; i < n; i++) to[i] = narrow(from[i]); }
@@ -73,8 +67,6 @@ class OnCpu:
             assert done.returncode == 0, done.stderr
         self.library = ctypes.CDLL(str(library))
         self.library.run_transmit.restype = self.library.run_receive.restype = ctypes.c_bool
-        if shape.whole_pitch:
-            self.library.run_transmit_whole.restype = ctypes.c_bool
         self.work: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def transmit(self, features: np.ndarray, idx: np.ndarray, resident: int | None = None, order: int = 2) -> np.ndarray:
@@ -86,13 +78,6 @@ class OnCpu:
         arguments = (guarded_copy(features), scheme.inverse(idx), symbols, sums, state)
         ok = self.library.run_transmit(*map(address, arguments), batch * parts, resident or parts, order)
         assert ok, "threads of a block met different barriers"
-        assert_guarded(whole)
-        return symbols
-
-    def transmit_whole(self, features: np.ndarray, idx: np.ndarray, order: int = 2) -> np.ndarray:
-        symbols, whole = guarded((len(features), features[0].size // 2, 2), np.float32)
-        arguments = (guarded_copy(features), scheme.inverse(idx), symbols)
-        assert self.library.run_transmit_whole(*map(address, arguments), len(features), order)
         assert_guarded(whole)
         return symbols
 
@@ -166,14 +151,10 @@ def test_registers_do_not_spill_and_six_blocks_fit_a_multiprocessor(shape, arch)
     macros = tile_layout(*shape).macros(np.dtype(np.float16), arch)
     options = ProgramOptions(arch=arch, std="c++17", define_macro=macros, ptxas_options=["-v"])
     Program(SOURCE, "c++", options).compile("cubin", logs=logs)
-    names = ["receive", "transmit", *(["transmit_whole"] if tile_layout(*shape).whole_pitch else [])]
-    assert logs.getvalue().count("0 bytes spill stores, 0 bytes spill loads") == len(names)
-    registers = dict(re.findall(r"Compiling entry function '(\w+)'.*?Used (\d+) registers", logs.getvalue(), re.DOTALL))
-    assert sorted(registers) == names
-    whole = int(registers.pop("transmit_whole", 0))
-    # the register file of every architecture named above
-    assert max(map(int, registers.values())) * THREADS * 6 <= 65536
-    assert whole * WHOLE_THREADS <= 65536
+    assert logs.getvalue().count("0 bytes spill stores, 0 bytes spill loads") == 2
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", logs.getvalue())]
+    assert len(registers) == 2
+    assert max(registers) * THREADS * 6 <= 65536  # the register file of every architecture named above
 
 
 def test_the_symbols_are_moved_16_bytes_at_a_time():
@@ -244,15 +225,6 @@ def test_bits_of_the_reference_where_an_images_blocks_are_a_cluster(folder, shap
 
 
 @pytest.mark.compiler
-@pytest.mark.parametrize(("shape", "dtype"), [(PAPER, np.float16), ((16, 47, 43), np.float32), ((9, 130, 31), np.float32)])
-@pytest.mark.parametrize("order", [0, 1, 2])
-def test_bits_of_the_reference_where_a_block_has_an_image(folder, shape, dtype, order):
-    kernel = OnCpu(folder, tile_layout(*shape), dtype)
-    features, idx = draw(np.random.default_rng(order), 2, *shape, dtype=dtype)
-    assert kernel.transmit_whole(features, idx, order).tobytes() == reference_transmit(features, idx).tobytes()
-
-
-@pytest.mark.compiler
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_bits_of_the_reference_for_any_shape(folder, data):
@@ -311,9 +283,6 @@ def test_every_barrier_is_needed_and_its_lack_is_seen(folder, barrier):
         work = np.full(2 * shape.parts * WARPS, np.nan, np.float32), np.zeros(3, np.uint32)
         arguments = (features, scheme.inverse(idx), sent[1], *work)
         ok = broken.library.run_transmit(*map(address, arguments), 2 * shape.parts, 2 * shape.parts, order)
-        whole = np.full_like(symbols, np.nan)
-        ok &= broken.library.run_transmit_whole(*map(address, (features, arguments[1], whole)), 2, order)
-        ok &= whole.tobytes() == symbols.tobytes()
         received = np.full_like(features, np.nan)
         ok &= broken.library.run_receive(address(symbols), address(idx), address(received), 2 * shape.parts, 2, order)
         wrong += not ok or sent[1].tobytes() != symbols.tobytes() or (received != reference_receive(symbols, idx, 16, 45)).any()

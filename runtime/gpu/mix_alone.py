@@ -12,10 +12,15 @@ first, those of the last rows by threads that have nothing else to do. Only word
 the pads. Each exchange has memory of its own.
 """
 
-SOURCE = r"""
-constexpr int WARPS = THREADS / 32, SLABS = (A + G - 1) / G, SLICES = (B + G - 1) / G, PITCH = C + 1;
+from semseal.runtime.gpu.mix_push import PUSH
+from semseal.runtime.gpu.mix_source import PLANAR
+
+SOURCE = (
+    r"""
+constexpr int WARPS = THREADS / 32, SLABS = (A + G - 1) / G, SLICES = (B + G - 1) / G, PITCH = C + 1, SLAB_PITCH = B * PITCH;
 constexpr int HELD_ROWS = SLABS * B, TILE_ROWS = SLABS * B > SLICES * A ? SLABS * B : SLICES * A;
 constexpr int SUMS = G * WARPS;  // of the warps of an image
+constexpr int LAST_WARPS = SLICES * A < THREADS ? (SLICES * A + 31) / 32 : WARPS;  // of a block, that have last rows
 static_assert(THREADS % 32 == 0, "");
 constexpr bool IN_WARPS = B == 32 && C == 32;  // rows of a slab are those of a warp, in C and in B
 constexpr bool KEPT_IN_WARPS = A == 32 && C == 32;  // and rows of a slice, in A and in C
@@ -40,64 +45,10 @@ constexpr int COLUMNS_AT = POWERS_AT + 2 * 4 * SUMS, PLACES_AT = COLUMNS_AT + 4 
 constexpr int MASKS_AT = PLACES_AT + 4 * TILE_ROWS, ARENA_BYTES = MASKS_AT + 4 * HELD_ROWS * MASK_WORDS;
 static_assert(ARENA_BYTES <= ROOM, "the layout knows how much a block has");
 #define CLUSTER __cluster_dims__(G, 1, 1)
-
-#ifndef SHIM
-template <class T> struct far { unsigned at, arrival; };  // into another block's memory, and what counts there
-template <class T> static __device__ T* part(char* arena, int at, int) { return (T*)(arena + at); }
-static __device__ unsigned of_block(const void* mine, int rank)
-{
-    unsigned theirs;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(theirs) : "r"((unsigned)__cvta_generic_to_shared(mine)), "r"(rank));
-    return theirs;
-}
-template <class T>
-static __device__ far<T> towards(T* mine, unsigned long long* arrivals, int exchange, int rank)
-{
-    return {of_block(mine, rank), of_block(arrivals + exchange, rank)};
-}
-static __device__ void push(far<float> to, int at, float x)
-{
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];"
-                 ::"r"(to.at + 4 * at), "r"(__float_as_uint(x)), "r"(to.arrival) : "memory");
-}
-static __device__ void push(far<double> to, int at, double x)
-{
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];"
-                 ::"r"(to.at + 8 * at), "l"(__double_as_longlong(x)), "r"(to.arrival) : "memory");
-}
-static __device__ void push4(far<unsigned> to, int at, const unsigned* x)
-{
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];"
-                 ::"r"(to.at + 4 * at), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(to.arrival) : "memory");
-}
-static __device__ void store4(unsigned* to, int at, const unsigned* x)
-{
-    *(uint4*)(to + at) = make_uint4(x[0], x[1], x[2], x[3]);
-}
-static __device__ void expects(unsigned long long* arrivals, int exchange, int bytes)
-{
-    const unsigned at = (unsigned)__cvta_generic_to_shared(arrivals + exchange);
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(at) : "memory");
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
-}
-static __device__ void arrived(unsigned long long* arrivals, int exchange)  // what was pushed here can be read
-{
-    const unsigned at = (unsigned)__cvta_generic_to_shared(arrivals + exchange);
-    unsigned done;
-    do {
-        asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], 0;\n"
-                     "selp.u32 %0, 1, 0, p;\n}" : "=r"(done) : "r"(at) : "memory");
-    } while (!done);
-}
-static __device__ void begun()  // this block can be pushed to
-{
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    __syncwarp();
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-}
-static __device__ void all_begun() { __syncwarp(); asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-#endif
-
+"""
+    + PLANAR
+    + PUSH
+    + r"""
 struct Memory {
     span<unsigned long long> arrivals;
     span<float> tiles[4];    // the third is the first, which nobody needs any more when it is pushed to
@@ -117,16 +68,19 @@ static __device__ unsigned pad_word(const Memory& m, int w)
     w += PAD_WORDS % 16;
     return m.pads[w / 16 * STREAM_PITCH + w % 16];
 }
+// The value of each of the first `warps` warps of a block to every block
 template <class T>
-static __device__ void give(const Memory& m, span<T> array, int exchange, T value)  // a warp's value to every block
+static __device__ void give(const Memory& m, span<T> array, int exchange, T value, int warps = WARPS)
 {
-    for (int to = m.lane; to < G; to += 32) push(towards(array, m.arrivals, exchange, to), m.rank * WARPS + m.thread / 32, value);
+    if (m.thread / 32 >= warps) return;
+    for (int to = m.lane; to < G; to += 32)
+        push(towards(array, m.arrivals, exchange, to), m.rank * warps + m.thread / 32, value);
 }
 template <class T>
-static __device__ T total(const Memory& m, span<T> array)  // in every lane
+static __device__ T total(const Memory& m, span<T> array, int warps = WARPS)  // in every lane
 {
     T sum = 0;
-    for (int i = m.lane; i < SUMS; i += 32) sum += array[i];
+    for (int i = m.lane; i < G * warps; i += 32) sum += array[i];
     return across(sum);
 }
 
@@ -137,8 +91,9 @@ static __device__ int made_at(int t, int first, int rows)
     int end = BACK ? LAST_SIGN / 16 + 1 : 0;
     #pragma unroll
     for (int i = 0; i < 5; i++) {
-        int from = i < 3 ? i * LAYER + first * C / 32 : i == 3 ? COLUMN_SIGNS : TURNS;
-        int to = i < 3 ? i * LAYER + (first + rows - 1) * C / 32 + MASK_WORDS - (C % 32 == 0) : i == 3 ? COLUMN_SIGNS + 1 : WORDS - 1;
+        int from = i * LAYER + first * C / 32, to = i * LAYER + (first + rows - 1) * C / 32 + MASK_WORDS - (C % 32 == 0);
+        if (i == 3) from = COLUMN_SIGNS, to = COLUMN_SIGNS + 1;
+        if (i == 4) from = TURNS, to = WORDS - 1;
         int low = from / 16, high = to / 16;
         if (!BACK || i > 2) low = max(low, end);
         if (BACK && i < 3) {
@@ -153,34 +108,25 @@ static __device__ int made_at(int t, int first, int rows)
     }
     return -1 - t;
 }
-static __device__ void make(const Memory& m, INPUT(unsigned) key, int block)
+static __device__ void keep(const Memory& m, int block, const unsigned (&words)[16])
 {
-    unsigned words[16];
-    chacha(key, block, [&](int i, unsigned word) { words[i] = word; });
     #pragma unroll
     for (int i = 0; i < 16; i += 4) store4(m.stream, block * STREAM_PITCH + i, words + i);
-}
-static __device__ void make_pads(const Memory& m, INPUT(unsigned) key, int block)
-{
-    unsigned words[16];
-    chacha(key, PAD_WORDS / 16 + block, [&](int i, unsigned word) { words[i] = word; });
-    for (int to = FIRST_PAD_RANK; to <= LAST_RANK; to++) {
-        #pragma unroll
-        for (int i = 0; i < 16; i += 4) push4(towards(m.pads, m.arrivals, FROM_FEATURES, to), block * STREAM_PITCH + i, words + i);
-    }
 }
 template <bool BACK, bool PADS_TOO>
 static __device__ void make_rows_signs(const Memory& m, INPUT(unsigned) key, int first, int rows)
 {
     for (int t = THREADS - 1 - m.thread;; t += THREADS) {
-        const int block = made_at<BACK>(t, first, rows);
-        if (block >= 0) {
-            make(m, key, block);
-            continue;
+        const int own = made_at<BACK>(t, first, rows), pad = (-1 - own) * G + m.rank;
+        if (own < 0 && (!PADS_TOO || pad >= PAD_BLOCKS)) break;
+        unsigned words[16];
+        chacha(key, own >= 0 ? own : PAD_WORDS / 16 + pad, [&](int i, unsigned word) { words[i] = word; });
+        if (own >= 0) keep(m, own, words);
+        for (int to = own >= 0 ? LAST_RANK + 1 : FIRST_PAD_RANK; to <= LAST_RANK; to++) {
+            #pragma unroll
+            for (int i = 0; i < 16; i += 4)
+                push4(towards(m.pads, m.arrivals, FROM_FEATURES, to), pad * STREAM_PITCH + i, words + i);
         }
-        const int pad = (-1 - block) * G + m.rank;
-        if (!PADS_TOO || pad >= PAD_BLOCKS) break;
-        make_pads(m, key, pad);
     }
 }
 template <bool BACK>
@@ -191,7 +137,11 @@ static __device__ void make_last_signs(const Memory& m, INPUT(unsigned) key, int
         if (rows > 0) low = max(low, (2 * LAYER + (first + rows - 1) * C / 32 + MASK_WORDS - (C % 32 == 0)) / 16 + 1);
         high = min(high, COLUMN_SIGNS / 16 - 1);
     }
-    for (int block = low + THREADS - 1 - m.thread; block <= high; block += THREADS) make(m, key, block);
+    for (int block = low + THREADS - 1 - m.thread; block <= high; block += THREADS) {
+        unsigned words[16];
+        chacha(key, block, [&](int i, unsigned word) { words[i] = word; });
+        keep(m, block, words);
+    }
 }
 
 static __device__ void make_columns(const Memory& m)
@@ -306,13 +256,15 @@ static __device__ Mask column_signs(const Memory& m)  // read by every row: what
 static __device__ Memory begin(char* arena, int rank)
 {
     const int thread = threadIdx.x;
-    Memory m = {part<unsigned long long>(arena, ARRIVALS_AT, EXCHANGES), {}, part<unsigned>(arena, STREAM_AT, BLOCKS * STREAM_PITCH),
+    Memory m = {part<unsigned long long>(arena, ARRIVALS_AT, EXCHANGES), {},
+                part<unsigned>(arena, STREAM_AT, BLOCKS * STREAM_PITCH),
                 part<unsigned>(arena, PADS_AT, PAD_BLOCKS * STREAM_PITCH), part<double>(arena, SUMS_AT, 3 * SUMS),
                 part<float>(arena, POWERS_AT, 2 * SUMS), part<unsigned>(arena, COLUMNS_AT, 2 * C),
                 part<unsigned>(arena, PLACES_AT, TILE_ROWS),
                 part<unsigned>(arena, MASKS_AT, HELD_ROWS * MASK_WORDS), rank, thread, thread % 32};
     #pragma unroll
-    for (int t = 0; t < 4; t++) m.tiles[t] = part<float>(arena, TILES_AT + (t == 2 ? 0 : t == 3 ? 2 : t) * TILE_BYTES, TILE_ROWS * PITCH);
+    for (int t = 0; t < 4; t++)
+        m.tiles[t] = part<float>(arena, TILES_AT + (t == 2 ? 0 : t == 3 ? 2 : t) * TILE_BYTES, TILE_ROWS * PITCH);
     return m;
 }
 
@@ -335,23 +287,13 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) mix(
         expects(m.arrivals, TO_SLICES, 4 * SUMS + 4 * kept * C);
         expects(m.arrivals, TO_PLACES, 4 * rows * C);
         expects(m.arrivals, TO_SLICES_AGAIN, 4 * kept * C);
-        expects(m.arrivals, ENERGY, 8 * SUMS);
+        expects(m.arrivals, ENERGY, 8 * G * LAST_WARPS);
         expects(m.arrivals, REST, 16 * SUMS);
     }
     begun();
-    // a channel is one run: a warp reads neighbours, and writes to different banks
-    constexpr int PLANE = REALS / CHANNELS, RUN = (HELD_ROWS * C + CHANNELS - 1) / CHANNELS + (HELD_ROWS * C % CHANNELS != 0);
-    INPUT(feature) mine = features + (size_t)image * REALS;
     float loud = 0;
-    #pragma unroll 16
-    for (int t = m.thread; m.thread < LOADERS && t < CHANNELS * RUN; t += LOADERS) {
-        const int channel = t / RUN, position = from / CHANNELS + t % RUN, e = position * CHANNELS + channel;
-        if (e < from || e >= end) continue;
-        const float x = widen(mine[channel * PLANE + position]);
-        const int at = e - from;
-        m.tiles[0][at / C * PITCH + at % C] = x;
-        loud += x * x;
-    }
+    if (m.thread < LOADERS)
+        loud = load_features(m.tiles[0], features + (size_t)image * REALS, from, end, m.thread / 32, LOADERS / 32, m.lane);
     all_begun();
     give(m, m.powers, FROM_FEATURES, across(loud));
     make_rows_signs<false, true>(m, key, first, rows);
@@ -370,20 +312,11 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) mix(
     }
     __syncthreads();
 
-    give(m, m.powers + SUMS, TO_SLICES, across(noise));
-    const bool has_row = m.thread < rows;
-    for (int r = m.thread; r < rows; r += THREADS) {
-        float x[C];
-        #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = m.tiles[0][r * PITCH + k];
-        flip(x, column_signs(m));
-        along_c(x);
-        flip(x, mask_of(0, first + r, stream));
-        #pragma unroll
-        for (int k = 0; k < C; k++) m.tiles[0][r * PITCH + k] = x[k];
-    }
+    for (int r = m.thread; r < rows; r += THREADS)
+        row_pass<false>(m.tiles[0] + r * PITCH, column_signs(m), mask_of(0, first + r, stream));
     rows_met();
     over_b(m, slabs, 0, 1, TO_SLICES);
+    give(m, m.powers + SUMS, TO_SLICES, across(noise));
     make_columns(m);
     for (int r = THREADS - 1 - m.thread; r < kept; r += THREADS) {
         const int place = place_of(row_of(rank, r), [&](int w) { return word_of(m, TURNS + w); });
@@ -414,17 +347,9 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) mix(
     power = 2 * sum / REALS;
     unit = 1 / sqrtf(power < LEAST_POWER ? LEAST_POWER : power);
     const float for_pads = sqrtf(SIZE / 2 / (unit * unit * sum + total(m, m.powers + SUMS))), for_features = unit * for_pads;
-    if (has_row) arrived(m.arrivals, TO_PLACES);
-    for (int r = m.thread; r < rows; r += THREADS) {
-        float x[C];
-        #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = m.tiles[2][r * PITCH + k] * for_features;
-        flip(x, moved_mask(m, r));
-        along_c(x);
-        flip(x, mask_of(2, first + r, stream));
-        #pragma unroll
-        for (int k = 0; k < C; k++) m.tiles[2][r * PITCH + k] = x[k];
-    }
+    if (m.thread < rows) arrived(m.arrivals, TO_PLACES);
+    for (int r = m.thread; r < rows; r += THREADS)
+        row_pass<false>(m.tiles[2] + r * PITCH, moved_mask(m, r), mask_of(2, first + r, stream), for_features);
     rows_met();
     over_b(m, slabs, 2, 3, TO_SLICES_AGAIN);
 
@@ -442,25 +367,15 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) mix(
 
     double energies[4] = {};
     for (int r = m.thread; r < kept; r += THREADS) {
-        float x[C];
         const int row = row_of(rank, r);
-        #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = m.tiles[3][r * PITCH + k];
-        flip(x, mask_of(3, row, stream));
-        along_c(x);
-        flip(x, mask_of(4, row, stream));
-        #pragma unroll
-        for (int k = 0; k < C; k++) {
-            energies[k % 4] += (double)x[k] * x[k];
-            m.tiles[3][r * PITCH + k] = x[k];
-        }
+        last_row_pass(m.tiles[3] + r * PITCH, mask_of(3, row, stream), mask_of(4, row, stream), energies);
     }
-    give(m, m.sums, ENERGY, across(energies[0] + energies[1] + (energies[2] + energies[3])));
+    give(m, m.sums, ENERGY, across(energies[0] + energies[1] + (energies[2] + energies[3])), LAST_WARPS);
     __syncthreads();
     arrived(m.arrivals, ENERGY);
 
     // every real is rounded once: the factor in two parts
-    const double factor = sqrt(SIZE / 2 / total(m, m.sums));
+    const double factor = rsqrt(total(m, m.sums, LAST_WARPS) / (SIZE / 2));
     const float most = (float)factor, least = (float)(factor - most);
     const auto scaled = [&](int e) {
         const float x = m.tiles[3][e / C * PITCH + e % C];
@@ -528,15 +443,8 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) unmix(
     __syncthreads();
 
     for (int r = m.thread; r < kept; r += THREADS) {
-        float x[C];
         const int row = row_of(rank, r);
-        #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = m.tiles[0][r * PITCH + k];
-        flip(x, mask_of(4, row, stream));
-        along_c_back(x);
-        flip(x, mask_of(3, row, stream));
-        #pragma unroll
-        for (int k = 0; k < C; k++) m.tiles[0][r * PITCH + k] = x[k];
+        row_pass<true>(m.tiles[0] + r * PITCH, mask_of(4, row, stream), mask_of(3, row, stream));
     }
     make_rows_signs<true, false>(m, key, first, rows);  // threads that have no rows
     kept_met();
@@ -551,15 +459,8 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) unmix(
     over_b_back(m, slabs, 1);
     __syncthreads();
 
-    for (int r = m.thread; r < rows; r += THREADS) {
-        float x[C];
-        #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = m.tiles[1][r * PITCH + k];
-        flip(x, mask_of(2, first + r, stream));
-        along_c_back(x);
-        #pragma unroll
-        for (int k = 0; k < C; k++) m.tiles[1][r * PITCH + k] = x[k];
-    }
+    for (int r = m.thread; r < rows; r += THREADS)
+        row_pass<true>(m.tiles[1] + r * PITCH, mask_of(2, first + r, stream), Mask{});
     __syncthreads();
     #pragma unroll 8
     for (int e = m.thread; e < rows * C; e += THREADS) {
@@ -574,26 +475,11 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) unmix(
     if (m.thread < slabs * C) arrived(m.arrivals, TO_SLICES_AGAIN);
     over_b_back(m, slabs, 3);
     rows_met();
-    for (int r = m.thread; r < rows; r += THREADS) {
-        float x[C];
-        #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = m.tiles[3][r * PITCH + k];
-        flip(x, mask_of(0, first + r, stream));
-        along_c_back(x);
-        flip(x, column_signs(m));
-        #pragma unroll
-        for (int k = 0; k < C; k++) m.tiles[3][r * PITCH + k] = x[k];
-    }
+    for (int r = m.thread; r < rows; r += THREADS)
+        row_pass<true>(m.tiles[3] + r * PITCH, mask_of(0, first + r, stream), column_signs(m));
     __syncthreads();
 
-    constexpr int PLANE = REALS / CHANNELS, RUN = (HELD_ROWS * C + CHANNELS - 1) / CHANNELS + (HELD_ROWS * C % CHANNELS != 0);
-    const span<feature> out = features + (size_t)image * REALS;
-    #pragma unroll 8
-    for (int t = m.thread; t < CHANNELS * RUN; t += THREADS) {
-        const int channel = t / RUN, position = from / CHANNELS + t % RUN, e = position * CHANNELS + channel;
-        if (e < from || e >= end) continue;
-        const int at = e - from;
-        out[channel * PLANE + position] = narrow((float)SOFTER * m.tiles[3][at / C * PITCH + at % C]);
-    }
+    store_features(m.tiles[3], features + (size_t)image * REALS, from, end, m.thread / 32, WARPS, m.lane);
 }
 """
+)

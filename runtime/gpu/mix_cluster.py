@@ -7,12 +7,15 @@
 
 C and B go along what a block has for itself. A goes across: a thread takes a column of all blocks' memory into its
 registers, and holds it until all columns are taken; so one copy of the image is enough. The shuffle puts columns where
-their rows belong. The last ones stay in the block that took them: three of an image's passes go from block to block, all
-others stay inside. Undoing it is the same backwards. With one block there is no cluster, and the same source runs wherever
-a block has room for the image.
+their rows belong. The last ones stay in the block that took them. Undoing it is the same backwards. With one block there is no
+cluster: rows stay in their place, and it takes one image after the other, whose key stream it makes beside its stores.
 """
 
-SOURCE = r"""
+from semseal.runtime.gpu.mix_push import FAR
+from semseal.runtime.gpu.mix_source import PLANAR
+
+SOURCE = (
+    r"""
 constexpr int WARPS = THREADS / 32, SLABS = (A + G - 1) / G, SLICES = (B + G - 1) / G, PITCH = C + 1;
 constexpr int HELD_ROWS = SLABS * B, TILE_ROWS = SLABS * B > SLICES * A ? SLABS * B : SLICES * A;
 // One block keeps rows where they are, and those of a slice are as far from each other as no two in one bank
@@ -22,15 +25,18 @@ constexpr bool KEPT_IN_WARPS = A == 32 && C == 32 && G == 1;  // and rows of a s
 constexpr int CHUNK = (BLOCKS + G - 1) / G, CHUNK_WORDS = CHUNK * 16;
 constexpr int SUMS = G * WARPS;  // of the warps of an image
 static_assert(THREADS % 32 == 0 && SLICES * C <= THREADS, "a thread holds one column");
-// threads that make the stream and nothing else, while the others fetch the image; none where other blocks fill the time
-constexpr int MAKERS = RESIDENT == 1 && CHUNK * 2 <= THREADS ? (CHUNK + 31) / 32 * 32 : 0, LOADERS = THREADS - MAKERS;
-constexpr int LOADS = G == 1 ? 12 : 16;  // of a thread at a time
+constexpr bool EVERY_THREAD = SLICES * C == THREADS && SLICES * G == B;  // and there are no others
+// threads that make the stream and nothing else: of several blocks while others fetch the image, of one while others write it
+constexpr int MAKERS = (RESIDENT == 1 || G == 1) && CHUNK + 32 <= THREADS ? (CHUNK + 31) / 32 * 32 : 0;
+constexpr int OTHERS = THREADS - MAKERS;
+constexpr int LOADS = 8;  // of a thread at a time
 
 // the shared memory of a block, in bytes
 constexpr int TILE_AT = 0, STREAM_AT = TILE_AT + 4 * TILE, SUMS_AT = (STREAM_AT + CHUNK * 17 * 4 + 15) / 16 * 16;
 constexpr int POWERS_AT = SUMS_AT + 2 * 8 * SUMS, TURNS_AT = POWERS_AT + 2 * 4 * SUMS, WORDS_AT = TURNS_AT + 4 * 3 * TURN;
 constexpr int COLUMNS_AT = WORDS_AT + 4 * (C + 2);
-constexpr int PLACES_AT = (COLUMNS_AT + 4 * C + 7) / 8 * 8, ARENA_BYTES = PLACES_AT + 8 * MASK_WORDS * SLICES * A;
+constexpr int PLACES_AT = (COLUMNS_AT + 4 * C + 7) / 8 * 8, NOW_AT = PLACES_AT + 8 * MASK_WORDS * SLICES * A;
+constexpr int FACTOR_AT = NOW_AT + 4, ARENA_BYTES = FACTOR_AT + 4;
 static_assert(ARENA_BYTES <= ROOM, "the layout knows how much a block has");
 
 #if G == 1
@@ -38,71 +44,10 @@ static_assert(ARENA_BYTES <= ROOM, "the layout knows how much a block has");
 #else
 #define CLUSTER __cluster_dims__(G, 1, 1)
 #endif
-
-#ifndef SHIM
-#if G == 1
-template <class T> using far = T*;  // into the memory of any block of an image
-template <class T> static __device__ T* of_block(T* mine, int) { return mine; }
-static __device__ void meet() { __syncthreads(); }
-#else
-static __device__ float load_far(unsigned at, float)
-{
-    float x;
-    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(x) : "r"(at));
-    return x;
-}
-static __device__ unsigned load_far(unsigned at, unsigned)
-{
-    unsigned x;
-    asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(x) : "r"(at));
-    return x;
-}
-static __device__ void store_far(unsigned at, float x) { asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at), "f"(x)); }
-static __device__ void store_far(unsigned at, double x) { asm volatile("st.shared::cluster.f64 [%0], %1;" ::"r"(at), "d"(x)); }
-template <class T> struct far {
-    unsigned at;
-    struct value {
-        unsigned at;
-        __device__ operator T() const { return load_far(at, T()); }
-        __device__ void operator=(T x) const { store_far(at, x); }
-    };
-    __device__ value operator[](int i) const { return {at + i * (unsigned)sizeof(T)}; }
-    __device__ far operator+(int i) const { return {at + i * (unsigned)sizeof(T)}; }
-};
-template <class T>
-static __device__ far<T> of_block(T* mine, int rank)  // what `mine` is in another block
-{
-    far<T> theirs;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(theirs.at) : "r"((unsigned)__cvta_generic_to_shared(mine)), "r"(rank));
-    return theirs;
-}
-static __device__ void meet()  // of all threads of an image: what was written before it can be read behind it
-{
-    __syncwarp();
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-#endif
-template <class T> static __device__ T* part(char* arena, int at, int) { return (T*)(arena + at); }
-template <class T> static __device__ void fetch_ahead(const T* from, int count, int rank)  // into L2, all blocks together
-{
-    for (int i = (rank * THREADS + threadIdx.x) * (128 / sizeof(T)); i < count; i += G * THREADS * (128 / sizeof(T)))
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(from + i));
-}
-static __device__ int multiprocessors()
-{
-    int count;
-    asm("mov.u32 %0, %nsmid;" : "=r"(count));
-    return count;
-}
-#if STREAMING
-static __device__ void store_once(float* to, float x) { __stcs(to, x); }  // nobody on this GPU reads it soon
-static __device__ void store_once(unsigned short* to, unsigned short x) { __stcs(to, x); }
-#else
-static __device__ void store_once(float* to, float x) { *to = x; }  // nobody on this GPU reads it soon
-static __device__ void store_once(unsigned short* to, unsigned short x) { *to = x; }
-#endif
-#endif
-
+"""
+    + PLANAR
+    + FAR
+    + r"""
 struct Memory {
     span<float> tile;
     span<unsigned> stream;    // 17 words for each 16
@@ -113,6 +58,8 @@ struct Memory {
     span<unsigned> columns;   // the one that each becomes
     // of each row of this block's slices behind the shuffle: block << 24 | place in its tile, and its signs of layer 1 above
     span<unsigned long long> places;
+    span<int> now;       // the image that is worked on: threads have no register for it
+    span<float> factor;  // of its features
     int rank, thread, lane;
 };
 
@@ -153,12 +100,10 @@ static __device__ unsigned column_word(const Memory& m, int w)  // of the column
 }
 static __device__ void fetch_keys(const Memory& m)
 {
-    if (G == 1) return;
     for (int i = m.thread; i < 3 * TURN; i += THREADS) m.turns[i] = word_of(m, TURNS + i);
     for (int i = m.thread; i < C + 2; i += THREADS) m.words[i] = word_of(m, i < C ? ORDER + i : COLUMN_SIGNS + i - C);
 }
-// where a row of this block lies, of its slabs and of its slices
-static __device__ int held(int r) { return r / B * SLAB_PITCH + r % B * PITCH; }
+// where a row of a block's slices lies
 static __device__ int kept_at(int slice, int i) { return G == 1 ? i * SLAB_PITCH + slice * PITCH : (slice * A + i) * PITCH; }
 static __device__ void make_tables(const Memory& m)  // behind a barrier of the block
 {
@@ -238,6 +183,11 @@ static __device__ void shuffled(const Memory& m, float (&x)[A], int slice, int k
     }
 }
 
+static __device__ float unit_of(const Memory& m)  // what brings the features to power 1
+{
+    const float power = 2 * total(m, m.powers) / REALS;
+    return 1 / sqrtf(power < LEAST_POWER ? LEAST_POWER : power);
+}
 static __device__ Mask column_signs(const Memory& m)  // read by every row: what a loop keeps of it takes registers
 {
     Mask mask;
@@ -248,69 +198,59 @@ static __device__ Mask column_signs(const Memory& m)  // read by every row: what
 
 static __device__ Memory begin(char* arena, int rank)
 {
-    const int thread = threadIdx.x;
+    const int thread = unforeseen(threadIdx.x);
     return {part<float>(arena, TILE_AT, TILE), part<unsigned>(arena, STREAM_AT, CHUNK * 17),
             part<double>(arena, SUMS_AT, 2 * SUMS), part<float>(arena, POWERS_AT, 2 * SUMS),
             part<unsigned>(arena, TURNS_AT, 3 * TURN), part<unsigned>(arena, WORDS_AT, C + 2),
             part<unsigned>(arena, COLUMNS_AT, C),
-            part<unsigned long long>(arena, PLACES_AT, MASK_WORDS * SLICES * A), rank, thread, thread % 32};
+            part<unsigned long long>(arena, PLACES_AT, MASK_WORDS * SLICES * A), part<int>(arena, NOW_AT, 1),
+            part<float>(arena, FACTOR_AT, 1), rank, thread, thread % 32};
 }
 
-// features[batch][CHANNELS][REALS / CHANNELS], keys[batch][KEY], on_air[batch][SIZE], scales[batch]
-extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
-    INPUT(feature) features, INPUT(unsigned) keys, span<float> on_air, span<float> scales)
+// One image, whose key stream is made but for a barrier. A block that takes one after the other makes the next one's
+static __device__ int mix_image(
+    const Memory& m, INPUT(feature) features, INPUT(unsigned) keys, span<float> on_air, span<float> scales, int image,
+    int images)
 {
-    ARENA(arena);
-    const int image = blockIdx.x / G, rank = blockIdx.x % G;
-    const Memory m = begin(arena, rank);
-    const int slabs = min(SLABS, A - rank * SLABS), rows = slabs * B, first = rank * HELD_ROWS;  // slabs of the last may be < 0
+    const int rank = m.rank, slabs = min(SLABS, A - rank * SLABS), rows = slabs * B, first = rank * HELD_ROWS;  // may be < 0
     const int from = first * C, end = min(REALS, from + rows * C);  // its reals that are features
+    const int kept = max(0, min(SLICES, B - rank * SLICES)) * A;
     const auto stream = [&](int w) { return word_of(m, w); };
 
-    if (PREFETCH == 2) {
-        const int next = image + multiprocessors() * RESIDENT / G;
-        if (next < (int)gridDim.x / G) fetch_ahead(features + (size_t)next * REALS, REALS, rank);
-    }
-    make_stream(m, keys + (size_t)image * KEY);
-    // a channel is one run: a warp reads neighbours, and writes to different banks
-    constexpr int PLANE = REALS / CHANNELS, RUN = (HELD_ROWS * C + CHANNELS - 1) / CHANNELS + (HELD_ROWS * C % CHANNELS != 0);
-    INPUT(feature) mine = features + (size_t)image * REALS;
-    float loud = 0;
-    #pragma unroll(LOADS)
-    for (int t = m.thread - MAKERS; t >= 0 && t < CHANNELS * RUN; t += LOADERS) {
-        const int channel = t / RUN, position = from / CHANNELS + t % RUN, e = position * CHANNELS + channel;
-        if (e < from || e >= end) continue;
-        const float x = widen(mine[channel * PLANE + position]);
-        const int at = e - from;
-        m.tile[held(at / C) + at % C] = x;
-        loud += x * x;
+    if (G == 1) __syncthreads();
+    float loud = 0, noise = 0;
+    if (G == 1 || m.thread >= MAKERS) {
+        const int warp = (G == 1 ? m.thread : m.thread - MAKERS) / 32;
+        loud = load_features(m.tile, features + (size_t)image * REALS, from, end, warp, G == 1 ? WARPS : OTHERS / 32, m.lane);
     }
     give(m, m.powers, across(loud));
-    meet();
-
-    fetch_keys(m);
-    const float sum = total(m, m.powers), power = 2 * sum / REALS;
-    const float unit = 1 / sqrtf(power < LEAST_POWER ? LEAST_POWER : power);
-    float noise = 0;
+    if (m.thread == 0) m.now[0] = image;
+    if (G > 1) meet();
+    if (G > 1) fetch_keys(m);
     for (int e = max(from, REALS) + m.thread; e < from + rows * C; e += THREADS) {
         const int i = PAD_WORDS + e - REALS, at = e - from;
         const float x = pad_of(stream(i), stream(i + PADS), stream(i + 2 * PADS), stream(i + 3 * PADS));
-        m.tile[held(at / C) + at % C] = x / unit;  // as loud as the features, whose factor comes later
+        m.tile[held(at / C) + at % C] = x;
         noise += x * x;
     }
     give(m, m.powers + SUMS, across(noise));
-    if (PREFETCH == 1) {
-        const int next = image + multiprocessors() * RESIDENT / G;
-        if (next < (int)gridDim.x / G) fetch_ahead(features + (size_t)next * REALS, REALS, rank);
-    }
+    if (G == 1) make_tables(m);
     __syncthreads();
 
-    make_tables(m);
+    if (G > 1) make_tables(m);
+    const int next = image + gridDim.x / G;
+    if (G == 1 && next < images) fetch_ahead(features + (size_t)next * REALS, REALS);
+    const float louder = 1 / unit_of(m);
     for (int r = m.thread; r < rows; r += THREADS) {
         const span<float> row = m.tile + held(r);
         float x[C];
         #pragma unroll
         for (int k = 0; k < C; k++) x[k] = row[k];
+        const int left = REALS - (first + r) * C;  // features of this row and those behind it
+        if (PADS && left < C) {  // pads become as loud as the features, whose factor comes later
+            #pragma unroll
+            for (int k = 0; k < C; k++) x[k] = k < left ? x[k] : x[k] * louder;
+        }
         flip(x, column_signs(m));
         along_c(x);
         flip(x, mask_of(0, first + r, stream));
@@ -322,7 +262,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
     meet();
 
     const int slice = m.thread / C, k = m.thread % C, j = rank * SLICES + slice;
-    const bool has = slice < SLICES && j < B;
+    const bool has = EVERY_THREAD || (slice < SLICES && j < B);
     {
         float x[A];
         if (has) {
@@ -332,19 +272,15 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
         meet();
         if (has) shuffled<true>(m, x, slice, k);
     }
+    if (m.thread < 32) {  // meanwhile, for all
+        const float unit = unit_of(m), features = total(m, m.powers), pads = total(m, m.powers + SUMS);
+        if (m.thread == 0) m.factor[0] = unit * sqrtf(SIZE / 2 / (unit * unit * features + pads));
+    }
     meet();
 
-    const float for_pads = sqrtf(SIZE / 2 / (unit * unit * sum + total(m, m.powers + SUMS))), for_features = unit * for_pads;
-    for (int r = m.thread; r < rows; r += THREADS) {
-        const span<float> row = m.tile + held(r);
-        float x[C];
-        #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = row[k] * for_features;
-        along_c(x);
-        flip(x, mask_of(2, first + r, stream));
-        #pragma unroll
-        for (int k = 0; k < C; k++) row[k] = x[k];
-    }
+    const float for_features = m.factor[0];
+    for (int r = m.thread; r < rows; r += THREADS)
+        row_pass<false>(m.tile + held(r), Mask{}, mask_of(2, first + r, stream), for_features);
     rows_met();
     over_b<false>(m, slabs);
     meet();
@@ -361,47 +297,35 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
     }
     kept_met();
 
-    const int kept = max(0, min(SLICES, B - rank * SLICES)) * A;
-    constexpr int CHAINS = 2;  // of additions
-    double energies[CHAINS] = {};
+    double energies[2] = {};
     for (int r = m.thread; r < kept; r += THREADS) {
-        const span<float> row = m.tile + kept_at(r / A, r % A);
-        float x[C];
-        const int number = row_of(rank, r);
-        #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = row[k];
-        flip(x, mask_of(3, number, stream));
-        along_c(x);
-        flip(x, mask_of(4, number, stream));
-        #pragma unroll
-        for (int k = 0; k < C; k++) {
-            energies[k % CHAINS] += (double)x[k] * x[k];
-            row[k] = x[k];
-        }
+        const int row = row_of(rank, r);
+        last_row_pass(m.tile + kept_at(r / A, r % A), mask_of(3, row, stream), mask_of(4, row, stream), energies);
     }
-    double energy = 0;
-    #pragma unroll
-    for (int i = 0; i < CHAINS; i++) energy += energies[i];
-    give(m, m.sums, across(energy));
+    give(m, m.sums, across(energies[0] + energies[1]));
     meet();
 
     // every real is rounded once: the factor in two parts
-    const double factor = sqrt(SIZE / 2 / total(m, m.sums));
+    const double factor = rsqrt(total(m, m.sums) / (SIZE / 2));
     const float most = (float)factor, least = (float)(factor - most);
     const auto scaled = [&](int r, int k) {
         const float x = m.tile[kept_at(r / A, r % A) + k];
         return fmaf(x, most, x * least);
     };
-    const span<float> out = on_air + (size_t)image * SIZE;
-    if (rank == 0 && m.thread == 0) scales[image] = (float)(factor * for_features / SOFTER);
+    const int now = m.now[0];
+    const span<float> out = on_air + (size_t)now * SIZE;
+    if (rank == 0 && m.thread == 0) scales[now] = (float)(factor * m.factor[0] / SOFTER);
+    const int after = now + gridDim.x / G;
+    if (G == 1 && after < images) make_stream(m, keys + (size_t)after * KEY);  // while others write
     if (!takes_rest(factor)) {
+        const int writers = G == 1 ? OTHERS : THREADS;
         #pragma unroll 8
-        for (int e = m.thread; e < kept * C; e += THREADS)
+        for (int e = m.thread - (THREADS - writers); e >= 0 && e < kept * C; e += writers)
             store_once(out + (row_of(rank, e / C) * C + e % C), scaled(e / C, e % C));
-        return;
+        return now;
     }
     // rounding left something of the power, which the largest takes; its magnitude's bits, then the first of equals
-    energy = 0;
+    double energy = 0;
     unsigned long long largest = 0;
     for (int e = m.thread; e < kept * C; e += THREADS) {
         const float x = scaled(e / C, e % C);
@@ -426,54 +350,51 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
         const int place = row_of(rank, e / C) * C + e % C;
         out[place] = place == takes ? x + (float)(off / (2 * (double)x)) : x;
     }
+    return now;
 }
 
-// received[batch][SIZE], keys[batch][KEY], features[batch][CHANNELS][REALS / CHANNELS]
-extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) unmix(
-    INPUT(float) received, INPUT(unsigned) keys, span<feature> features)
+// features[images][CHANNELS][REALS / CHANNELS], keys[images][KEY], on_air[images][SIZE], scales[images]
+extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
+    INPUT(feature) features, INPUT(unsigned) keys, span<float> on_air, span<float> scales, int images)
 {
     ARENA(arena);
-    const int image = blockIdx.x / G, rank = blockIdx.x % G;
-    const Memory m = begin(arena, rank);
-    const int slabs = min(SLABS, A - rank * SLABS), rows = slabs * B, first = rank * HELD_ROWS;
+    int image = blockIdx.x / G;
+    make_stream(begin(arena, blockIdx.x % G), keys + (size_t)image * KEY);
+    for (;;) {
+        image = mix_image(begin(arena, blockIdx.x % G), features, keys, on_air, scales, image, images) + gridDim.x / G;
+        if (G > 1 || image >= images) return;  // several blocks are launched for every image
+    }
+}
+
+static __device__ void unmix_image(
+    const Memory& m, INPUT(float) received, INPUT(unsigned) keys, span<feature> features, int image, int images)
+{
+    const int rank = m.rank, slabs = min(SLABS, A - rank * SLABS), rows = slabs * B, first = rank * HELD_ROWS;
     const int from = first * C, end = min(REALS, from + rows * C);
+    const int kept = max(0, min(SLICES, B - rank * SLICES)) * A;
     const auto stream = [&](int w) { return word_of(m, w); };
 
-    if (PREFETCH == 2) {
-        const int next = image + multiprocessors() * RESIDENT / G;
-        if (next < (int)gridDim.x / G) fetch_ahead(received + (size_t)next * SIZE, SIZE, rank);
-    }
-    make_stream(m, keys + (size_t)image * KEY);
+    if (G == 1) __syncthreads();
     INPUT(float) mine = received + (size_t)image * SIZE;
-    const int kept = max(0, min(SLICES, B - rank * SLICES)) * A;
     #pragma unroll(LOADS)
-    for (int e = m.thread - MAKERS; e >= 0 && e < kept * C; e += LOADERS)
+    for (int e = G == 1 ? m.thread : m.thread - MAKERS; e >= 0 && e < kept * C; e += G == 1 ? THREADS : OTHERS)
         m.tile[kept_at(e / C / A, e / C % A) + e % C] = mine[row_of(rank, e / C) * C + e % C];
+    if (G == 1) make_tables(m);
     meet();
 
-    fetch_keys(m);
-    if (PREFETCH == 1) {
-        const int next = image + multiprocessors() * RESIDENT / G;
-        if (next < (int)gridDim.x / G) fetch_ahead(received + (size_t)next * SIZE, SIZE, rank);
-    }
+    if (G > 1) fetch_keys(m);
+    const int next = image + gridDim.x / G;
+    if (G == 1 && next < images) fetch_ahead(received + (size_t)next * SIZE, SIZE);
     for (int r = m.thread; r < kept; r += THREADS) {
-        const span<float> row = m.tile + kept_at(r / A, r % A);
-        float x[C];
-        const int number = row_of(rank, r);
-        #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = row[k];
-        flip(x, mask_of(4, number, stream));
-        along_c_back(x);
-        flip(x, mask_of(3, number, stream));
-        #pragma unroll
-        for (int k = 0; k < C; k++) row[k] = x[k];
+        const int row = row_of(rank, r);
+        row_pass<true>(m.tile + kept_at(r / A, r % A), mask_of(4, row, stream), mask_of(3, row, stream));
     }
     kept_met();
-    make_tables(m);
+    if (G > 1) make_tables(m);
 
     // from here on a block has its slabs of the first digit: what it has of the others it gives them
     const int slice = m.thread / C, k = m.thread % C, j = rank * SLICES + slice;
-    const bool has = slice < SLICES && j < B;
+    const bool has = EVERY_THREAD || (slice < SLICES && j < B);
     {
         float x[A];
         if (has) {
@@ -487,16 +408,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) unmix(
 
     over_b<true>(m, slabs);
     rows_met();
-    for (int r = m.thread; r < rows; r += THREADS) {
-        const span<float> row = m.tile + held(r);
-        float x[C];
-        #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = row[k];
-        flip(x, mask_of(2, first + r, stream));
-        along_c_back(x);
-        #pragma unroll
-        for (int k = 0; k < C; k++) row[k] = x[k];
-    }
+    for (int r = m.thread; r < rows; r += THREADS) row_pass<true>(m.tile + held(r), mask_of(2, first + r, stream), Mask{});
     meet();
 
     {
@@ -512,27 +424,30 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) unmix(
 
     over_b<true>(m, slabs);
     rows_met();
-    for (int r = m.thread; r < rows; r += THREADS) {
-        const span<float> row = m.tile + held(r);
-        float x[C];
-        #pragma unroll
-        for (int k = 0; k < C; k++) x[k] = row[k];
-        flip(x, mask_of(0, first + r, stream));
-        along_c_back(x);
-        flip(x, column_signs(m));
-        #pragma unroll
-        for (int k = 0; k < C; k++) row[k] = x[k];
-    }
+    for (int r = m.thread; r < rows; r += THREADS)
+        row_pass<true>(m.tile + held(r), mask_of(0, first + r, stream), column_signs(m));
     meet();  // also: no block ends while others read its stream
 
-    constexpr int PLANE = REALS / CHANNELS, RUN = (HELD_ROWS * C + CHANNELS - 1) / CHANNELS + (HELD_ROWS * C % CHANNELS != 0);
-    const span<feature> out = features + (size_t)image * REALS;
-    #pragma unroll 8
-    for (int t = m.thread; t < CHANNELS * RUN; t += THREADS) {
-        const int channel = t / RUN, position = from / CHANNELS + t % RUN, e = position * CHANNELS + channel;
-        if (e < from || e >= end) continue;
-        const int at = e - from;
-        store_once(out + (channel * PLANE + position), narrow((float)SOFTER * m.tile[held(at / C) + at % C]));
+    const int now = unforeseen(image), after = now + gridDim.x / G;
+    if (G == 1 && after < images) make_stream(m, keys + (size_t)after * KEY);  // while others write
+    if (G > 1 || m.thread >= MAKERS) {
+        const int warp = (G > 1 ? m.thread : m.thread - MAKERS) / 32;
+        store_features(m.tile, features + (size_t)now * REALS, from, end, warp, G > 1 ? WARPS : OTHERS / 32, m.lane);
+    }
+}
+
+// received[images][SIZE], keys[images][KEY], features[images][CHANNELS][REALS / CHANNELS]
+extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) unmix(
+    INPUT(float) received, INPUT(unsigned) keys, span<feature> features, int images)
+{
+    ARENA(arena);
+    int image = blockIdx.x / G;
+    make_stream(begin(arena, blockIdx.x % G), keys + (size_t)image * KEY);
+    for (;;) {
+        unmix_image(begin(arena, blockIdx.x % G), received, keys, features, image, images);
+        image += gridDim.x / G;
+        if (G > 1 || image >= images) return;
     }
 }
 """
+)

@@ -4,60 +4,42 @@
     unmix   symbols as received ── un-mixed ──> features
 
 Each kernel expands the ChaCha20 stream from the packet's key and makes signs, pads, the order of rows and of columns itself.
-From compute capability 9.0 on an image is in the shared memory of the blocks of one cluster (``mix_cluster``): 8, 4, 2 or 1,
-the most that have a multiprocessor each. Elsewhere, and for columns of more than 64 values, there are several launches with the
-image in L2 (``mix_launches``).
+Few images: an image has 16 or 8 blocks of a cluster, a multiprocessor each, which push what others need into their memory
+(``mix_alone``). More: 4 or 2 blocks, or one that takes one image after the other (``mix_cluster``). Clusters are from compute
+capability 9.0 on; elsewhere, and for columns of more than 64 values, several launches with the image in L2 (``mix_launches``).
 
-What bounds the time of an image of 32,400 reals (32 x 32 x 32 on air) on an H100, computed before anything was measured, for
-132 multiprocessors at 1.75 GHz and copies of 3.0 TB/s:
+What bounds many images of 32,400 reals (32 x 32 x 32 on air), one block each, in clocks of one multiprocessor at 1.98 GHz:
 
-    many images, 4 blocks each           clocks of one multiprocessor                all 132 at once
-    device memory, 261 kB                20,200                                      87 ns
-    shared memory, 16 passes             16,400, 128 bytes each                      71 ns
-    from block to block, 3/4 of 3 passes 25,700, at 2.6 TB/s for all, as read        110 ns
-    instructions                         19,300, of 4 warps each                     83 ns
+    instructions         35 additions, 24 for signs, 16 to and from shared memory for each real: 19,000 of 4 warps each
+    shared memory        16 passes of 128 bytes a clock, orders and signs: 18,500
+    device memory        261 kB: 23,200 at the 2.94 TB/s of an H100, 16,600 at the 4.1 TB/s of an H200
+    key stream           427 blocks of 960 instructions for integers, half as fast as others: 6,700; 4,500 where additions
+                         are multiplications by one, which other units do
+    to double and back   16 a clock: 2,000 for the energy; 4,100 for the last rounding until its factor was in two floats
 
-Instructions are 35 additions and 10 for signs for each real, and 1,000 for each of 427 blocks of the stream. One after the
-other all that is 350 ns, 25 % of the copy; the goal, 45 %, is 193 ns. So blocks of different images must be at different
-work: four share a multiprocessor's registers, 64 for each of 1,024 threads. For one image the launch (2 us), the key stream
-(1,900 clocks: 54 threads in each of 8 blocks), the way of the features through L2, 10 barriers of the cluster (250 clocks
-each) and 7 passes of a thread through its 32 values (700 clocks each) come one after the other: about 8 us. Several
-launches are 10: about 15 us.
+The first code (commit 6f07d25) took the sum of them all: 71,000 clocks. Now stores of an image run beside the key stream of
+the next, whose features are on their way into L2; a row's pass is followed by that of columns in the same warp, without a
+barrier of the block; and features take 4 instructions each, not 25, all loads of a thread in front. For one image, computed
+from what was measured of the first code (27,770 clocks): a barrier of the cluster costs 750, ten of them 7,500, and memory of
+other blocks that is read comes after 1,000. Pushed, without a barrier, it is its way: 600, five times.
 
-Measured on one (commit 6f07d25, 1.98 GHz, copies of 2.94 TB/s; benchmarks/results/nvidia-h100-80gb-hbm3.json):
+Measured on an H200 (26 November 2026, 1.98 GHz, copies of 4.1 TB/s, 132 multiprocessors as an H100 has; mix, un-mixing):
 
-    batch 1024, ns an image    8 blocks    4      2      1    several launches
-    mix                        356         337    297    273  2,941
-    computed, all in sequence              350    313    240
-    un-mixing                  308         299    262    235  2,545
+    many images, batch 1024, ns an image     first code 262, 224    fewer passes, the next image into L2 238, 211
+                                             and one image after the other, as now 210, 186; features of 2 bytes 199, 186
+    one image, us                            first code 13.5, 11.6
+                                             8 blocks 10.0, 13.2    16 blocks 9.6, 9.5    16 blocks of 512 threads 9.8, 7.8
 
-    one image, us              8 blocks, a multiprocessor each    4       2       1       several launches
-    mix                        15.5                               19.5    25.0    29.3    52.0
-    un-mixing                  13.3                               17.5    22.4    26.2    42.8
-
-Many images take what the four bounds are in sequence: blocks that share a multiprocessor do not overlap them, so the fewer
-blocks have an image, the less crosses between them, and one block is best (32 % of the copy, un-mixing 38 %). At batch 64 one
-block each leaves half of the GPU idle, and two are best (467 ns). One block's ``unmix`` spills a few of its 64 registers on
-9.0 (NVRTC 13.5; what 13.0 did, by which this was timed, was not looked at). For one image,
-clocks up to each barrier, 27,770 to the last:
-
-    key stream                               2,740    computed 1,900
-    features in                              2,620
-    pads, their power and the features'      2,670
-    tables, first rows                       3,680    the pass through rows is 700 of it, as the second rows say
-    second rows                                810    computed 700
-    b, twice                    1,590 and    1,520    computed 950 each, the barrier behind it counted
-    a and the shuffle           2,510 and    3,020    computed 950 each, the way between blocks not counted
-    a, the second time          2,790 and      190
-    last rows, their power                   3,640    computed 950
-
-So what crosses between blocks takes three times what was computed, sums over all blocks and the tables, which nothing was
-computed for, a third of the time.
+The goals are 10 us, and 45 % of a copy's rate, which is 193 ns by an H100's copy (met by un-mixing, 210 is 41 %) and 140 ns
+by an H200's. 46,700 clocks of an image, to each barrier: features, pads and tables 7,400; C and B 8,400, of which 3,000 were
+divisions in the rows of pads; A 4,900 with the shuffle; C and B 7,100; A and C 7,700; out 7,400, beside which the key stream
+is free. For one image, 17,600: key stream 4,100; C and B 2,200; tables and the way 1,300; A 1,900; the way and C 2,700; B and
+the way 1,000; A and C 2,200; the energy 900; out 1,300. Those divisions are gone since, the factor of the features is found
+once a block and not by each warp, and the energy crosses as fewer sums: computed to save 3,700 and 300 clocks, not measured.
 
 The result is that of ``semseal.runtime.defense.mix`` within ``rounding``, since sums are added in another order; pads,
-signs and orders are the same bits. The tests compile this source for eight GPU generations and run it on the CPU under a
-checker of races and bounds; benchmarks/on_gpu.py does the rest. What changed after that commit, the number of blocks by the
-batch and where the largest value takes what rounding left, has not run on a GPU.
+signs and orders are the same bits. The tests compile this source for eight GPU generations, without a spilled register, and run
+it on the CPU under a checker of races, of what is pushed, and of bounds; benchmarks/on_gpu.py does the rest.
 """
 
 import math
@@ -90,8 +72,9 @@ KEY_WORDS = 10  # of an image: the session's key and the counter
 REGISTERS = 65536  # of a multiprocessor
 MAX_THREADS = 1024  # of a block
 MAX_PORTABLE = 8  # blocks of a cluster that every GPU with clusters takes
+MAX_CLUSTER = 16  # and that any takes
 LAUNCH_THREADS = 128
-ALONE_THREADS = 256  # of a block that has a multiprocessor for itself: some make the key stream, some fetch the image
+ALONE_THREADS = 512  # of a block that has a multiprocessor for itself: some make the key stream, some fetch the image
 STRUCTURE_THREADS = 1024
 MAX_RMS_OFF = 1e-6  # of values on air from the reference's, root mean square, see docs/wire.md
 MAX_LARGEST_OFF = 2e-4  # of the value that takes what rounding left of the power
@@ -130,7 +113,7 @@ class MixLayout:
         sizes += [("THREADS", str(self.threads)), ("MAX_IN_REGISTERS", str(MAX_IN_REGISTERS))]
         if not self.together:
             return [*sizes, ("WORK", str(self.work))]
-        sizes += [("PREFETCH", "1"), ("STREAMING", "1")]
+        sizes += [("ALONE", str(int(self.alone)))]
         return [*sizes, ("G", str(self.together)), ("ROOM", str(self.arena)), ("RESIDENT", str(self.resident))]
 
     def source(self) -> str:
@@ -191,7 +174,8 @@ def cluster_layout(reals: int, together: int, channels: int = 1, alone: bool = F
         raise ValueError(f"columns of {a} and {b} values are too long for a thread; use several launches")
     slabs, slices = -(-a // together), -(-b // together)
     threads = -(-max(slices * c, min(slabs * b, 256)) // 32) * 32
-    threads = max(threads, ALONE_THREADS) if alone else threads
+    if alone:
+        threads = max(threads, ALONE_THREADS if ALONE_THREADS * registers(a, b, c) <= REGISTERS else ALONE_THREADS // 2)
     rows, sums = max(slabs * b, slices * a), together * threads // 32
     if threads * registers(a, b, c) > REGISTERS or threads > MAX_THREADS:
         raise ValueError(f"{threads} threads of {registers(a, b, c)} registers are too many for a block; use more blocks")
@@ -201,7 +185,7 @@ def cluster_layout(reals: int, together: int, channels: int = 1, alone: bool = F
     tile = max(slabs * b, slices * a) * (c + 1) + (a if together == 1 else 0)
     arena = -(-(4 * tile + 68 * chunk) // 16) * 16  # rows, key stream
     arena += 24 * together * threads // 32 + 12 * (a * b // q + q) + 4 * (2 * c + 2)  # sums, turns, columns
-    arena += 8 + 8 * slices * a * -(-c // 32)  # places and signs
+    arena += 16 + 8 * slices * a * -(-c // 32)  # places and signs
     if alone:
         pads = 4 * (a * b * c - reals) // 16 + 2
         arena = (
@@ -236,7 +220,7 @@ class MixKernel:
     ) -> None:
         """``shape``: that layout and no other. Raises ValueError for one that the blocks of this GPU cannot hold."""
         self._device, self.dtype, room = device, dtype, device_room(device)
-        self._fitting = suited(room, reals, channels) if shape is None else (shape,)
+        self._fitting = suited(room, reals, channels, device_largest(device)) if shape is None else (shape,)
         for fits in self._fitting:
             if fits.arena > room:
                 raise ValueError(f"an image takes {fits.arena} bytes of each of {fits.together} blocks, more than there are")
@@ -251,7 +235,7 @@ class MixKernel:
         kernels = {name: code.get_kernel(name) for name in names}
         if shape.together:
             for kernel in kernels.values():
-                _allow(kernel, shape, self._device)
+                allow(kernel, shape, self._device)
         self._kernels[shape] = kernels
         return kernels
 
@@ -310,8 +294,12 @@ class MixKernel:
     def _launch(self, stream: "Stream | GraphBuilder", shape: MixLayout, name: str, batch: int, *buffers: "Buffer") -> None:
         from cuda.core import LaunchConfig, launch
 
-        config = LaunchConfig(grid=batch * shape.blocks(name), block=shape.threads, shmem_size=shape.arena)
-        launch(stream, config, self._compiled(shape)[name], *buffers)
+        grid = batch * shape.blocks(name)
+        if shape.together == 1 and not shape.alone:  # a block takes one image after the other
+            grid = min(grid, shape.resident * self._device.properties.multiprocessor_count)
+        images = (np.int32(batch),) if shape.together and not shape.alone else ()
+        config = LaunchConfig(grid=grid, block=shape.threads, shmem_size=shape.arena)
+        launch(stream, config, self._compiled(shape)[name], *buffers, *images)
 
 
 @lru_cache(maxsize=32)
@@ -371,10 +359,19 @@ def device_room(device: "Device") -> int:
     return int(device.properties.max_shared_memory_per_block_optin) if clusters else 0
 
 
-def suited(room: int, reals: int, channels: int) -> tuple[MixLayout, ...]:
+def device_largest(device: "Device") -> int:
+    """The blocks of a cluster that a GPU takes: more than every one does where that has been tried, on whole H100 and H200."""
+    capability = device.compute_capability
+    whole = (capability.major, capability.minor) == (9, 0) and device.properties.multiprocessor_count > 100
+    return MAX_CLUSTER if whole else MAX_PORTABLE
+
+
+def suited(room: int, reals: int, channels: int, largest: int = MAX_PORTABLE) -> tuple[MixLayout, ...]:
     """From one image to many: blocks that form clusters, of ``room`` bytes each, or several launches."""
     fitting: dict[int, MixLayout] = {}
-    for together, alone in ((8, True), (8, False), (4, False), (2, False), (1, False)):
+    for together, alone in ((16, True), (8, True), (8, False), (4, False), (2, False), (1, False)):
+        if together > largest:
+            continue
         try:
             shape = cluster_layout(reals, together, channels, alone)
         except ValueError:
@@ -385,8 +382,14 @@ def suited(room: int, reals: int, channels: int) -> tuple[MixLayout, ...]:
 
 
 def layout_for(fitting: Sequence[MixLayout], batch: int, multiprocessors: int) -> MixLayout:
-    """The first by which every block of a batch has a multiprocessor, else the last: blocks that wait for each other least."""
-    return next((shape for shape in fitting if batch * shape.together <= multiprocessors), fitting[-1])
+    """The first by which every block of a batch has a multiprocessor, else the last: blocks that wait for each other least.
+
+    Clusters of more blocks than every GPU takes fill no group of multiprocessors: they get half of all.
+    """
+    for shape in fitting:
+        if batch * shape.together <= multiprocessors // (2 if shape.together > MAX_PORTABLE else 1):
+            return shape
+    return fitting[-1]
 
 
 def packet_keys(key: bytes, session: bytes, counters: Sequence[int], model_digest: bytes) -> NDArray[np.uint32]:
@@ -411,7 +414,7 @@ def _session_key(key: bytes, salt: bytes) -> bytes:
     return derive(key, mix.LABEL, salt)
 
 
-def _allow(kernel: "Kernel", shape: MixLayout, device: "Device") -> None:
+def allow(kernel: "Kernel", shape: MixLayout, device: "Device") -> None:
     """Lets a kernel have more shared memory, and more blocks in a cluster, than need no asking."""
     from cuda.bindings import driver
 

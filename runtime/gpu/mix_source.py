@@ -39,11 +39,8 @@ static __device__ unsigned bits_of(float x) { return __float_as_uint(x); }
 static __device__ float float_of(unsigned bits) { return __uint_as_float(bits); }
 static __device__ unsigned turned(unsigned x, int left) { return __funnelshift_l(x, x, left); }
 static __device__ unsigned joined(unsigned low, unsigned high, int right) { return __funnelshift_r(low, high, right); }
-#if NO_MAD
-static __device__ unsigned one() { return 1; }
-#else
+template <class T> static __device__ void store_once(T* to, T x) { __stcs(to, x); }  // nobody on this GPU reads it soon
 static __device__ unsigned one() { return blockDim.y; }  // which no compiler knows: x * one() + y is not for the unit of x + y
-#endif
 #else
 static unsigned one() { return 1; }
 static unsigned turned(unsigned x, int left) { return x << left | x >> (32 - left); }
@@ -188,6 +185,96 @@ static __device__ void doubled(float (&x)[M])
             if ((i / half) % 2) continue;
             const float low = x[i], high = x[i + half];
             x[i] = low + high, x[i + half] = low - high;
+        }
+    }
+}
+"""
+
+# For sources that define PITCH and SLAB_PITCH, the words between rows and slabs of their tile, and HELD_ROWS
+PLANAR = r"""
+// Features of a block, [CHANNELS][PLANE], and where they lie in its tile. A warp takes EACH * 32 neighbours of a channel
+constexpr int PLANE = REALS / CHANNELS, RUN = (HELD_ROWS * C + CHANNELS - 1) / CHANNELS + (HELD_ROWS * C % CHANNELS != 0);
+constexpr int EACH = RUN >= 256 ? 8 : (RUN + 31) / 32, PIECES = (RUN + 32 * EACH - 1) / (32 * EACH);
+constexpr int STEP = 32 * CHANNELS / C ? 32 * CHANNELS / C : 1;  // rows between a lane's features, if
+constexpr bool STEADY = 32 * CHANNELS % C == 0 && HELD_ROWS * C % CHANNELS == 0 &&
+                        (SLAB_PITCH == B * PITCH || (B % STEP == 0 && EACH * STEP % B == 0));
+static __device__ int held(int r) { return r / B * SLAB_PITCH + r % B * PITCH; }  // where a row of the block's slabs lies
+struct Feature { int first, index, at; };  // real number, place among the features, place in the tile
+static __device__ Feature feature_at(int unit, int lane, int from)
+{
+    const int channel = unit / PIECES, position = from / CHANNELS + unit % PIECES * (32 * EACH) + lane;
+    const int first = position * CHANNELS + channel, at = first - from;
+    return {first, channel * PLANE + position, STEADY ? held(at / C) + at % C : at};
+}
+static __device__ int tile_at(const Feature& f, int i)
+{
+    if (STEADY) return f.at + i * STEP / B * SLAB_PITCH + i * STEP % B * PITCH;
+    const int at = f.at + i * 32 * CHANNELS;
+    return held(at / C) + at % C;
+}
+// One row in its place: signs, times H(c) or its transpose, signs
+template <bool BACK>
+static __device__ void row_pass(span<float> row, const Mask& before, const Mask& after, float factor = 1)
+{
+    float x[C];
+    #pragma unroll
+    for (int k = 0; k < C; k++) x[k] = row[k] * factor;
+    flip(x, before);
+    BACK ? along_c_back(x) : along_c(x);
+    flip(x, after);
+    #pragma unroll
+    for (int k = 0; k < C; k++) row[k] = x[k];
+}
+// The last of mixing, whose energy comes back in CHAINS sums
+template <int CHAINS>
+static __device__ void last_row_pass(span<float> row, const Mask& before, const Mask& after, double (&energies)[CHAINS])
+{
+    float x[C];
+    #pragma unroll
+    for (int k = 0; k < C; k++) x[k] = row[k];
+    flip(x, before);
+    along_c(x);
+    flip(x, after);
+    #pragma unroll
+    for (int k = 0; k < C; k++) {
+        energies[k % CHAINS] += (double)x[k] * x[k];
+        row[k] = x[k];
+    }
+}
+// Its reals are from.. and features up to `end`; returns the sum of their squares. All loads of a thread's EACH come first
+static __device__ float load_features(
+    span<float> tile, INPUT(feature) features, int from, int end, int warp, int warps, int lane)
+{
+    float loud = 0;
+    #pragma unroll 1
+    for (int unit = warp; unit < CHANNELS * PIECES; unit += warps) {
+        const Feature f = feature_at(unit, lane, from);
+        feature x[EACH];
+        #pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            const int e = f.first + i * 32 * CHANNELS;
+            x[i] = e >= from && e < end ? (feature)features[f.index + 32 * i] : (feature)0;
+        }
+        #pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            const int e = f.first + i * 32 * CHANNELS;
+            const float value = widen(x[i]);
+            if (e >= from && e < end) tile[tile_at(f, i)] = value;
+            loud += value * value;
+        }
+    }
+    return loud;
+}
+static __device__ void store_features(
+    span<float> tile, span<feature> features, int from, int end, int warp, int warps, int lane)
+{
+    #pragma unroll 1
+    for (int unit = warp; unit < CHANNELS * PIECES; unit += warps) {
+        const Feature f = feature_at(unit, lane, from);
+        #pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            const int e = f.first + i * 32 * CHANNELS;
+            if (e >= from && e < end) store_once(features + (f.index + 32 * i), narrow((float)SOFTER * tile[tile_at(f, i)]));
         }
     }
 }

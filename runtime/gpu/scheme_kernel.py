@@ -10,25 +10,30 @@ One launch each; every feature is read once and every symbol written once. An im
     (warps read 32 neighbours)                                  ├─ tile[c][pitch] ─┤  (threads write 16 bytes)
 
 A block that sends must know the power of the whole image before it writes. From compute capability 9.0 on an image's
-blocks, if they are 8 at most, are a cluster: each writes the sums of its squares into the others' shared memory, and they
-meet at the cluster's barrier. Elsewhere a block leaves its sums in device memory and waits for those of its image's other
+blocks, if they are 8 at most, are a cluster: each pushes the sums of its squares into the others' shared memory, and waits
+until all have come. Elsewhere a block leaves its sums in device memory and waits for those of its image's other
 blocks. Those take their work by a ticket and not by blockIdx, so the blocks that a waiting block needs have begun or are
 next; the host makes sure that the GPU holds as many as one image has.
 
 Sums are added in one fixed order, by IEEE operations that the compiler may not contract, so ``reference_transmit`` gives the
 same bits. Sizes are constants of the compilation.
 
-The tests compile this source for six GPU generations and run it on the CPU; benchmarks/on_gpu.py does the rest. On one H100
-(commit 6f07d25) the bits were the reference's in 270 replays. At batch 1024, in bytes per second of a device-to-device copy
-(the goal is 80 %), and added to a CUDA graph at batch 1 (the goal is 4 us):
+What bounds ``transmit`` at batch 1024 is how much is in flight: 17 kB in each of six blocks of a multiprocessor, of which a
+block moves nothing from its last load to its first store. A lane's 9 loads of a channel are in flight together, and where a
+multiprocessor has 2,048 threads there are eight blocks (32 registers a thread).
 
-                float32    float16    batch 1
-    transmit    64 %       56 %       4.4 us     before, blocks waiting on device memory: 39 % and 6.1 us, on an H200
-    receive     94 %       93 %       2.2 us                                              74 % and 2.6 us
+The tests compile this source for six GPU generations and run it on the CPU; benchmarks/on_gpu.py does the rest. In bytes per
+second of a device-to-device copy at batch 1024 (the goal is 80 %), and added to a CUDA graph at batch 1 (the goal is 4 us), the
+bits being the reference's in every run:
 
-``transmit`` differs from ``receive`` by the sum and the barrier of the cluster: a block moves nothing from its last load to its
-first store, and its multiprocessor only what five other blocks do. With features of two bytes a quarter less is moved, in 15 %
-less time.
+                                                    float32    float16    batch 1
+    transmit, H100, commit 6f07d25                  64 %       56 %       4.4 us    copies of 2.94 TB/s
+              H200, the same code                   53 %                  3.9 us    copies of 4.1 TB/s
+              H200, sums pushed, without a fence    55 %       48 %       3.8 us
+              H200, and all loads at once           72 %       63 %       2.8 us
+    receive, H100                                   94 %       93 %       2.2 us
+
+Eight blocks instead of six are not measured yet. One block for all of an image, the next one on its way into L2, reaches 54 %.
 """
 
 from dataclasses import dataclass
@@ -39,7 +44,7 @@ from numpy.typing import NDArray
 from semseal.runtime.defense import index as scheme
 
 if TYPE_CHECKING:
-    from cuda.core import Buffer, Device, Kernel, ObjectCode, Stream
+    from cuda.core import Buffer, Device, ObjectCode, Stream
     from cuda.core.graph import GraphBuilder
 
 THREADS = 256
@@ -50,8 +55,6 @@ TILE_BYTES = (
 MAX_TOGETHER = 8  # blocks of a cluster; for so few a block may have more rows
 MAX_TOGETHER_TILE_BYTES = 24 * 2**10
 MAX_TILE_BYTES = 46 * 2**10  # static shared memory is 48 KiB on every GPU; the sums and the ticket need a little over 1 KiB
-WHOLE_THREADS = 1024
-MAX_WHOLE_BYTES = 226 * 2**10  # of the largest block of any GPU, but for 1 KiB
 
 SOURCE = r"""
 constexpr int ROW = W * C;      // floats of a row: one run of the symbols
@@ -94,18 +97,6 @@ static __device__ void arrived(unsigned long long* arrivals)
 #else
 #define CLUSTER
 #endif
-#define WHOLE(name) extern __shared__ __align__(16) float name[]
-static __device__ void fetch_ahead(const void* from, int bytes)  // into L2
-{
-    for (int at = threadIdx.x * 128; at < bytes; at += blockDim.x * 128)
-        asm volatile("prefetch.global.L2 [%0];" ::"l"((const char*)from + at));
-}
-static __device__ unsigned multiprocessors()
-{
-    unsigned count;
-    asm("mov.u32 %0, %nsmid;" : "=r"(count));
-    return count;
-}
 static __device__ float across(float sum)  // the sum of a warp, in all of its lanes
 {
     for (int d = 16; d; d /= 2) sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, d));
@@ -135,6 +126,25 @@ static __device__ feature narrow(float value) { return value; }
 
 struct alignas(4 * VECTOR) vector { float at[VECTOR]; };
 
+// A lane's features of one channel of the block's rows go into the tile, their squares to the sum; EACH loads come first
+constexpr int TURNS = (ROWS * W + 31) / 32, EACH = TURNS < 10 ? TURNS : 8;
+static __device__ float take(const feature* __restrict__ from, float* to, int count, int lane, float sum)
+{
+    for (int start = lane; start < count; start += 32 * EACH) {
+        feature x[EACH];
+        #pragma unroll
+        for (int i = 0; i < EACH; i++) x[i] = start + 32 * i < count ? from[start + 32 * i] : (feature)0;
+        #pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            if (start + 32 * i >= count) break;
+            const float value = widen(x[i]);
+            to[start + 32 * i] = value;
+            sum = __fadd_rn(sum, __fmul_rn(value, value));
+        }
+    }
+    return sum;
+}
+
 static __device__ float scale_of(const float* all, int lane)  // of the sums of all warps of an image
 {
     float total = 0;
@@ -145,11 +155,12 @@ static __device__ float scale_of(const float* all, int lane)  // of the sums of 
 }
 
 // place[batch * H]: where each row goes; sums[batch * PARTS * WARPS]; state[1 + batch], zero before the first launch only
-extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 6) transmit(
+extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) transmit(
     const feature* __restrict__ features, const int* __restrict__ place, float* __restrict__ symbols, float* sums,
     unsigned* state)
 {
     __shared__ float tile[C * PITCH];
+    __shared__ int places[ROWS];
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
 #if TOGETHER
     __shared__ float sums_here[PARTS * WARPS];
@@ -169,16 +180,10 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 6) transmit(
 
     // read C * rows * W features (4 or 2 bytes each). Runs of an odd width start anywhere, so a lane loads one feature: a
     // warp's 32 are neighbours, and neither side of the tile has bank conflicts
+    for (int row = thread; row < rows; row += THREADS) places[row] = place[image * H + first + row];
     const feature* source = features + image * C * PLANE + first * W;
     float sum = 0;
-    for (int k = warp; k < C; k += WARPS) {
-        #pragma unroll 8
-        for (int j = lane; j < rows * W; j += 32) {
-            const float x = widen(source[k * PLANE + j]);
-            tile[k * PITCH + j] = x;
-            sum = __fadd_rn(sum, __fmul_rn(x, x));
-        }
-    }
+    for (int k = warp; k < C; k += WARPS) sum = take(source + k * PLANE, tile + k * PITCH, rows * W, lane, sum);
     sum = across(sum);
 
     // the sums of all warps of the image, which each warp adds up for itself
@@ -215,57 +220,10 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 6) transmit(
             out.at[i] = __fmul_rn(tile[e % C * PITCH + e / C], scale);
         }
         const int row = v / (ROW / VECTOR);
-        const size_t to = place[image * H + first + row];
+        const size_t to = places[row];
         *(vector*)(symbols + to * ROW + (v * VECTOR - row * ROW)) = out;
     }
 }
-
-#if WHOLE_PITCH
-// A block an image: its warps do what the parts' warps do, so that sums have the same bits
-extern "C" __global__ void __launch_bounds__(WHOLE_THREADS, 1) transmit_whole(
-    const feature* __restrict__ features, const int* __restrict__ place, float* __restrict__ symbols)
-{
-    WHOLE(tile);
-    __shared__ float sums_here[PARTS * WARPS];
-    const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
-    const size_t image = blockIdx.x;
-    const feature* source = features + image * C * PLANE;
-    for (int unit = warp; unit < PARTS * WARPS; unit += WHOLE_THREADS / 32) {
-        const int first = unit / WARPS * ROWS * W, end = first + ROWS * W < PLANE ? first + ROWS * W : PLANE;
-        constexpr int TURNS = (ROWS * W + 31) / 32;
-        float sum = 0;
-        #pragma unroll 2
-        for (int k = unit % WARPS; k < C; k += WARPS) {
-            #pragma unroll(TURNS < 12 ? TURNS : 8)
-            for (int turn = 0; turn < TURNS; turn++) {
-                const int j = first + 32 * turn + lane;
-                if (j >= end) continue;
-                const float x = widen(source[k * PLANE + j]);
-                tile[k * WHOLE_PITCH + j] = x;
-                sum = __fadd_rn(sum, __fmul_rn(x, x));
-            }
-        }
-        sum = across(sum);
-        if (lane == 0) sums_here[unit] = sum;
-    }
-    if (AHEAD) {
-        const size_t next = image + multiprocessors();
-        if (next < gridDim.x) fetch_ahead(features + next * C * PLANE, C * PLANE * sizeof(feature));
-    }
-    __syncthreads();
-    const float scale = scale_of(sums_here, lane);
-    for (int v = thread; v < H * (ROW / VECTOR); v += WHOLE_THREADS) {
-        vector out;
-        for (int i = 0; i < VECTOR; i++) {
-            const int e = v * VECTOR + i;
-            out.at[i] = __fmul_rn(tile[e % C * WHOLE_PITCH + e / C], scale);
-        }
-        const int row = v / (ROW / VECTOR);
-        const size_t to = place[image * H + row];
-        *(vector*)(symbols + to * ROW + (v * VECTOR - row * ROW)) = out;
-    }
-}
-#endif
 
 // index[batch * H]: which row of the frames' each row of the features is
 extern "C" __global__ void __launch_bounds__(THREADS, 6) receive(
@@ -310,7 +268,6 @@ class TileLayout:
     parts: int
     pitch: int
     vector: int
-    whole_pitch: int  # of the tile of a block that has all of the image; 0 where no block holds it
 
     @property
     def n_symbols(self) -> int:
@@ -319,10 +276,17 @@ class TileLayout:
 
     def macros(self, dtype: np.dtype[Any], arch: str) -> list[tuple[str, str]]:
         """The constants that the source is compiled with for ``arch``, such as sm_90."""
-        together = 1 < self.parts <= MAX_TOGETHER and int(arch.removeprefix("sm_")) >= 90
+        generation = int(arch.removeprefix("sm_"))
+        together = 1 < self.parts <= MAX_TOGETHER and generation >= 90
+        resident = 8 if together and generation in (90, 100, 103) else 6  # of 2,048 or 1,536 threads
         sizes = {"C": self.c, "H": self.h, "W": self.w, "ROWS": self.rows, "PARTS": self.parts, "PITCH": self.pitch}
-        sizes |= {"WHOLE_PITCH": self.whole_pitch, "WHOLE_THREADS": WHOLE_THREADS, "AHEAD": 1}
-        sizes |= {"VECTOR": self.vector, "THREADS": THREADS, "HALF": int(dtype == np.float16), "TOGETHER": int(together)}
+        sizes |= {
+            "VECTOR": self.vector,
+            "THREADS": THREADS,
+            "HALF": int(dtype == np.float16),
+            "TOGETHER": int(together),
+            "RESIDENT": resident,
+        }
         return [(name, str(value)) for name, value in sizes.items()]
 
 
@@ -342,9 +306,7 @@ def tile_layout(c: int, h: int, w: int) -> TileLayout:
             f"features [{c}, {h}, {w}] are too large for the kernel: it holds rows of up to {MAX_TILE_BYTES // 4} values and "
             f"{THREADS} parts; keep the index in the graph"
         )
-    whole = min(range(h * w, h * w + 32), key=lambda pitch: _conflicts(c, pitch, vector))
-    held = parts > 1 and 4 * c * whole <= MAX_WHOLE_BYTES
-    return TileLayout(c, h, w, rows, parts, pitch, vector, whole if held else 0)
+    return TileLayout(c, h, w, rows, parts, pitch, vector)
 
 
 def _conflicts(c: int, pitch: int, vector: int) -> int:
@@ -369,26 +331,13 @@ class SchemeKernel:
         code = compile_kernels(shape, dtype, f"sm_{device.arch}")
         self.layout, self.dtype = shape, dtype
         self._transmit, self._receive = code.get_kernel("transmit"), code.get_kernel("receive")
-        self._whole = self._whole_kernel(device, code)
         held = self._transmit.occupancy.max_active_blocks_per_multiprocessor(THREADS, 0)
-        self._multiprocessors = device.properties.multiprocessor_count
-        held *= self._multiprocessors
+        held *= device.properties.multiprocessor_count
         if held < shape.parts:
             raise ValueError(
                 f"the GPU holds {held} blocks at once, an image of [{shape.c}, {shape.h}, {shape.w}] needs {shape.parts}; "
                 "keep the index in the graph"
             )
-
-    def _whole_kernel(self, device: "Device", code: "ObjectCode") -> "Kernel | None":
-        size = 4 * self.layout.c * self.layout.whole_pitch
-        if not 0 < size <= device.properties.max_shared_memory_per_block_optin - 1024:
-            return None
-        from cuda.bindings import driver
-
-        kernel = code.get_kernel("transmit_whole")
-        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        (status,) = driver.cuKernelSetAttribute(attribute, size, kernel.handle, driver.CUdevice(device.device_id))
-        return kernel if status == driver.CUresult.CUDA_SUCCESS else None
 
     def workspace(self, device: "Device", batch: int, stream: "Stream") -> "Buffer":
         """What ``transmit`` needs for up to ``batch`` images, zeroed; used by one launch at a time."""
@@ -408,10 +357,6 @@ class SchemeKernel:
         """Features [batch, c, h, w] to symbols float32 [batch, N, 2]; ``place`` is int32 [batch, h] from ``index.inverse``."""
         from cuda.core import LaunchConfig, launch
 
-        if self._whole is not None and batch >= self._multiprocessors:
-            size = 4 * self.layout.c * self.layout.whole_pitch
-            config = LaunchConfig(grid=batch, block=WHOLE_THREADS, shmem_size=size)
-            return launch(stream, config, self._whole, features, place, symbols)
         config = LaunchConfig(grid=batch * self.layout.parts, block=THREADS)
         sums = int(work.handle) + 4 * (1 + batch)
         launch(stream, config, self._transmit, features, place, symbols, sums, work)
