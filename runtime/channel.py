@@ -79,7 +79,7 @@ def antenna_gain_db(antennas: int) -> float:
 
 def _response(taps: Symbols, n: int) -> Symbols:
     """[batch, n], or [batch, 1] where it is the same for all: of taps [batch, L], or of [batch, antennas, L] combined."""
-    response: Symbols = taps if taps.shape[-1] == 1 else np.fft.fft(taps, n=n)
+    response: Symbols = taps if taps.shape[-1] == 1 else np.fft.fft(taps, n=n)  # type: ignore[assignment]
     if taps.ndim == 2:
         return response
     return np.sqrt(np.square(np.abs(response)).sum(axis=1)).astype(np.complex64)

@@ -83,7 +83,8 @@ class Radio:
 
 def holds_pilots(n_symbols: int, radio: Radio) -> NDArray[np.bool_]:
     """Which of the L OFDM symbols that carry ``n_symbols`` hold pilots: as many as it takes, two with pilots at least."""
-    data, found = -(-n_symbols // radio.subcarriers), []
+    data = -(-n_symbols // radio.subcarriers)
+    found: list[bool] = []
     while data > 0 or len(found) <= PILOTS_OF_SLOT[1]:
         found.append(len(found) % SLOT in PILOTS_OF_SLOT)
         data -= not found[-1]

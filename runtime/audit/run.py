@@ -28,7 +28,7 @@ from semseal.runtime.audit.markdown import markdown_tables
 from semseal.runtime.audit.matrix import FULL, both, cells
 from semseal.runtime.audit.report import write_first_look, write_report
 from semseal.runtime.audit.results import AuditedBundle, Results, place_key
-from semseal.runtime.audit.scene import CPU_ENGINES
+from semseal.runtime.audit.scene import CPU_ENGINES, Images
 from semseal.runtime.audit.settings import Cell, Place, Settings, eve_at
 from semseal.runtime.audit.taken import MIN_PICTURES, Taken, take_pictures
 from semseal.runtime.audit.verdict import Games, Pictures, air_rows, count_figures, game_rows, orderings, picture_rows
@@ -74,8 +74,7 @@ def audit(
     _check_counts(settings)
     check(found, settings)
     check_budgets(budgets or {}, settings)
-    height, width = opened[0].height, opened[0].width
-    taken, data = take_pictures(data, settings, height, width), shown(data)
+    taken, data = take_pictures(data, settings, opened[0].height, opened[0].width), shown(data)
     images, attacker_images, settings, skipped = taken.images, taken.attacker_images, taken.settings, taken.skipped
     skipped |= _unasked(taken, settings)
     identity = _identity(found, data, taken)
@@ -103,11 +102,16 @@ def audit(
     results = summarise(pictures, games, everywhere, data, everything, skipped, agreement)
     results = replace(results, gate=judge(budgets or {}, results, settings, asked))
     compared = _compared(works, results, pictures, out / "costs.json")
+    _write(out, results, pictures, images, compared)
+    return results
+
+
+def _write(out: Path, results: Results, pictures: Pictures, images: Images, compared: list[Compared]) -> None:
+    """The pages of an audit, and results.json when all else is there."""
     write_atomically(out / "tables.md", markdown_tables(results, compared).encode(errors="replace"))
     write_first_look(out / "first-look.png", results, pictures, images)
     write_report(out / "report.html", results, pictures, images, compared)
     write_atomically(out / "results.json", results.to_json().encode())
-    return results
 
 
 def summarise(
