@@ -191,8 +191,6 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) transmit
     __syncwarp();
     all_begun();
     if (lane < PARTS) give(&sums_here[part * WARPS + warp], &arrivals, lane, sum);
-    __syncthreads();
-    arrived(&arrivals);
     const float* all = sums_here;
 #else
     float* all = sums + image * PARTS * WARPS;
@@ -200,7 +198,11 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) transmit
         *(volatile float*)&all[part * WARPS + warp] = sum;
         __threadfence();
     }
+#endif
     __syncthreads();
+#if TOGETHER
+    arrived(&arrivals);
+#else
     // meet the image's other blocks: their arrivals add up to TURN, which flips the top bit, whatever it was, and leaves the
     // other bits zero for the next launch
     if (thread == 0) {
