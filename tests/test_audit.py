@@ -50,7 +50,7 @@ def test_bob_is_the_same_under_every_defence_up_to_where_the_noise_falls(done):
 
 
 def test_an_interrupted_audit_goes_on_and_ends_the_same(done, small_bundle, tmp_path, monkeypatch):
-    real, calls = cell_module.answer, []
+    real, calls = cell_module.content, []
 
     def interrupted(scene, cell, advance):
         calls.append(cell)
@@ -58,7 +58,7 @@ def test_an_interrupted_audit_goes_on_and_ends_the_same(done, small_bundle, tmp_
             raise KeyboardInterrupt
         return real(scene, cell, advance)
 
-    monkeypatch.setattr(cell_module, "answer", interrupted)
+    monkeypatch.setattr(cell_module, "content", interrupted)
     with pytest.raises(KeyboardInterrupt):
         audit([small_bundle], "photos", tmp_path / "out", TINY)
     assert not (tmp_path / "out" / "results.json").exists()

@@ -21,7 +21,7 @@ STEPS = WhiteBoxSettings(5, 0.1, True)
 SETTINGS = dataclasses.replace(
     FULL, pictures=12, optimised_pictures=6, attacker_pictures=80, whitebox=STEPS, matching=STEPS,
     flow_width=8, flow_batch=4, prior_steps=4, generative_levels=3, generative_pulls=1, generative_refined=2,
-    flow_steps=4, flow_levels=2, flow_draws=1, blackbox_steps=5, learned_steps=3, trials=40, eve_snrs=(20.0,),
+    flow_steps=4, flow_levels=2, flow_draws=1, blackbox_steps=5, learned_steps=3, trials=40, timed_calls=120, probe_epochs=2, eve_snrs=(20.0,),
     defenses=tuple(defense.name for defense in DEFENSES if not defense.digital),
 )  # fmt: skip
 PAPER_MODES = [defense.name for defense in DEFENSES if defense.broken and not defense.rival]

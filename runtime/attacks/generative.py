@@ -9,8 +9,9 @@ arXiv 2406.07390, after DPS, Chung et al., ICLR 2023). At each noise level she s
 the model's guess allow, each weighted by its variance, in place of one gradient step (DAPS, Zhang et al., CVPR 2025; DiffPIR,
 Zhu et al., CVPRW 2023; the variance of a guess after Song et al., ICLR 2023). From that sample she climbs to the likeliest
 picture (RED-diff, Mardani et al., ICLR 2024), which is closer to the one sent. The symbols weigh by her SNR; nothing is tuned
-to a link. Where as much of that as can be in a picture hardly explains the symbols, she does without them: behind a
-defence that hides everything what is left is a picture of the model's, which looks convincing and is nobody's.
+to a link. Where as much of that as can be in a picture hardly explains the symbols, she takes all of their power for noise and
+searches again: what comes out of a defence that hides everything is a picture of the model's, which is nobody's, pulled towards
+the symbols as far as they go.
 Positive control: without a defence she must see.
 """
 
@@ -78,11 +79,12 @@ def restore(
             loud = torch.from_numpy(gain).to(device)
             variance = torch.full_like(loud, max(noise, MIN_NOISE))
             send = _sender(transmitter, h, loud)
-            found = _sampled(search, send, target, variance, settings.levels, settings.pulls, fresh=True)
+            found = _sampled(search, send, target, variance, settings.levels, settings.pulls)
             found, unexplained = _refined(search, send, found, target, variance)
-            again = unexplained > MAX_UNEXPLAINED * (target.square().flatten(1).mean(dim=1) - variance)
-            if again.any():
-                found[again] = _sampled(search, send, target[again], variance[again], 2 * settings.levels, 0, fresh=False)
+            power = target.square().flatten(1).mean(dim=1)
+            again = unexplained > MAX_UNEXPLAINED * (power - variance)
+            if again.any():  # all that they hold may be noise: they guide no more than that, and the model says what is a picture
+                found[again] = _in_model(search, _sampled(search, send, target[again], power[again], settings.levels, settings.pulls))
             out.append(found.cpu())
     return torch.cat(out).numpy()
 
@@ -97,11 +99,10 @@ class _Search:
     advance: Callable[[int], None]
 
 
-def _sampled(search: _Search, send: Send, target: Tensor, noise: Tensor, levels: int, pulls: int, fresh: bool) -> Tensor:
+def _sampled(search: _Search, send: Send, target: Tensor, noise: Tensor, levels: int, pulls: int) -> Tensor:
     """Pictures that may be behind ``target`` [batch, N, 2] under a variance of its noise [batch].
 
-    ``fresh``: noise is drawn anew at every level, so that early errors are forgotten; else the flow is followed, which takes
-    more levels and, where nothing guides (``pulls`` 0), gives pictures in more detail.
+    Noise is drawn anew at every level, so that early errors are forgotten.
     """
     flow, generator = search.flow, search.generator
     z = picture = flow.noise(len(target), generator)
@@ -110,7 +111,7 @@ def _sampled(search: _Search, send: Send, target: Tensor, noise: Tensor, levels:
         error = at**2 / (1 + at**2) * float(flow.deviation) ** 2  # as Song et al. (ICLR 2023) have it
         picture = pull(_guess(flow, z, t), send, target, noise, error, pulls, search.advance)
         clean = flow.z_of(picture)
-        z = (1 - after) * clean + after * (flow.noise(len(target), generator) if fresh else (z - (1 - t) * clean) / t)
+        z = (1 - after) * clean + after * flow.noise(len(target), generator)
     return picture
 
 
@@ -178,7 +179,11 @@ def _refined(search: _Search, send: Send, picture: Tensor, target: Tensor, noise
             x.clamp_(0, 1)
         search.advance(len(x))
     with torch.no_grad():
-        t = JUDGED_AT / (1 + JUDGED_AT)
-        guess = _guess(flow, (1 - t) * flow.z_of(x) + t * flow.noise(len(x), search.generator), t)
-        left = (send(guess) - target).square().flatten(1).mean(dim=1) - noise
+        left = (send(_in_model(search, x)) - target).square().flatten(1).mean(dim=1) - noise
     return x.detach(), left
+
+
+def _in_model(search: _Search, x: Tensor) -> Tensor:
+    """As much of pictures as is in the model: its guess behind them and some noise."""
+    t = JUDGED_AT / (1 + JUDGED_AT)
+    return _guess(search.flow, (1 - t) * search.flow.z_of(x.detach()) + t * search.flow.noise(len(x), search.generator), t)

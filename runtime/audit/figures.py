@@ -201,6 +201,8 @@ def peaks(rows: Mapping[str, AirRow]) -> str:
         levels, shares = [level for level, _ in shown], [share for _, share in shown]
         axes.plot(levels, shares, style.dashes, color=style.colour, linewidth=1.6, label=name)
     axes.set_ylim(lowest, 1.2)
+    axes.set_yticks(*_rate_ticks(lowest))
+    axes.minorticks_off()
     axes.legend(frameon=False, fontsize=FONT_PX - 2, loc="lower left")
     axes.set_title("OFDM symbols with a higher peak", loc="left", fontsize=FONT_PX, color=PALE_INK)
     axes.set_xlabel("peak over mean power, dB", color=PALE_INK)
