@@ -10,7 +10,7 @@ from semseal.runtime.audit.attacks import ATTACKS
 from semseal.runtime.audit.cell import answer, file_name, is_game, measure, read_games, read_reconstructions
 from semseal.runtime.audit.matrix import FULL, cells
 from semseal.runtime.audit.scene import Scene
-from semseal.runtime.audit.settings import Place
+from semseal.runtime.audit.settings import Place, Question
 from semseal.runtime.audit.verdict import count_figures, game_rows, picture_rows
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense.defenses import BY_NAME, DEFENSES
@@ -21,7 +21,8 @@ STEPS = WhiteBoxSettings(5, 0.1, True)
 SETTINGS = dataclasses.replace(
     FULL, pictures=12, optimised_pictures=6, attacker_pictures=80, whitebox=STEPS, matching=STEPS,
     flow_width=8, flow_batch=4, prior_steps=4, generative_levels=3, generative_pulls=1, generative_refined=2,
-    flow_steps=4, flow_levels=2, flow_draws=1, blackbox_steps=5, learned_steps=3, trials=40, timed_calls=120, probe_epochs=2, eve_snrs=(20.0,),
+    flow_steps=4, flow_levels=2, flow_draws=1, blackbox_steps=5, learned_steps=3, trials=40,
+    timed_calls=120, probe_epochs=2, eve_snrs=(20.0,),
     defenses=tuple(defense.name for defense in DEFENSES if not defense.digital),
 )  # fmt: skip
 PAPER_MODES = [defense.name for defense in DEFENSES if defense.broken and not defense.rival]
@@ -36,7 +37,7 @@ def setting(small_bundle):
 @pytest.fixture(scope="module")
 def done(setting, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cells")
-    scene = Scene(*setting, SETTINGS)
+    scene = Scene(*setting, SETTINGS, questions=(Question("which", tuple("ab" * 6), tuple("ab" * 40)),))
     planned = list(cells(SETTINGS, scene.place))
     for cell in planned:
         measure(scene, cell, folder / file_name(cell))

@@ -73,14 +73,13 @@ def test_what_is_received_guides(prior):
 
 def test_behind_symbols_that_fit_no_picture_is_one_of_the_models(prior):
     settings, rng = generative.GuidedSettings(8, 6, 10), np.random.default_rng(1)
-    one, two = (
-        generative.restore(
-            prior[0], halved, (50 * rng.standard_normal((4, 126))).astype(np.float32).view(np.complex64), 10.0, 1, settings, 0
-        ).astype(np.float64)
-        for _ in range(2)
-    )
-    np.testing.assert_array_equal(one, two)  # whatever she received: no picture is that loud
-    assert np.abs(one - bars(4, 9)).mean() < 0.2
+    received = (50 * rng.standard_normal((4, 126))).astype(np.float32).view(np.complex64)  # no picture is that loud
+    found = generative.restore(prior[0], halved, received, 10.0, 1, settings, 0)
+    assert found.min() >= 0
+    assert found.max() <= 1
+    # white-box follows them to a picture of extremes
+    followed = np.where(rng.random(found.shape) < 0.5, 0.0, 1.0)
+    assert np.abs(found - bars(4, 9)).mean() < 0.25 < np.abs(followed - bars(4, 9)).mean()
 
 
 def test_a_model_that_is_given_symbols_beats_one_that_is_not(prior):

@@ -92,7 +92,9 @@ def test_the_page_opens_in_chromium_on_a_phone_and_on_a_desk(tiny, tmp_path, wid
         seen = Image.fromarray(shot[top:bottom, left:right])
         difference = np.asarray(sent.resize((6, 8)), float) - np.asarray(seen.resize((6, 8)), float)
         assert np.abs(difference).mean() < 12
-    assert len(measures["drawings"]) == 4 + 1 + 1  # advantage, naming, and naming against cost: no advantage counts here
+    assert (
+        len(measures["drawings"]) == 4 + 1 + 1 + 1
+    )  # advantage, naming, naming against cost (no advantage counts here), peaks
     for left, top, right, bottom in measures["drawings"]:
         assert 0 <= left < right <= width
         drawn = shot[round(top) : round(bottom), round(left) : round(right)]

@@ -83,8 +83,12 @@ def restore(
             found, unexplained = _refined(search, send, found, target, variance)
             power = target.square().flatten(1).mean(dim=1)
             again = unexplained > MAX_UNEXPLAINED * (power - variance)
-            if again.any():  # all that they hold may be noise: they guide no more than that, and the model says what is a picture
-                found[again] = _in_model(search, _sampled(search, send, target[again], power[again], settings.levels, settings.pulls))
+            if (
+                again.any()
+            ):  # all that they hold may be noise: they guide no more than that, and the model says what is a picture
+                found[again] = _in_model(
+                    search, _sampled(search, send, target[again], power[again], settings.levels, settings.pulls)
+                )
             out.append(found.cpu())
     return torch.cat(out).numpy()
 

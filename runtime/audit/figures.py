@@ -203,7 +203,7 @@ def peaks(rows: Mapping[str, AirRow]) -> str:
     axes.set_ylim(lowest, 1.2)
     axes.set_yticks(*_rate_ticks(lowest))
     axes.minorticks_off()
-    axes.legend(frameon=False, fontsize=FONT_PX - 2, loc="lower left")
+    axes.legend(frameon=False, fontsize=FONT_PX, loc="lower left")
     axes.set_title("OFDM symbols with a higher peak", loc="left", fontsize=FONT_PX, color=PALE_INK)
     axes.set_xlabel("peak over mean power, dB", color=PALE_INK)
     return svg(figure)
