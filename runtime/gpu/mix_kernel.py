@@ -23,19 +23,19 @@ barrier of the block; and features take 4 instructions each, not 25, all loads o
 from what was measured of the first code (27,770 clocks): a barrier of the cluster costs 750, ten of them 7,500, and memory of
 other blocks that is read comes after 1,000. Pushed, without a barrier, it is its way: 600, five times.
 
-Measured on an H200 (26 November 2026, 1.98 GHz, copies of 4.1 TB/s, 132 multiprocessors as an H100 has; mix, un-mixing):
+Measured on an H200 (commit bf936f0, 26 November 2026, 1.98 GHz, copies of 4.15 TB/s, 132 multiprocessors as an H100 has;
+benchmarks/results/nvidia-h200.json):
 
-    many images, batch 1024, ns an image     first code 262, 224    fewer passes, the next image into L2 238, 211
-                                             and one image after the other, as now 210, 186; features of 2 bytes 199, 186
-    one image, us                            first code 13.5, 11.6
-                                             8 blocks 10.0, 13.2    16 blocks 9.6, 9.5    16 blocks of 512 threads 9.8, 7.8
+    mix, un-mixing                   16 blocks    8            4            2            1            several launches
+    one image, us                    9.5, 7.7     10.2, 9.8    15.5, 14.4   20.3, 18.5   25.5, 24.3   52.8, 44.0
+    batch 64, ns an image                         828, 665     528, 467     389, 353     453, 409     2,995, 2,624
+    batch 1024, ns an image                       695, 498     308, 278     258, 233     204, 186     2,505, 2,152
 
-The goals are 10 us, and 45 % of a copy's rate, which is 193 ns by an H100's copy (met by un-mixing, 210 is 41 %) and 140 ns
-by an H200's. 46,700 clocks of an image, to each barrier: features, pads and tables 7,400; C and B 8,400, of which 3,000 were
-divisions in the rows of pads; A 4,900 with the shuffle; C and B 7,100; A and C 7,700; out 7,400, beside which the key stream
-is free. For one image, 17,600: key stream 4,100; C and B 2,200; tables and the way 1,300; A 1,900; the way and C 2,700; B and
-the way 1,000; A and C 2,200; the energy 900; out 1,300. Those divisions are gone since, the factor of the features is found
-once a block and not by each warp, and the energy crosses as fewer sums: computed to save 3,700 and 300 clocks, not measured.
+The first code took 13.5 and 11.6 us for one image there, and 262 and 224 ns. The goals are 10 us, which is met, and 45 % of a
+copy's rate: 31 and 34 % of this GPU's, where it is 140 ns; by an H100's copy, 193 ns, it would be 43 and 47 %. 35,100 clocks of
+an image, to each barrier: features, pads and tables 6,400; C and B 8,400; the shuffle and A 6,400; C and B 5,700; A and C
+8,300, and then out, beside which the key stream is free. For one image, 16,200 clocks: key stream 1,400 to 1,900; rows 3,500;
+B and the way 2,000; A and the way 2,200; C and B 3,400; A and C 3,000.
 
 The result is that of ``semseal.runtime.defense.mix`` within ``rounding``, since sums are added in another order; pads,
 signs and orders are the same bits. The tests compile this source for eight GPU generations, without a spilled register, and run

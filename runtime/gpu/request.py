@@ -3,7 +3,7 @@
     pinned ── one copy ── before ── network ── behind ── one copy ── pinned      one launch, one wait
 
 What a kernel of ours reads or writes once is not copied in small requests (``near``): the kernel reaches into pinned memory. On
-an H100 a picture of 180 x 180 came 13 us sooner so: a copy of 100 kB takes the device 7 us, and its beginning and end the rest.
+an H200 a picture of 180 x 180 came 13 us sooner so: a copy of 100 kB takes the device 7 us, and its beginning and end the rest.
 
 A plan is captured as it is. ONNX Runtime puts its work on our stream and waits for nothing, so it is captured too, once for a
 shape, in a session of its own:
