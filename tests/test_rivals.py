@@ -203,5 +203,5 @@ def test_a_digital_link_is_refused_before_anything_is_measured_where_it_cannot_b
     pytest.importorskip("sionna", reason="sionna-no-rt is not installed: in the source folder, pip install '.[radio]'")
     asked = dataclasses.replace(QUICK, defenses=("digital",), attacks=("no-key",))
     with pytest.raises(AuditError, match="no use for a rayleigh channel"):
-        audit([small_bundle], "photos", tmp_path / "out", dataclasses.replace(asked, channel="rayleigh"))
+        audit([small_bundle], "photos", tmp_path / "out", dataclasses.replace(asked, channels=("rayleigh",)))
     assert not (tmp_path / "out").exists()

@@ -27,7 +27,8 @@ from semseal.runtime.errors import AuditError
 FEW = WhiteBoxSettings(4, 0.1, True)
 TINY = dataclasses.replace(
     FULL, pictures=6, optimised_pictures=6, attacker_pictures=80, whitebox=FEW, matching=FEW, blackbox_steps=3, learned_steps=2,
-    trials=40, probe_epochs=1, timed_calls=80, eve_snrs=(math.inf,), defenses=("mix",),
+    trials=40, probe_epochs=1, timed_calls=80, flow_width=8, flow_batch=4, prior_steps=4, flow_steps=4, flow_levels=2,
+    flow_draws=1, generative_levels=3, generative_pulls=1, generative_refined=2, eve_snrs=(math.inf,), defenses=("mix",),
 )  # fmt: skip
 
 

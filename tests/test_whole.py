@@ -31,8 +31,8 @@ def only(part, *attacks):
 
 
 def test_parts_share_their_cells_and_end_in_one_page(small_bundle, tmp_path):
-    parts = (only(PARTS[0], "no-key", "identification"), only(PARTS[1], "no-key"), PARTS[4])
-    parts = (*parts[:2], dataclasses.replace(parts[2], asks=lambda settings: short(PARTS[4].asks(settings))))
+    parts = (only(PARTS[0], "no-key", "identification"), only(PARTS[1], "no-key"), PARTS[-1])
+    parts = (*parts[:2], dataclasses.replace(parts[2], asks=lambda settings: short(PARTS[-1].asks(settings))))
     before = estimates([small_bundle], tmp_path / "out", TINY, parts)
     assert [estimate.cells > 0 for estimate in before] == [True] * 3
     assert all(estimate.seconds > 0 for estimate in before)

@@ -393,7 +393,7 @@ ATTACKS = (
         "none",
         lambda scene, cell, advance: sidechannel.play(scene, DEFENSES[cell.defense], _in_seconds(advance, 4 * PICTURE_S)),
         cost=lambda settings: 4 * PICTURE_S * settings.timed_calls,
-        applies=lambda defense: not defense.broken and defense.conceal is None,
+        applies=lambda defense: not defense.broken and not defense.rival,
         game=True,
         noiseless=True,
         of_cpu=True,

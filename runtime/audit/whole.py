@@ -7,6 +7,7 @@ command that stands over its tables.
 """
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,12 @@ from pathlib import Path
 from semseal.runtime.attacks.whitebox import PAPER
 from semseal.runtime.audit.cell import file_name
 from semseal.runtime.audit.links import links
-from semseal.runtime.audit.markdown import markdown_tables
 from semseal.runtime.audit.matrix import cells
 from semseal.runtime.audit.results import Results
 from semseal.runtime.audit.run import audit, seconds_of
 from semseal.runtime.audit.settings import Settings
 from semseal.runtime.bundle import open_bundle
-from semseal.runtime.defense.defenses import DEFENSES
+from semseal.runtime.defense.defenses import MODES
 from semseal.runtime.files import shown, write_atomically
 
 STRONGEST = ("none", "permute+substitute", "mix")  # no defence, the paper's, ours
@@ -58,10 +58,7 @@ def _precisions(settings: Settings) -> Settings:
 
 PARTS = (
     Part(
-        "attacks",
-        "Every attack against every defence, Eve at 10 dB",
-        _asking(eve_snrs=(10.0,), defenses=tuple(defense.name for defense in DEFENSES)),
-        "--eve-snr 10",
+        "attacks", "Every attack against every defence, Eve at 10 dB", _asking(eve_snrs=(10.0,), defenses=MODES), "--eve-snr 10"
     ),
     Part(
         "snrs",
@@ -74,6 +71,12 @@ PARTS = (
         "The games with little noise, and with none",
         _asking(eve_snrs=(0.0, 20.0, 40.0, 60.0), defenses=STRONGEST, attacks=GAMES),
         _options(attack=GAMES, defense=STRONGEST, **{"eve-snr": (0, 20, 40, 60)}),
+    ),
+    Part(
+        "stored",
+        "Every attack on frames as they were sent, without noise, under mix",
+        _asking(eve_snrs=(math.inf,), defenses=("mix",)),
+        "--eve-snr none --defense mix",
     ),
     Part(
         "precisions",
@@ -155,26 +158,29 @@ def audit_everything(
             earlier.append(folder)
         results.append(audit(bundles, data, folder, part.asks(settings), jobs, cluster=cluster))
         names = " ".join(str(path) for path in bundles)
-        write_atomically(out / "paper.md", page(parts, results, shown(f"{names} --data {data}"), out).encode(errors="replace"))
+        done = parts[: len(results)]
+        write_atomically(out / "paper.md", page(done, shown(f"{names} --data {data}"), out).encode(errors="replace"))
     return tuple(results)
 
 
-def page(parts: Sequence[Part], results: Sequence[Results], audited: str, out: Path) -> str:
+def page(done: Sequence[Part], audited: str, out: Path) -> str:
     """The tables of the parts that are done, each under the command that makes it."""
     lines = ["# Everything that is told of this audit", ""]
-    for part, found in zip(parts, results, strict=False):
+    for part in done:
         lines += [f"## {part.title}", "", "```sh", f"semseal audit {audited} --out {out / part.name} {part.options}", "```", ""]
-        lines += [markdown_tables(found)]
+        lines += [(out / part.name / "tables.md").read_text()]
     return "\n".join(lines)
 
 
 def _take_over(earlier: Sequence[Path], folder: Path) -> None:
-    """Cells that other parts measured; they are the same where the audit is."""
+    """Cells that other parts measured, and networks that they trained; they are the same where the audit is."""
     for other in earlier:
         if not (folder / "audit.json").exists():
             (folder / "cells").mkdir(parents=True, exist_ok=True)
             shutil.copyfile(other / "audit.json", folder / "audit.json")
         if (folder / "audit.json").read_bytes() == (other / "audit.json").read_bytes():
-            for file in (other / "cells").iterdir():
-                if not file.name.startswith(".") and not (folder / "cells" / file.name).exists():
-                    write_atomically(folder / "cells" / file.name, file.read_bytes())
+            for file in (*(other / "cells").iterdir(), *(other / "networks").glob("*.safetensors")):
+                taken = folder / file.parent.name / file.name
+                if not file.name.startswith(".") and not taken.exists():
+                    taken.parent.mkdir(exist_ok=True)
+                    write_atomically(taken, file.read_bytes())
