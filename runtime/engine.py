@@ -9,8 +9,8 @@ tensorrt-rtx           a TensorRT-RTX plan, built ahead of time for named GPU ge
 
 The program is an ONNX graph, or for the last two a plan (see ``Bundle.program``). Inputs are those of the program, in its
 order, whatever their number, shapes and types; inputs and output are NumPy arrays. On an H100 and an H200
-onnxruntime-cuda ran packaged graphs within 1e-6 dB of the CPU in fp32, 0.0024 in fp16 and 0.026 in int8; no other GPU engine has
-run on hardware.
+onnxruntime-cuda ran packaged graphs within 1e-6 dB of the CPU in fp32, 0.0024 in fp16 and 0.026 in int8; no other GPU engine
+has run on hardware.
 
 The libraries' telemetry is off (``semseal.runtime.libraries``). A forked child may use an engine for the CPU that its parent
 opened, let go of it, and end as it likes: what the parent opened is never freed there. One on a GPU is opened after the fork.
