@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from cuda.core import Buffer, Device, Stream
     from cuda.core.graph import Graph, GraphBuilder
 
-MAX_NEAR_BYTES = (
-    2**19
-)  # of the inputs or the outputs of a request, up to which kernels reach them where they are; a few pictures
+# of the inputs or the outputs of a request, up to which kernels reach them where they are; a few pictures
+MAX_NEAR_BYTES = 2**19
 WARM_RUNS = 3  # ONNX Runtime takes memory in the first run, and again in the second, for what it saw in the first
 DEVICE_WORK = ("KERNEL", "MEMCPY", "MEMSET", "EMPTY")  # nodes that do at each launch what they did at the first
 

@@ -51,9 +51,8 @@ if TYPE_CHECKING:
 
 THREADS = 256
 WARPS = THREADS // 32
-TILE_BYTES = (
-    16 * 2**10
-)  # bytes of rows that a block aims for: six blocks fit every multiprocessor; 16 x 45 x 45 would make nine blocks
+# bytes of rows that a block aims for: six blocks fit every multiprocessor; 16 x 45 x 45 would make nine blocks
+TILE_BYTES = 16 * 2**10
 MAX_TOGETHER = 8  # blocks of a cluster; for so few a block may have more rows
 MAX_TOGETHER_TILE_BYTES = 24 * 2**10
 MAX_TILE_BYTES = 46 * 2**10  # static shared memory is 48 KiB on every GPU; the sums and the ticket need a little over 1 KiB
