@@ -181,6 +181,7 @@ def test_an_audit_sets_rivals_beside_the_modes(small_bundle, tmp_path):
         page = (tmp_path / name).read_text()
         assert "Leakage against cost" in page
         assert "ermutation of single symbols" in page
+        assert all(f"{cost['ms']:.1f} [{cost['ms_low']:.1f}" in page for cost in costs)
     before = (tmp_path / "costs.json").stat().st_mtime_ns
     audit([small_bundle], "photos", tmp_path, asked)
     assert (tmp_path / "costs.json").stat().st_mtime_ns == before

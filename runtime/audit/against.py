@@ -101,14 +101,10 @@ def balances(results: Results, pictures: Pictures, costs: Sequence[Cost], place:
                 max(named, key=lambda game: game.high, default=None),
                 next(row for row in rows if row.attack == "bob"),
                 paired(bare, bob),
-                next((cost for cost in costs if (*_place(cost), cost.defense) == (*key, defense.name)), None),
+                next((cost for cost in costs if (cost.place, cost.defense) == (key, defense.name)), None),
             )
         )
     return found
-
-
-def _place(cost: Cost) -> tuple[str, float, str, str]:
-    return cost.bundle, cost.main_snr, cost.engine, cost.precision
 
 
 def _mean(value: float, half: float | None) -> str:

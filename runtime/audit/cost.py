@@ -45,6 +45,11 @@ class Cost:
     ms_high: float
     more_ms: float
 
+    @property
+    def place(self) -> PlaceKey:
+        """What tells it from the other places of an audit."""
+        return self.bundle, self.main_snr, self.engine, self.precision, self.main_channel
+
 
 def costs_of(scene: Scene, defenses: Sequence[str], file: Path) -> tuple[Cost, ...]:
     """Those at the place of ``scene``, from ``file`` where they are there, measured and added to it where not.
@@ -52,17 +57,13 @@ def costs_of(scene: Scene, defenses: Sequence[str], file: Path) -> tuple[Cost, .
     Raises AuditError for a damaged file.
     """
     wanted, known = tuple(dict.fromkeys(("none", *defenses))), _read(file)
-    here = [cost for cost in known if place_key(scene.place) == _place_of(cost)]
+    here = [cost for cost in known if place_key(scene.place) == cost.place]
     if not {cost.defense for cost in here} >= set(wanted):
         here = _measure(scene, wanted)
-        there = [cost for cost in known if place_key(scene.place) != _place_of(cost)]
+        there = [cost for cost in known if place_key(scene.place) != cost.place]
         text = json.dumps([dataclasses.asdict(cost) for cost in (*there, *here)], indent=1)
         write_atomically(file, f"{text}\n".encode())
     return tuple(cost for cost in here if cost.defense in wanted)
-
-
-def _place_of(cost: Cost) -> PlaceKey:
-    return cost.bundle, cost.main_snr, cost.engine, cost.precision, cost.main_channel
 
 
 def _measure(scene: Scene, defenses: tuple[str, ...]) -> list[Cost]:
