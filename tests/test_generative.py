@@ -82,6 +82,17 @@ def test_behind_symbols_that_fit_no_picture_is_one_of_the_models(prior):
     assert np.abs(found - bars(4, 9)).mean() < 0.25 < np.abs(followed - bars(4, 9)).mean()
 
 
+def test_pictures_that_fit_stay_where_others_of_the_batch_do_not(prior):
+    settings, sent = generative.GuidedSettings(8, 6, 10), bars(6, 9)
+    received = halved(torch.from_numpy(sent), None).numpy().reshape(6, -1).copy()
+    received[[1, 4]] = 50 * np.random.default_rng(1).standard_normal((2, received.shape[1]))
+    found = generative.restore(prior[0], halved, received.view(np.complex64), 60.0, 1, settings, 0)
+    fits = [0, 2, 3, 5]
+    unguided = flow.sample(prior[0], None, 6, 8, 1, 0)
+    assert psnr(sent[fits], found[fits]).mean() > psnr(sent[fits], unguided[fits]).mean() + 6
+    assert np.isfinite(found).all()
+
+
 def test_a_model_that_is_given_symbols_beats_one_that_is_not(prior):
     images, sent = bars(200, 0), bars(12, 9)
 

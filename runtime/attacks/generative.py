@@ -86,9 +86,9 @@ def restore(
             if (
                 again.any()
             ):  # all that they hold may be noise: they guide no more than that, and the model says what is a picture
-                found[again] = _in_model(
-                    search, _sampled(search, send, target[again], power[again], settings.levels, settings.pulls)
-                )
+                some = _sender(transmitter, h, loud[again])
+                sample = _sampled(search, some, target[again], power[again], settings.levels, settings.pulls)
+                found[again] = _in_model(search, sample)
             out.append(found.cpu())
     return torch.cat(out).numpy()
 
