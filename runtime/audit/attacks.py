@@ -365,9 +365,7 @@ ATTACKS = (
         "names who or what is in the picture, by what the data says of it",
         "images of her own, and of what class each is",
         "none",
-        lambda scene, cell, advance: people.play(
-            scene, DEFENSES[cell.defense], snr_of(cell), lambda: row_model(scene, snr_of(cell)), _in_seconds(advance, PROBE_S)
-        ),
+        lambda scene, cell, advance: people.play(scene, DEFENSES[cell.defense], snr_of(cell), _in_seconds(advance, PROBE_S)),
         cost=lambda settings: (
             2 * PICTURE_S * settings.pictures + settings.probe_pictures * (2 * PICTURE_S + 2 * PROBE_S * settings.probe_epochs)
         ),
@@ -379,9 +377,7 @@ ATTACKS = (
         "changes a frame on its way, so that Bob sees what she chose; no eavesdropper",
         "what is sent, for latent; images of her own; she sends to Bob, and he receives nobody else",
         "none",
-        lambda scene, cell, _: integrity.play(
-            scene, DEFENSES[cell.defense], snr_of(cell), lambda: row_model(scene, snr_of(cell))
-        ),
+        lambda scene, cell, _: integrity.play(scene, DEFENSES[cell.defense], snr_of(cell)),
         cost=lambda settings: 12 * PICTURE_S * settings.pictures,
         game=True,
         apart="who can transmit has Bob see what she chose",

@@ -17,7 +17,7 @@ from semseal.runtime.audit.networks import trained
 from semseal.runtime.audit.practice import simulate
 from semseal.runtime.audit.roworder import has_schemes, in_order, row_model
 from semseal.runtime.audit.scene import Images, Rows, Scene
-from semseal.runtime.audit.settings import Advance, Cell, Settings
+from semseal.runtime.audit.settings import Advance, Cell, Settings, snr_of
 from semseal.runtime.defense.defenses import BY_NAME as DEFENSES
 from semseal.runtime.defense.defenses import Defense
 
@@ -28,17 +28,16 @@ TRAIN_S, GUIDED_S, SAMPLE_S = 1e-3, 8e-3, 3e-4
 def guided(scene: Scene, cell: Cell, advance: Advance) -> Images:
     """Posterior sampling through the transmitter, of as many pictures as other searches take."""
     defense, settings = DEFENSES[cell.defense], scene.settings
-    assert cell.eve_snr is not None
-    few = scene.images[: settings.optimised_pictures]
+    snr, few = snr_of(cell), scene.images[: settings.optimised_pictures]
     prior = _prior(scene, advance)
-    rows = _received(scene, few, defense, cell.eve_snr)
+    rows = _received(scene, few, defense, snr)
     received = np.ascontiguousarray(rows.reshape(len(few), -1)).view(np.complex64)
     known = scene.bundle.has_scale and scene.knows_scales(defense)
     found = generative.restore(
         prior,
         scene.surrogate if known else scene.surrogate_on_air,
         received,
-        scene.combined_db(cell.eve_snr),
+        scene.combined_db(snr),
         scene.bundle.h,
         generative.GuidedSettings(settings.generative_levels, settings.generative_pulls, settings.generative_refined),
         settings.seed,
@@ -59,10 +58,9 @@ def guided_cost(settings: Settings) -> float:
 def black_box(scene: Scene, cell: Cell, advance: Advance) -> Images:
     """Flow matching given what was received."""
     defense, settings = DEFENSES[cell.defense], scene.settings
-    assert cell.eve_snr is not None
-    known = scene.bundle.has_scale and scene.knows_scales(defense)
-    model = _inverse(scene, defense, cell.eve_snr, known, advance)
-    rows = _received(scene, scene.images, defense, cell.eve_snr)
+    snr, known = snr_of(cell), scene.bundle.has_scale and scene.knows_scales(defense)
+    model = _inverse(scene, defense, snr, known, advance)
+    rows = _received(scene, scene.images, defense, snr)
     if known:
         rows = rows / scene.scales[:, None, None]
     found = flow.sample(model, _features(scene, rows), len(rows), settings.flow_levels, settings.flow_draws, settings.seed)

@@ -10,7 +10,6 @@ table can keep it from arriving, unless Bob refuses the frame.
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from semseal.runtime import metrics
 from semseal.runtime.attacks import ordering, tampering
 from semseal.runtime.audit.results import GameResult
+from semseal.runtime.audit.roworder import has_schemes, row_model
 from semseal.runtime.audit.scene import Images, Rows, Scene, Symbols
 from semseal.runtime.defense.defenses import BY_NAME, Defense
 from semseal.runtime.link import Frame
@@ -25,11 +25,9 @@ from semseal.runtime.link import Frame
 GAIN = np.float32(0.5)
 DRAW = 90  # the first of the numbers of its draws of noise
 
-Model = Callable[[], ordering.RowModel]
 
-
-def play(scene: Scene, defense: Defense, snr_db: float, model: Model) -> tuple[GameResult, ...]:
-    """A game for each kind of change; ``model`` gives that of rows at Eve's SNR, where rows have to be ordered."""
+def play(scene: Scene, defense: Defense, snr_db: float) -> tuple[GameResult, ...]:
+    """A game for each kind of change."""
     targets = scene.attacker_images[np.arange(len(scene.images)) % len(scene.attacker_images)]
     hers, sent = _clean(scene)
     shift = np.broadcast_to(scene.attacker_rows.mean(axis=0), hers.shape)
@@ -39,7 +37,7 @@ def play(scene: Scene, defense: Defense, snr_db: float, model: Model) -> tuple[G
         return _added(frames, hers - sent, places, defense)
 
     def shifted(frames: Symbols, received: Rows) -> Symbols:
-        return _added(frames, hers - shift, [_ordered(rows, defense, model) for rows in received], defense)
+        return _added(frames, hers - shift, [_ordered(scene, rows, defense, snr_db) for rows in received], defense)
 
     results = []
     for i, (name, change) in enumerate((("latent", latent), ("shift", shifted))):
@@ -113,10 +111,10 @@ def _grouped(rows: Rows, defense: Defense) -> Rows:
     return rows.reshape(-1, defense.streams, *rows.shape[1:])
 
 
-def _ordered(rows: Rows, defense: Defense, model: Model) -> ordering.Order:
+def _ordered(scene: Scene, rows: Rows, defense: Defense, snr_db: float) -> ordering.Order:
     """Where the rows [streams * h, r] of a group are, by their order where a defence moves them; else where they were."""
-    if defense.permutes or defense.substitutes:
-        return ordering.order(model(), rows, defense.streams)
+    if has_schemes(defense):
+        return ordering.order(row_model(scene, snr_db), rows, defense.streams)
     return np.arange(len(rows)).reshape(defense.streams, -1)
 
 

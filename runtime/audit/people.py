@@ -16,6 +16,7 @@ from semseal.runtime.attacks import attributes, ordering
 from semseal.runtime.attacks.attributes import Seen, Truth
 from semseal.runtime.attacks.identification import fingerprints
 from semseal.runtime.audit.results import GameResult
+from semseal.runtime.audit.roworder import has_schemes, row_model
 from semseal.runtime.audit.scene import Images, Rows, Scene
 from semseal.runtime.audit.taken import answerable
 from semseal.runtime.defense.defenses import BY_NAME, Defense
@@ -23,14 +24,9 @@ from semseal.runtime.defense.defenses import BY_NAME, Defense
 DRAW = 110  # the first of the numbers of its draws of noise
 MAX_SIDE = 64  # pixels of a reconstruction, for the probes
 
-Model = Callable[[], ordering.RowModel]
 
-
-def play(scene: Scene, defense: Defense, snr_db: float, model: Model, advance: Callable[[int], None]) -> tuple[GameResult, ...]:
-    """A game for each question of the scene that Eve's images have two answers to.
-
-    ``model`` gives that of rows at Eve's SNR, where rows have to be ordered.
-    """
+def play(scene: Scene, defense: Defense, snr_db: float, advance: Callable[[int], None]) -> tuple[GameResult, ...]:
+    """A game for each question of the scene that Eve's images have two answers to."""
     few = min(scene.settings.probe_pictures, len(scene.attacker_images))
     hers = scene.attacker_images[:few]
     truths, sent = {}, {}
@@ -43,8 +39,8 @@ def play(scene: Scene, defense: Defense, snr_db: float, model: Model, advance: C
         sent[question.name] = np.array([classes.get(name, -1) for name in question.of_sent], np.int64)
     if not truths:
         return ()
-    practice = _seen(scene, hers, defense, snr_db, model, True)
-    received = _seen(scene, scene.images, defense, snr_db, model, False)
+    practice = _seen(scene, hers, defense, snr_db, True)
+    received = _seen(scene, scene.images, defense, snr_db, False)
     settings = scene.settings
     named = attributes.name_classes(practice, truths, received, settings.probe_epochs, settings.seed, advance)
     return tuple(_result(name, sent[name], found) for name, found in named.items())
@@ -59,7 +55,7 @@ def _result(name: str, truth: Truth, named: attributes.Named) -> GameResult:
     return GameResult(name, found.value, found.low, found.high, found.n, found.chance, "balanced", found.p_value, note)
 
 
-def _seen(scene: Scene, images: Images, defense: Defense, snr_db: float, model: Model, practises: bool) -> dict[str, Seen]:
+def _seen(scene: Scene, images: Images, defense: Defense, snr_db: float, practises: bool) -> dict[str, Seen]:
     """What Eve has of each picture: its reconstruction and its symbols."""
     rng = np.random.default_rng([scene.settings.seed, DRAW + practises])
     partners = rng.permutation(len(scene.attacker_images))
@@ -69,22 +65,20 @@ def _seen(scene: Scene, images: Images, defense: Defense, snr_db: float, model: 
     maps = packets[:, 0, :h].reshape(len(images), h, w, c).transpose(0, 3, 1, 2)
     figures = np.concatenate(list(fingerprints(packets[:, 0]).values()), axis=1)
     symbols = Seen(np.ascontiguousarray(maps), np.nan_to_num(figures))
-    pictures = _shrunk(_decoded(scene, packets[:, :, :h], images, defense, snr_db, model, practises))
+    pictures = _shrunk(_decoded(scene, packets[:, :, :h], images, defense, snr_db, practises))
     return {"pictures": Seen(pictures, np.empty((len(images), 0))), "symbols": symbols}
 
 
-def _decoded(
-    scene: Scene, rows: Rows, images: Images, defense: Defense, snr_db: float, model: Model, practises: bool
-) -> Images:
+def _decoded(scene: Scene, rows: Rows, images: Images, defense: Defense, snr_db: float, practises: bool) -> Images:
     """Reconstructions of packets [n, streams, h, r]. Where rows are moved, Eve practises on rows that were not."""
     plain = BY_NAME["none"]
-    if not (defense.permutes or defense.substitutes):
+    if not has_schemes(defense):
         found = rows[:, 0]
     elif practises:
         found = scene.received_rows(images, plain, snr_db, DRAW + 2)[:, 0]
     else:
-        pools = rows.reshape(len(rows), -1, rows.shape[3])
-        found = np.stack([ordering.arrange(pool, ordering.order(model(), pool, defense.streams)[:1])[0] for pool in pools])
+        model, pools = row_model(scene, snr_db), rows.reshape(len(rows), -1, rows.shape[3])
+        found = np.stack([ordering.arrange(pool, ordering.order(model, pool, defense.streams)[:1])[0] for pool in pools])
     if practises and scene.knows_scales(defense):
         scales = scene.attacker_scales[: len(images)]
     else:
