@@ -267,5 +267,5 @@ def _sionna() -> _Sionna:
     except ImportError as error:
         raise EngineError(
             f"the channels {', '.join(CHANNELS)} need Sionna, which is not installed: {error}",
-            "pip install sionna-no-rt (extra radio), or choose --channel awgn, rayleigh or multipath",
+            "in the source folder: pip install '.[radio]', or choose --channel awgn, rayleigh or multipath",
         ) from None
