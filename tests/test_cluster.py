@@ -156,19 +156,22 @@ def test_an_interrupt_ends_the_cluster_too(small_bundle, tmp_path):
         "--attack",
         "set-inverse",
     ]
-    running = subprocess.Popen(
-        [*program, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+
+    def default():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it, and so would its child
+
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = subprocess.Popen([*program, *options], **pipes, start_new_session=True, preexec_fn=default)
     while not any((tmp_path / "out").glob("cells/bob*")):
         assert running.poll() is None, running.communicate()
         time.sleep(0.05)
     others = psutil.Process(running.pid).children(recursive=True)
     os.killpg(running.pid, signal.SIGINT)  # as a terminal does, to all of them
-    out, err = running.communicate(timeout=240)
+    out, err = running.communicate(timeout=60)
     assert running.returncode == 130, err
     assert "the same command continues where this one stopped" in err
     assert "Traceback" not in out + err
-    assert not psutil.wait_procs(others, timeout=60)[1]
+    assert not psutil.wait_procs(others, timeout=20)[1]
     assert not list((tmp_path / "out").rglob(".*"))  # no half-written file
 
 
