@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 
-# tests that share nothing with the rest of their file: where there are several processes, any may take them, as they are long
-ALONE = ("test_cli", "test_fit")
 LONG = ("--benchmark-columns", "--benchmark-verbose", "--benchmark-group-by", "--benchmark-sort", "--benchmark-name")
 
 
@@ -29,11 +27,3 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     unwanted = "tests" if config.getoption("--benchmark") else "benchmarks"
     return True if unwanted in collection_path.relative_to(config.rootpath).parts else None
-
-
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With ``--dist loadgroup`` a file's tests are in one process, so that what they share is made once."""
-    for item in items:
-        if item.path.stem not in ALONE:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
