@@ -151,7 +151,6 @@ def alive(process):
 
 
 def test_an_interrupt_ends_the_cluster_too(small_bundle, tmp_path):
-    program = [sys.executable, "-c", "from semseal.runtime.cli import main; main()", "audit", small_bundle]
     options = [
         "--data",
         "photos",
@@ -164,18 +163,25 @@ def test_an_interrupt_ends_the_cluster_too(small_bundle, tmp_path):
         "--attack",
         "set-inverse",
     ]
+    program = [sys.executable, "-c", "from semseal.runtime.cli import main; main()", "audit", small_bundle, *options]
 
     def default():
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it, and so would its child
 
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    running = subprocess.Popen([*program, *options], **pipes, start_new_session=True, preexec_fn=default)
-    while not any((tmp_path / "out").glob("cells/bob*")):
-        assert running.poll() is None, running.communicate()
-        time.sleep(0.05)
-    others = psutil.Process(running.pid).children(recursive=True)
-    os.killpg(running.pid, signal.SIGINT)  # as a terminal does, to all of them
-    out, err = running.communicate(timeout=60)
+    running = subprocess.Popen(program, **pipes, start_new_session=True, preexec_fn=default)
+    try:
+        deadline = time.monotonic() + 240
+        while not any((tmp_path / "out").glob("cells/bob*")):
+            assert running.poll() is None, running.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        others = psutil.Process(running.pid).children(recursive=True)
+        os.killpg(running.pid, signal.SIGINT)  # as a terminal does, to all of them
+        out, err = running.communicate(timeout=60)
+    finally:
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGKILL)
     assert running.returncode == 130, err
     assert "the same command continues where this one stopped" in err
     assert "Traceback" not in out + err
