@@ -1,5 +1,6 @@
 """Cells on a real Ray cluster of this machine: the same figures to the bit, lost workers, errors, other people's rows."""
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -75,10 +76,10 @@ def test_the_same_figures_to_the_bit_as_with_jobs_and_a_killed_worker_costs_its_
         """The first worker that runs a cell while another one is already there."""
         while not killed:
             if (out / "cells").is_dir() and any((out / "cells").iterdir()):
-                busy = [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::_task")]
-                if busy:
-                    busy[0].send_signal(signal.SIGKILL)
-                    killed.append(busy[0].pid)
+                with contextlib.suppress(StopIteration, psutil.NoSuchProcess):  # none yet, or it ended meanwhile
+                    busy = next(p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::_task"))
+                    busy.send_signal(signal.SIGKILL)
+                    killed.append(busy.pid)
             time.sleep(0.02)
 
     killer = threading.Thread(target=kill_one, daemon=True)
