@@ -269,6 +269,6 @@ def test_without_sionna_the_error_says_how_to_get_it(monkeypatch):
     try:
         with pytest.raises(EngineError, match="need Sionna") as error:
             radio.transmit("tdl-c", unit(1, 10), 10.0, np.random.default_rng(0))
-        assert "pip install sionna-no-rt" in error.value.hint
+        assert "pip install '.[radio]'" in error.value.hint
     finally:
         radio._sionna.cache_clear()
