@@ -56,6 +56,11 @@ class Attack:
     apart: str = ""  # no eavesdropper's: what is said where it sees; no defence falls or holds by it
     invents: bool = False  # whose pictures look convincing even where she learnt nothing
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether a defence falls or holds by it."""
+        return not (self.misuse or self.apart)
+
 
 # attacks that end in pictures
 
