@@ -7,7 +7,7 @@
 
 Workers need no disk in common with the driver, but the same semseal: each compares its own code and packages with the driver's
 and refuses to measure with others. What they measure is the same to the bit as with ``--jobs``, given the same kind of
-processor and as many threads (``semseal.runtime.audit.alice``).
+processor and as many threads (``semseal.runtime.audit.ends``).
 """
 
 import hashlib
