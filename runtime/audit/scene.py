@@ -26,7 +26,7 @@ from semseal.runtime import channel, metrics, radio
 from semseal.runtime.attacks.accelerator import best_device
 from semseal.runtime.attacks.whitebox import DifferentiableTransmitter
 from semseal.runtime.audit import on_air
-from semseal.runtime.audit.digitallink import DigitalLink
+from semseal.runtime.audit.digitalrival import DigitalLink
 from semseal.runtime.audit.ends import Alice, Bob, secret_of
 from semseal.runtime.audit.links import digital_link, links, taps
 from semseal.runtime.audit.settings import Place, Question, Settings
