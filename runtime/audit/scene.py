@@ -321,6 +321,10 @@ class Scene:
         """Eve's SNR behind all of her antennas, on average, where that of one is ``snr_db``."""
         return snr_db + channel.antenna_gain_db(self.place.eve_antennas)
 
+    def told_db(self, defense: Defense, snr_db: float) -> float | None:
+        """Eve's SNR as far as she knows it; None where she has to measure it: behind a defence that she has undone."""
+        return None if defense.keyless else snr_db
+
     def bob(self, defense: Defense) -> tuple[Images, on_air.OnAir]:
         """What Bob gets of all images with the key, at the main channel's SNR, and what was on air for it."""
         frames = self.send(self.images, defense)
