@@ -197,9 +197,14 @@ def connected(address: str, jobs: int | None, picture_bytes: int) -> Iterator[tu
                 "where it asks for a token, copy ~/.ray/auth_token from there and export RAY_AUTH_MODE=token"
             )
             raise AuditError(f"no Ray cluster at {address}: {_first_line(error)}", "" if address == LOCAL else hint) from None
+        gone: tuple[type[Exception], ...] = (ConnectionError,)
+        if address != LOCAL:
+            from grpc import RpcError  # which Ray's client lets through, such as of a head that was started again
+
+            gone = (ConnectionError, RpcError)
         try:
             yield ray, address == LOCAL
-        except ConnectionError as error:
+        except gone as error:
             raise AuditError(
                 f"lost the Ray cluster at {address}: {_first_line(error)}", "when it is back, the same command goes on"
             ) from None
