@@ -54,6 +54,8 @@ class _Taken(NamedTuple):
 class Receiver:
     """Bob. Learns the mode from the header; refuses what does not authenticate when he has a key."""
 
+    _window: ReplayWindow | None  # None without a key, as anyone could fill it
+
     def __init__(
         self,
         bundle: str | Path,
@@ -181,7 +183,7 @@ class Receiver:
         """
         self._keys = None if key is None else LinkKeys(key, sends=False)
         self._made: tuple[tuple[LinkKey, HeaderSealer], ...] = ()
-        self._window: ReplayWindow | None = None if key is None else ReplayWindow()  # without a key anyone could fill it
+        self._window = None if key is None else ReplayWindow()
 
     def _sealers(self) -> tuple[tuple[LinkKey | None, HeaderSealer], ...]:
         """The keys that frames are received under now, each with what opens its headers; one that opens those of no key."""

@@ -88,7 +88,7 @@ def measured(
                 cell = running.pop(done)
                 yield cell, _result(ray, done, cell)
         finally:
-            for left in running:
+            for left in running if ray.is_initialized() else ():  # without a connection Ray would start a cluster of its own
                 ray.cancel(left, force=True)
 
 

@@ -98,7 +98,7 @@ def audit(
             planned += [(cell, work) for cell in wanted]
     _measure_all(planned, out / "cells", settings, jobs, cluster)
     places = [place for link in everywhere for place in link.places(everything)]
-    pictures, games = _read(out / "cells", [cell for place in places for cell in cells(everything, place)])
+    pictures, games = _read(out / "cells", [cell for place in places for cell in _kept(everything, place)])
     results = summarise(pictures, games, everywhere, data, everything, skipped, agreement)
     results = replace(results, gate=judge(budgets or {}, results, settings, asked))
     compared = _compared(works, results, pictures, out / "costs.json")
@@ -312,6 +312,15 @@ def _threads(jobs: int | None) -> int | None:
 def seconds_of(cell: Cell, settings: Settings) -> float:
     """What a cell is expected to take on two cores."""
     return PICTURE_S * settings.pictures if cell.eve_snr is None else BY_NAME[cell.attack].cost(settings)
+
+
+def _kept(everything: Settings, place: Place) -> Iterator[Cell]:
+    """Every cell that a run may have measured: what needs no noise, each did at the highest of the SNRs that it was given."""
+    for cell in cells(everything, place):
+        if cell.eve_snr is None or not BY_NAME[cell.attack].noiseless:
+            yield cell
+        else:
+            yield from (replace(cell, eve_snr=snr) for snr in everything.eve_snrs)
 
 
 def _read(folder: Path, wanted: list[Cell]) -> tuple[Pictures, Games]:

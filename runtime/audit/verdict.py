@@ -18,11 +18,10 @@ void or were not measured. What is void, open or not measured never counts in it
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 from semseal.runtime import metrics
 from semseal.runtime.audit import on_air, paper
-from semseal.runtime.audit.attacks import ATTACKS, BY_NAME, snrs_of
+from semseal.runtime.audit.attacks import ATTACKS, BY_NAME
 from semseal.runtime.audit.results import (
     AirRow,
     GameResult,
@@ -358,7 +357,11 @@ def _missing(results: Results, defense: str, places: Sequence[Place]) -> tuple[s
         if attack.is_judged
         and attack.name not in results.skipped  # where the data has no question for it
         and attack.applies(DEFENSE_BY_NAME[defense])
-        and any((attack.name, snr, *place_key(place)) not in there for place, snr in product(places, snrs_of(attack, settings)))
+        and any(
+            there.isdisjoint((attack.name, snr, *place_key(place)) for snr in alike)
+            for place in places
+            for alike in ([settings.eve_snrs] if attack.noiseless else [(snr,) for snr in settings.eve_snrs])
+        )
     )
 
 
