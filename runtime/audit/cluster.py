@@ -191,12 +191,14 @@ def connected(address: str, jobs: int | None, picture_bytes: int) -> Iterator[tu
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", UserWarning)  # that it cannot be reached, which is an error below
                     ray.init(address, **quiet)
-        except (OSError, OverflowError, RuntimeError, ValueError) as error:
-            hint = (
-                "ray start --head --ray-client-server-port 10001 on that machine, with the same Ray and Python as here; "
-                "where it asks for a token, copy ~/.ray/auth_token from there and export RAY_AUTH_MODE=token"
-            )
-            raise AuditError(f"no Ray cluster at {address}: {_first_line(error)}", "" if address == LOCAL else hint) from None
+        except Exception as error:  # Ray's own is a bare one, such as of processes that do not start in time
+            hint = "where this machine is busy, try again later, or leave out --cluster: --jobs needs no Ray"
+            if address != LOCAL:
+                hint = (
+                    "ray start --head --ray-client-server-port 10001 on that machine, with the same Ray and Python as here; "
+                    "where it asks for a token, copy ~/.ray/auth_token from there and export RAY_AUTH_MODE=token"
+                )
+            raise AuditError(f"no Ray cluster at {address}: {_first_line(error)}", hint) from None
         gone: tuple[type[Exception], ...] = (ConnectionError,)
         if address != LOCAL:
             from grpc import RpcError  # which Ray's client lets through, such as of a head that was started again
