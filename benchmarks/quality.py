@@ -32,7 +32,7 @@ from rich.table import Table
 from rivals import SEED, Rival, encoded, losses, one_colour, really_sent, rivals
 from scores import Images, Scores, score
 from semseal.runtime import metrics
-from semseal.runtime.audit.digital import CODECS
+from semseal.runtime.audit.coding import CODECS
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.channel import awgn, draw_noise
 from semseal.runtime.environment import environment

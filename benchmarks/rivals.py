@@ -11,7 +11,7 @@ import numpy as np
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scores import Images, Scores, score
-from semseal.runtime.audit.digital import Encodings, Frame, Link, Mcs, capacity, table
+from semseal.runtime.audit.coding import Encodings, Framing, Mcs, Modem, capacity, table
 from semseal.runtime.metrics import Proportion, proportion
 
 MAX_LOST_FRAMES = 0.01  # of a digital link at its design SNR
@@ -48,10 +48,10 @@ Measure = Callable[[Mcs, int, float, int, int], Losses]  # ``losses``, or its re
 
 def losses(mcs: Mcs, symbols: int, snr_db: float, count: int, enough: int) -> Losses:
     """What is lost of at most ``count`` blocks; fewer are tried where ``enough`` are lost."""
-    frame = Frame(mcs, symbols)
+    framing = Framing(mcs, symbols)
     rng = np.random.default_rng([SEED, symbols, round(1000 * mcs.efficiency), round(100 * (snr_db + 100))])
-    blocks = proportion(*Link(frame).failures(count, enough, snr_db, rng))
-    share, low, high = (1 - (1 - rate) ** frame.blocks for rate in (blocks.value, blocks.low, blocks.high))
+    blocks = proportion(*Modem(framing).failures(count, enough, snr_db, rng))
+    share, low, high = (1 - (1 - rate) ** framing.blocks for rate in (blocks.value, blocks.low, blocks.high))
     return Losses(snr_db, blocks, (share, low, high))
 
 
@@ -63,7 +63,7 @@ def choose(symbols: int, design_db: float, blocks: int, measure: Measure) -> tup
     for mcs in table():
         if mcs.efficiency > WORTH_TRYING * capacity(design_db):
             continue
-        allowed = int(blocks * (1 - (1 - MAX_LOST_FRAMES) ** (1 / Frame(mcs, symbols).blocks)))
+        allowed = int(blocks * (1 - (1 - MAX_LOST_FRAMES) ** (1 / Framing(mcs, symbols).blocks)))
         found = measure(mcs, symbols, design_db, blocks, allowed + 1)
         if found.blocks is not None and found.blocks.hits <= allowed:
             return mcs, found
@@ -90,10 +90,10 @@ def rivals(symbols: int, snrs: list[float], blocks: int, measure: Measure) -> li
         mcs, own = choose(symbols, design_db, blocks, measure)
         others = sorted({*snrs, *(design_db + offset for offset in CLIFF_DB)} - {design_db})
         lost = [own, *(elsewhere(mcs, symbols, own, snr_db, measure) for snr_db in others)]
-        frame = Frame(mcs, symbols)
-        share = frame.payload_bytes * 8 / symbols / capacity(design_db)
-        found.append(Rival(design_db, mcs, mcs.name, frame.blocks, frame.payload_bytes, share, lost))
-        click.echo(f"digital at {design_db:g} dB: {mcs.name}, {frame.payload_bytes} bytes, {share:.0%} of capacity", err=True)
+        framing = Framing(mcs, symbols)
+        share = framing.payload_bytes * 8 / symbols / capacity(design_db)
+        found.append(Rival(design_db, mcs, mcs.name, framing.blocks, framing.payload_bytes, share, lost))
+        click.echo(f"digital at {design_db:g} dB: {mcs.name}, {framing.payload_bytes} bytes, {share:.0%} of capacity", err=True)
     return found
 
 
@@ -131,13 +131,13 @@ def really_sent(images: Images, codec: str, speed: int, links: list[Rival], symb
     rng, counts = np.random.default_rng([SEED, 1]), {"sent": 0, "lost": 0, "without a fitting quality": 0}
     kept = [Encodings(picture, codec, speed) for picture in to_bytes(images)]
     for rival in links:
-        link = Link(Frame(rival.mcs, symbols))
+        modem = Modem(Framing(rival.mcs, symbols))
         for encodings in kept:
             fitted = encodings.fit(rival.payload_bytes)
             if fitted is None:
                 counts["without a fitting quality"] += 1
                 continue
-            arrived = link.send(fitted[0], rival.design_db, rng)
+            arrived = modem.send(fitted[0], rival.design_db, rng)
             counts["sent"] += 1
             counts["lost"] += arrived is None
             assert arrived is None or (encodings.open(arrived) == fitted[1]).all(), f"{codec}: a picture came back different"

@@ -3,12 +3,14 @@
 import dataclasses
 import math
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from semseal.runtime.bundle import PRECISIONS
 from semseal.runtime.channel import CHANNELS
@@ -253,13 +255,28 @@ def _audit_paper(
         out.print(f"{estimate.part.title}: {estimate.cells} cells, about {_hours(estimate.seconds)} on two cores")
     out.print(f"all: {sum(e.cells for e in left)} cells, about {_hours(sum(e.seconds for e in left))} on two cores")
     try:
-        audit_everything(paths, data, folder, settings, jobs, cluster)
+        audit_everything(
+            paths, data, folder, settings, jobs, cluster, options=_as_given(("data", "folder", "jobs", "cluster", "paper"))
+        )
     except KeyboardInterrupt:
         click.echo("\nthe same command continues where this one stopped", err=True)
         raise
     out.print(
         f"all tables: {folder / 'paper.md'}    reports: {', '.join(str(folder / e.part.name / 'report.html') for e in left)}"
     )
+
+
+def _as_given(without: Sequence[str]) -> str:
+    """The options of this command as they were given, but for some."""
+    context, words = click.get_current_context(), list[str]()
+    for option in context.command.params:
+        name = option.name or ""
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if not isinstance(option, click.Option) or not given or name in without:
+            continue
+        values = context.params[name] if option.multiple else (context.params[name],)
+        words += [option.opts[0]] if option.is_flag else [word for value in values for word in (option.opts[0], f"{value}")]
+    return shlex.join(words)
 
 
 def _hours(seconds: float) -> str:

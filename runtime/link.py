@@ -100,7 +100,7 @@ class Transmitter:
             raise ValueError(f"defense must be one of {', '.join(MODES)}, got {defense!r}")
         if key is None and defense != "none":
             raise ValueError(f"defense {defense!r} needs a key: pass key=, 32 bytes, a key file or a keyset")
-        self._keys = None if key is None else LinkKeys(key, sends=True)
+        self._use_key(key)
         self.bundle = open_bundle(bundle, owner)
         if self._keys is not None and self._keys.in_keyset and not allow_older:
             check_newest(self.bundle, owner)
@@ -114,7 +114,6 @@ class Transmitter:
                 BrokenDefenseWarning,
                 stacklevel=2,
             )
-        self._used: _Used | None = None
         self._use()
         self._engines = Engines(self.bundle, engine, precision, threads)
         self._side = "transmitter-mix" if BY_NAME[defense].mixes else "transmitter"
@@ -170,14 +169,25 @@ class Transmitter:
     def _send(self, engine: Engine, images: Images) -> list[Frame]:
         """One run of the engine. Raises SendError with the places among these images, KeyFileError where no key may be used."""
         used = self._use()
-        here = self._counters.get(process()) or self._counters.setdefault(process(), Counters())
-        session, counter = here.take(len(images), in_keyset=self._keys is not None and self._keys.in_keyset)
+        session, counter = self._own_counters().take(len(images), in_keyset=self._keys is not None and self._keys.in_keyset)
         defense = BY_NAME[self.defense]
         if defense.mixes:
             return self._send_mixed(engine, images, used, session, counter)
         if defense.permutes or defense.substitutes:
             return self._send_moved(engine, images, used, session, counter)
         return self._send_plain(engine, images, used, session, counter)
+
+    def _use_key(self, key: bytes | str | Path | None) -> None:
+        """From here on frames are sent under this key, and nothing that was made of another is kept.
+
+        Counters go on where they were, so that none is used twice under any key. After ``__init__`` only audits call it.
+        """
+        self._keys = None if key is None else LinkKeys(key, sends=True)
+        self._used: _Used | None = None
+
+    def _own_counters(self) -> Counters:
+        """Those of this process: a session that nobody else has. An audit, which must repeat, has others."""
+        return self._counters.get(process()) or self._counters.setdefault(process(), Counters())
 
     def _use(self) -> _Used:
         """The key that frames are sent with now, and what is made of it; anew where its file was changed."""
@@ -274,6 +284,7 @@ class Transmitter:
         return self._sealed(on_air, used, headers, scales.tolist())
 
     def _draw_choice(self) -> int:
+        """Which of the schemes of a set, drawn by the operating system's generator. An audit draws otherwise."""
         return draw_choice()
 
     def _told(self, batch: int) -> NDArray[np.float32]:

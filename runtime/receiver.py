@@ -54,6 +54,8 @@ class _Taken(NamedTuple):
 class Receiver:
     """Bob. Learns the mode from the header; refuses what does not authenticate when he has a key."""
 
+    _window: ReplayWindow | None  # None without a key, as anyone could fill it
+
     def __init__(
         self,
         bundle: str | Path,
@@ -82,7 +84,7 @@ class Receiver:
             raise ValueError(f"require must be 'mix' or None, got {require!r}: no other defence keeps a picture from Eve")
         if require is not None and key is None:
             raise ValueError(f"require={require!r} needs a key: pass key=, 32 bytes, a key file or a keyset")
-        self._keys = None if key is None else LinkKeys(key, sends=False)
+        self._use_key(key)
         if state is not None and (self._keys is None or not self._keys.in_keyset):
             raise ValueError("state= needs a keyset: the senders of another key have no age, so none could ever be forgotten")
         self.bundle = open_bundle(bundle, owner)
@@ -91,7 +93,6 @@ class Receiver:
         check_snr(self.bundle, snr_db)
         self._require = require
         self._max_power = MAX_POWER if snr_db is None else max(MAX_POWER, 10 * (1 + float(10 ** (-snr_db / 10))))
-        self._made: tuple[tuple[LinkKey, HeaderSealer], ...] = ()
         self._engines = Engines(self.bundle, engine, precision, threads)
         if self._keys is None:
             self._engines.open("receiver", pixels=False)
@@ -100,10 +101,8 @@ class Receiver:
                 self._engines.check("receiver")  # opened when such a frame comes
             self._engines.open("receiver-mix", pixels=False)
         self._decoder = Decoder(self.bundle, self._engines, snr_db)
-        self._window: ReplayWindow | None = None  # without a key anyone could fill it
-        if self._keys is not None:
-            kept = None if state is None else expanded(state).absolute()
-            self._window = KeysetWindow(kept) if self._keys.in_keyset else ReplayWindow()
+        if self._keys is not None and self._keys.in_keyset:
+            self._window = KeysetWindow(None if state is None else expanded(state).absolute())
         self._own = Locks()
         self.incomplete: list[int] = []
 
@@ -176,6 +175,15 @@ class Receiver:
                 if item.place not in refused:
                     self._window.accept(item.header)
         return _Taken(opened, decoded, refused)
+
+    def _use_key(self, key: bytes | str | Path | None) -> None:
+        """From here on frames are received under this key, and nothing is kept of what was: neither keys nor counters.
+
+        After ``__init__`` only audits call it, with keys of 32 bytes: a Receiver in use would take frames twice.
+        """
+        self._keys = None if key is None else LinkKeys(key, sends=False)
+        self._made: tuple[tuple[LinkKey, HeaderSealer], ...] = ()
+        self._window = None if key is None else ReplayWindow()
 
     def _sealers(self) -> tuple[tuple[LinkKey | None, HeaderSealer], ...]:
         """The keys that frames are received under now, each with what opens its headers; one that opens those of no key."""

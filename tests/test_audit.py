@@ -11,6 +11,7 @@ from semseal.runtime.audit.code import digest_of_code
 from semseal.runtime.audit.matrix import FULL
 from semseal.runtime.audit.results import Results
 from semseal.runtime.audit.run import audit
+from semseal.runtime.audit.verdict import verdicts
 from semseal.runtime.bundle import open_bundle, write_bundle
 from semseal.runtime.errors import AuditError, BundleError, PictureError
 from semseal.runtime.signing import owner_key
@@ -107,6 +108,21 @@ def test_a_gate_in_the_folder_of_an_audit_keeps_what_was_measured(small_bundle, 
     for part in ("settings", "rows", "games", "orderings"):
         assert getattr(after, part) == getattr(before, part), part
     assert "no-key" in (out / "report.html").read_text()
+
+
+def test_what_needs_no_noise_stays_when_a_higher_snr_is_asked_for(small_bundle, tmp_path):
+    asked = dataclasses.replace(TINY, attacker_pictures=60, eve_snrs=(0.0, 10.0), defenses=("mix",), attacks=("stored-frame",))
+    first = audit([small_bundle], "photos", tmp_path / "out", asked)
+    second = audit(
+        [small_bundle], "photos", tmp_path / "out", dataclasses.replace(asked, eve_snrs=(20.0,), attacks=("no-key",))
+    )
+    assert {game.eve_snr for game in first.games} == {10.0}
+
+    def said(results):
+        return [(game.name, game.defense, game.eve_snr, game.value, game.control_won) for game in results.games]
+
+    assert said(second) == said(first)
+    assert "stored-frame" not in verdicts(second)[0].missing
 
 
 def test_another_precision_may_be_asked_another_part(small_bundle, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from semseal.runtime.attacks.whitebox import WhiteBoxSettings
 from semseal.runtime.audit.attacks import ATTACKS
-from semseal.runtime.audit.cell import answer, file_name, is_game, measure, read_games, read_reconstructions
+from semseal.runtime.audit.cell import answer, content, file_name, is_game, measure, read_games, read_reconstructions
 from semseal.runtime.audit.matrix import FULL, cells
 from semseal.runtime.audit.scene import Scene
 from semseal.runtime.audit.settings import Place, Question
@@ -88,10 +88,17 @@ def test_every_precision_that_is_asked_for_is_attacked_on_its_own_engine(setting
     received = {}
     for precision in ("fp32", "int8"):
         scene = Scene(*setting, dataclasses.replace(SETTINGS, precisions=(precision,)))
-        received[precision] = answer(scene, scene.place.cell("no-key", "none", 60.0))
+        received[precision], _ = answer(scene, scene.place.cell("no-key", "none", 60.0))
     difference = np.abs(received["fp32"] - received["int8"])
     assert difference.max() > 1e-4  # two engines
     assert difference.mean() < 0.1  # of one model
+
+
+def test_a_cell_that_was_interrupted_is_measured_again_by_the_same_process(setting):
+    """As in a notebook. Its session is the same: Bob has to take the frames again."""
+    scene = Scene(*setting, SETTINGS)
+    for cell in (scene.place.cell("bob", "mix", None), scene.place.cell("integrity", "permute+substitute", 20.0)):
+        assert content(scene, cell) == content(scene, cell)
 
 
 def test_a_matrix_holds_the_control_of_every_attack_in_it():

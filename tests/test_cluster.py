@@ -129,6 +129,7 @@ def test_a_bundle_that_a_worker_does_not_find_travels(ray, small_bundle, tmp_pat
         ([{"CPU": 8.0, "GPU": 1.0}, {"CPU": 4.0}, {}], 3, (3, 4, 0.3333)),
         ([{"CPU": 4.0, "GPU": 4.0}], 2, (2, 2, 1.0)),
         ([{"CPU": 4.0}, {"CPU": 2.0}], 1, (1, 2, 0.0)),
+        ([{"CPU": 4.0}, {"GPU": 1.0}], 2, (2, 2, 0.0)),  # a GPU that no cell could have
     ],
 )
 def test_the_share_of_a_cell_fits_the_smallest_machine(nodes, jobs, shares):
@@ -136,6 +137,17 @@ def test_the_share_of_a_cell_fits_the_smallest_machine(nodes, jobs, shares):
     gone = {"Alive": False, "Resources": {"CPU": 64.0}}
     with pytest.raises(AuditError, match="has no cores"):
         cluster._shares([gone], jobs)
+
+
+def test_a_cell_that_no_machine_can_take_is_told_and_not_waited_for_for_ever(ray, monkeypatch):
+    monkeypatch.setattr(cluster, "LOOK_S", 0.1)
+    monkeypatch.setattr(cluster, "PATIENCE_S", 0.5)
+    waiting = [ray.remote(int).options(num_cpus=1000).remote()]
+    with pytest.raises(AuditError, match="no machine of the Ray cluster can take a cell any more: each needs 1000 cores"):
+        cluster._next_done(ray, waiting, 1000, 0.0)
+    ray.cancel(waiting[0])
+    fits = ray.remote(int).options(num_cpus=1).remote()
+    assert cluster._next_done(ray, [fits], 1, 0.0) == fits
 
 
 def test_an_attack_of_the_users_own_runs_on_a_cluster_unchanged(small_bundle, tmp_path):

@@ -10,10 +10,14 @@ from semseal.runtime import metrics
 from semseal.runtime.attacks import flow, generative
 from semseal.runtime.attacks.whitebox import WhiteBoxSettings
 from semseal.runtime.audit import networks, wording
+from semseal.runtime.audit.attacks import BY_NAME
 from semseal.runtime.audit.matrix import FULL
 from semseal.runtime.audit.run import audit
+from semseal.runtime.audit.scene import Scene
+from semseal.runtime.bundle import open_bundle
 from semseal.runtime.errors import AuditError
 from semseal.runtime.metrics import psnr
+from semseal.runtime.ofdm import Radio
 
 SIZES = flow.FlowSettings(width=8, steps=150, batch=8)
 HEIGHT, WIDTH = 14, 12  # no multiple of a patch
@@ -210,6 +214,16 @@ def test_she_sees_without_a_defence_and_behind_schemes_and_not_behind_mix(audite
 def test_her_networks_are_beside_the_cells(audited):
     kept = sorted(file.name.rpartition("-")[0] for file in (audited[0] / "networks").glob("*.safetensors"))
     assert kept == ["inverse-mix", "inverse-none", "inverse-none", "prior"]  # of none with and without known scales
+
+
+def test_what_is_received_by_another_radio_is_learnt_anew(small_bundle, small_images, tmp_path, forgetful):
+    """In one process, too, as in a notebook that audits one radio after the other."""
+    few = dataclasses.replace(TINY, flow_steps=1, flow_levels=1, flow_draws=1)
+    for radio in (Radio(), Radio(estimation="ls"), Radio()):
+        asked = dataclasses.replace(few, radio=radio)
+        scene = Scene(open_bundle(small_bundle), small_images(6), small_images(8, 1), asked, networks=tmp_path)
+        BY_NAME["generative-black-box"].run(scene, scene.place.cell("generative-black-box", "none", 20.0), lambda seconds: None)
+    assert len(list(tmp_path.glob("inverse-none-*.safetensors"))) == 2
 
 
 def test_the_page_says_that_she_invents(audited):

@@ -25,7 +25,7 @@ def test_known_rows_are_found_wherever_they_are():
     clean = RNG.standard_normal((2, 6, 8)).astype(np.float32)
     order = RNG.permutation(12)
     received = clean.reshape(12, 8)[order] + 0.1 * RNG.standard_normal((12, 8)).astype(np.float32)
-    places = tampering.known(clean, received)
+    places = tampering.find_known(clean, received)
     assert np.array_equal(order[places.reshape(-1)], np.arange(12))
 
 

@@ -21,13 +21,13 @@ import quality
 import rivals
 from cost import arithmetic, graph_cost
 from scores import Scores, score
-from semseal.runtime.audit.digital import (
+from semseal.runtime.audit.coding import (
     CODECS,
     CRC_BITS,
     Encodings,
-    Frame,
-    Link,
+    Framing,
     Mcs,
+    Modem,
     _file,
     _settings,
     capacity,
@@ -63,20 +63,20 @@ def test_capacity_and_the_table():
 @pytest.mark.parametrize("symbols", [101, 1620, 8101, 16200, 65536])
 @pytest.mark.parametrize("mcs", table()[:: len(table()) // 8], ids=lambda mcs: mcs.name)
 def test_blocks_use_the_symbols_and_no_more(symbols, mcs):
-    frame = Frame(mcs, symbols)
-    assert 0 <= symbols - frame.blocks * frame.block_symbols < frame.blocks
+    framing = Framing(mcs, symbols)
+    assert 0 <= symbols - framing.blocks * framing.block_symbols < framing.blocks
     limit = 8448 if mcs.rate > 1 / 3 else 3824
-    assert frame.block_bits <= limit
-    assert frame.blocks == 1 or symbols // (frame.blocks - 1) * mcs.efficiency > limit
-    assert frame.block_bits / (frame.block_symbols * mcs.order) <= mcs.rate
-    assert 8 * frame.payload_bytes <= frame.blocks * (frame.block_bits - CRC_BITS)
-    assert 8 * frame.payload_bytes <= symbols * mcs.efficiency
+    assert framing.block_bits <= limit
+    assert framing.blocks == 1 or symbols // (framing.blocks - 1) * mcs.efficiency > limit
+    assert framing.block_bits / (framing.block_symbols * mcs.order) <= mcs.rate
+    assert 8 * framing.payload_bytes <= framing.blocks * (framing.block_bits - CRC_BITS)
+    assert 8 * framing.payload_bytes <= symbols * mcs.efficiency
 
 
 def test_too_few_symbols_are_no_frame():
     with pytest.raises(ValueError, match="carry no byte"):
-        Frame(Mcs(2, 0.5), 31)
-    assert Frame(Mcs(2, 0.5), 32).payload_bytes == 1
+        Framing(Mcs(2, 0.5), 31)
+    assert Framing(Mcs(2, 0.5), 32).payload_bytes == 1
 
 
 @pytest.mark.parametrize(
@@ -91,27 +91,27 @@ def test_too_few_symbols_are_no_frame():
     ids=str,
 )
 def test_bits_survive_a_good_channel(mcs, symbols):
-    link, rng = Link(Frame(mcs, symbols)), np.random.default_rng(3)
-    payload = rng.bytes(link.frame.payload_bytes)
-    assert link.send(payload, 40, rng) == payload
-    assert link.send(payload[:5], 40, rng) == payload[:5] + bytes(len(payload) - 5)
+    modem, rng = Modem(Framing(mcs, symbols)), np.random.default_rng(3)
+    payload = rng.bytes(modem.framing.payload_bytes)
+    assert modem.send(payload, 40, rng) == payload
+    assert modem.send(payload[:5], 40, rng) == payload[:5] + bytes(len(payload) - 5)
     with pytest.raises(ValueError, match="a frame carries"):
-        link.send(payload + b"\0", 40, rng)
+        modem.send(payload + b"\0", 40, rng)
 
 
 def test_nothing_survives_beyond_capacity_and_all_a_little_below():
     """So the noise has the power that was asked for, a factor of two would show."""
-    link, rng = Link(Frame(Mcs(2, 0.5), 1000)), np.random.default_rng(4)
+    modem, rng = Modem(Framing(Mcs(2, 0.5), 1000)), np.random.default_rng(4)
     assert capacity(-0.1) < 1 < capacity(2.2)
-    assert link.failures(16, 99, -0.1, rng) == (16, 16)
-    assert link.failures(16, 99, 2.2, rng) == (0, 16)
-    assert link.send(b"lost", -0.1, rng) is None
+    assert modem.failures(16, 99, -0.1, rng) == (16, 16)
+    assert modem.failures(16, 99, 2.2, rng) == (0, 16)
+    assert modem.send(b"lost", -0.1, rng) is None
 
 
 def test_counting_failures_stops_when_there_are_enough():
-    link = Link(Frame(Mcs(4, 0.5), 300))
-    assert link.failures(64, 3, -10, np.random.default_rng(5)) == (16, 16)
-    assert link.failures(20, 999, -10, np.random.default_rng(5)) == (20, 20)
+    modem = Modem(Framing(Mcs(4, 0.5), 300))
+    assert modem.failures(64, 3, -10, np.random.default_rng(5)) == (16, 16)
+    assert modem.failures(20, 999, -10, np.random.default_rng(5)) == (20, 20)
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -144,10 +144,10 @@ def test_the_largest_quality_that_fits(codec, picture):
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_picture_arrives_as_it_is_scored(codec, picture):
-    link, encodings = Link(Frame(Mcs(4, 0.5), 4001)), Encodings(picture, codec, SPEED)
-    payload, seen = encodings.fit(link.frame.payload_bytes)
-    arrived = link.send(payload, 12, np.random.default_rng(6))
-    assert len(arrived) == link.frame.payload_bytes
+    modem, encodings = Modem(Framing(Mcs(4, 0.5), 4001)), Encodings(picture, codec, SPEED)
+    payload, seen = encodings.fit(modem.framing.payload_bytes)
+    arrived = modem.send(payload, 12, np.random.default_rng(6))
+    assert len(arrived) == modem.framing.payload_bytes
     assert (encodings.open(arrived) == seen).all()
 
 
@@ -178,9 +178,9 @@ def test_losses_are_measured_where_theory_does_not_tell():
 
 
 def test_frames_are_lost_with_any_of_their_blocks():
-    frame = Frame(Mcs(8, 948 / 1024), 2300)
-    assert frame.blocks == 3
-    at = rivals.losses(frame.mcs, frame.symbols, 24.6, 32, 32)
+    framing = Framing(Mcs(8, 948 / 1024), 2300)
+    assert framing.blocks == 3
+    at = rivals.losses(framing.mcs, framing.symbols, 24.6, 32, 32)
     assert 0 < at.blocks.hits < 32
     assert at.frames[0] == pytest.approx(1 - (1 - at.blocks.value) ** 3)
     assert at.frames[1] < at.frames[0] < at.frames[2]

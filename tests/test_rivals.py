@@ -102,7 +102,7 @@ def test_the_worse_eve_receives_the_fewer_clouds_she_takes_off():
 @pytest.fixture(scope="module")
 def digital():
     pytest.importorskip("sionna", reason="sionna-no-rt is not installed: in the source folder, pip install '.[radio]'")
-    from semseal.runtime.audit.digitallink import DigitalLink
+    from semseal.runtime.audit.digitalrival import DigitalLink
 
     return DigitalLink(4000, 10.0, 96, 64)
 
@@ -142,7 +142,7 @@ def test_the_cliff(digital, picture):
 
 
 def test_what_no_digital_frame_can_carry(digital):
-    from semseal.runtime.audit.digitallink import DigitalLink
+    from semseal.runtime.audit.digitalrival import DigitalLink
 
     with pytest.raises(AuditError, match="in 40 channel uses carries no byte"):
         DigitalLink(40, 10.0, 96, 64)

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from semseal.runtime.attacks.timing import leaky_equal, times_differ
+from semseal.runtime.audit import sidechannel
 from semseal.runtime.audit.attacks import BY_NAME
 from semseal.runtime.audit.matrix import FULL, QUICK
 from semseal.runtime.audit.results import GameResult
@@ -13,6 +14,9 @@ from semseal.runtime.audit.settings import Cell
 from semseal.runtime.audit.verdict import MAX_T, MIN_CALLS_FOR_NOTHING, SURE_T, game_rows
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense.defenses import DEFENSES
+from semseal.runtime.defense.header import HeaderSealer
+from semseal.runtime.defense.keys import generate_key
+from semseal.runtime.errors import ReceiveError
 
 
 def times(n: int, leak: float, rng: np.random.Generator):
@@ -68,6 +72,25 @@ def test_the_row_finds_its_control_and_measures_a_real_link(small_bundle, small_
     assert all(game.trials == 200 and type(game.value) is float for game in games)
     assert len(told) == 200
     assert "a difference of" in games[0].note
+
+
+def test_a_key_that_comes_back_meets_no_counter_again(small_bundle, small_images):
+    one, two = generate_key(), generate_key()
+    sender, taker = sidechannel.Sender(small_bundle, one, "mix"), sidechannel.Taker(small_bundle, one)
+    seen = set()
+    for key in (one, two, one, one):
+        sender.change_key(key)
+        taker.change_key(key)
+        frames = sender.send(small_images(2))
+        assert taker.receive(frames).shape == (2, 3, 32, 24)
+        with pytest.raises(ReceiveError, match="received before"):
+            taker.receive(frames)
+        seen |= {(key, header.session, header.counter) for header in opened(frames, key, sender.bundle.digest)}
+    assert len(seen) == 8
+
+
+def opened(frames, key, digest):
+    return [HeaderSealer(key, digest).open(frame.header) for frame in frames]
 
 
 def test_it_is_about_what_has_a_secret_and_is_deployed():

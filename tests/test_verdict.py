@@ -1,16 +1,20 @@
 """What figures, orderings and defences say, on made-up cells, and the sentences about it."""
 
+import dataclasses
+import math
 import re
 
 import numpy as np
 import pytest
 from madeup import EVERY_ATTACK, PICTURES, changed, made_up
 from semseal.runtime import metrics
-from semseal.runtime.audit import paper
+from semseal.runtime.audit import overchannels, paper
+from semseal.runtime.audit.against import balances
 from semseal.runtime.audit.attacks import ATTACKS
+from semseal.runtime.audit.attacks import BY_NAME as BY_ATTACK
 from semseal.runtime.audit.results import GameResult, Reconstructions
 from semseal.runtime.audit.settings import Cell
-from semseal.runtime.audit.verdict import count_figures, game_rows, orderings, picture_rows, verdicts
+from semseal.runtime.audit.verdict import count_figures, game_rows, orderings, picture_rows, verdicts, word_at
 from semseal.runtime.audit.wording import at_most, headline, limits
 from semseal.runtime.defense.defenses import BY_NAME
 
@@ -208,7 +212,7 @@ def test_one_open_figure_leaves_a_defence_undecided():
     results = made_up(11, EVERY_ATTACK)
     results = changed(results, lambda row: (row.attack, row.defense) == ("learned-inverse", "mix"), verdict="open")
     assert of(results, "mix").word == "undecided"
-    counted = [attack for attack in ATTACKS if attack.applies(BY_NAME["mix"]) and not (attack.misuse or attack.apart)]
+    counted = [attack for attack in ATTACKS if attack.applies(BY_NAME["mix"]) and attack.is_judged]
     said = f"Mix is undecided: {len(counted) - 1} of {len(counted)} measurements"
     assert any(said in sentence for sentence in headline(results))
 
@@ -242,6 +246,43 @@ def test_a_reused_key_is_told_of_and_does_not_make_a_defence_fall():
     results = made_up(11, EVERY_ATTACK)
     assert of(results, "mix").misuse.matching_advantage_db == pytest.approx(5)
     assert any("and 5.0 dB under mix." in sentence for sentence in limits(results))
+
+
+@pytest.mark.parametrize("attacks", [EVERY_ATTACK, (*PICTURES, "integrity")])
+def test_leakage_against_cost_says_of_a_defence_what_the_verdict_says(attacks):
+    """What an attack apart from eavesdropping sees, or a misused key shows, is held against none."""
+    results = made_up(11, attacks)
+    seen = {True: "sees", False: "nothing"}
+    results = dataclasses.replace(
+        results,
+        rows=tuple(
+            dataclasses.replace(row, verdict=seen[BY_ATTACK[row.attack].misuse]) if row.attack in BY_ATTACK else row
+            for row in results.rows
+        ),
+        games=tuple(dataclasses.replace(game, verdict=seen[bool(BY_ATTACK[game.attack].apart)]) for game in results.games),
+    )
+    (place,) = results.every_place
+    assert {name: word_at(results, name, place) for name in results.settings.defenses} == {
+        found.defense: found.word for found in verdicts(results)
+    }
+    assert word_at(results, "mix", place) == ("holds" if attacks == EVERY_ATTACK else "holds with gaps")
+    pictures = {
+        place.cell("bob", name, None): Reconstructions(*[np.ones(12)] * 3, np.zeros((0, 3, 2, 2), np.float32))
+        for name in results.settings.defenses
+    }
+    found = {balance.defense.name: balance for balance in balances(results, pictures, (), place)}
+    assert found["mix"].word == word_at(results, "mix", place)
+    assert found["mix"].worst.attack != "reused-stream"
+
+
+def test_over_channels_a_misused_key_is_not_the_best_attack():
+    rows = [row for row in made_up(11, EVERY_ATTACK).rows if row.defense == "mix"]
+    there = max((row for row in rows if row.verdict), key=lambda row: row.matching_advantage_db)
+    assert there.attack == "reused-stream"
+    assert [row.attack for row in overchannels.best_attacks(rows)] == ["white-box"]
+    without_noise = [overchannels.Point("AWGN", math.inf, 0.0, 0.0, 0.0)]
+    assert overchannels.one_snr(without_noise) == ", without noise"
+    assert overchannels.one_snr([overchannels.Point("AWGN", 10.0, 0.0, 0.0, 0.0)]) == ", 10 dB"
 
 
 @pytest.mark.parametrize(

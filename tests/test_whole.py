@@ -9,7 +9,7 @@ from semseal.runtime.audit.matrix import FULL
 from semseal.runtime.audit.results import Results
 from semseal.runtime.audit.whole import PARTS, audit_everything, estimates
 from semseal.runtime.cli import cli
-from semseal.runtime.cli_audit import _settings, audit
+from semseal.runtime.cli_audit import _as_given, _settings, audit
 
 TINY = dataclasses.replace(
     FULL, pictures=6, optimised_pictures=6, attacker_pictures=60, trials=40, blackbox_steps=5,
@@ -17,12 +17,21 @@ TINY = dataclasses.replace(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
-def test_the_command_of_a_part_asks_for_what_the_part_measures(part):
-    context = audit.make_context("audit", ["edge", "--data", "photos", "--out", "out", *part.options.split()])
+def asked_by(*options):
+    """The settings that these options of an audit ask for, and the options as the page of the whole repeats them."""
+    context = audit.make_context("audit", ["edge", "--data", "photos", "--out", "out", *options])
     elsewhere = ("bundles", "data", "folder", "jobs", "cluster", "budgets", "junit", "paper", "recording", "sent")
-    asked = {name: value for name, value in context.params.items() if name not in elsewhere}
-    assert _settings(**asked) == part.asks(FULL)
+    with context:
+        repeated = _as_given(elsewhere)
+    return _settings(**{name: value for name, value in context.params.items() if name not in elsewhere}), repeated
+
+
+@pytest.mark.parametrize("given", ["", "--quick", "--pictures 40 --seed 3 --engine openvino --channel awgn --channel rayleigh"])
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
+def test_the_command_of_a_part_asks_for_what_the_part_measures(part, given):
+    settings, repeated = asked_by(*given.split(), "--jobs", "2", "--paper")
+    assert sorted(repeated.split()) == sorted(given.split())
+    assert asked_by(*repeated.split(), *part.options.split())[0] == part.asks(settings)
 
 
 def only(part, *attacks):
@@ -31,14 +40,14 @@ def only(part, *attacks):
 
 
 def test_parts_share_their_cells_and_end_in_one_page(small_bundle, tmp_path):
-    parts = (only(PARTS[0], "no-key", "identification"), only(PARTS[1], "no-key"), PARTS[-1])
+    parts = (only(PARTS[0], "no-key", "identification", "leaked-scale", "attributes"), only(PARTS[1], "no-key"), PARTS[-1])
     parts = (*parts[:2], dataclasses.replace(parts[2], asks=lambda settings: short(PARTS[-1].asks(settings))))
     before = estimates([small_bundle], tmp_path / "out", TINY, parts)
     assert [estimate.cells > 0 for estimate in before] == [True] * 3
     assert all(estimate.seconds > 0 for estimate in before)
-    results = audit_everything([small_bundle], "photos", tmp_path / "out", TINY, parts=parts)
+    results = audit_everything([small_bundle], "photos", tmp_path / "out", TINY, parts=parts, options="--seed 0")
     cells = [{file.name: file.read_bytes() for file in (tmp_path / "out" / part.name / "cells").iterdir()} for part in parts]
-    assert len(cells[0]) == before[0].cells
+    assert len(cells[0]) == before[0].cells - 5  # that the pictures have no classes is seen when they are opened
     assert len(cells[1].keys() - cells[0].keys()) == before[1].cells
     shared = cells[0].keys() & cells[1].keys()
     assert {name for name in shared if name.startswith("no-key-mix")}
@@ -47,6 +56,7 @@ def test_parts_share_their_cells_and_end_in_one_page(small_bundle, tmp_path):
     page = (tmp_path / "out" / "paper.md").read_text()
     for part, found in zip(parts, results, strict=True):
         assert f"## {part.title}" in page
+        assert f"audit {small_bundle} --data photos --seed 0 --out {tmp_path / 'out' / part.name} {part.options}" in page
         assert Results.from_json((tmp_path / "out" / part.name / "results.json").read_text()) == found
         assert (tmp_path / "out" / part.name / "tables.md").read_text() in page
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("cells/*")}

@@ -83,9 +83,8 @@ def restore(
             found, unexplained = _refined(search, send, found, target, variance)
             power = target.square().flatten(1).mean(dim=1)
             again = unexplained > MAX_UNEXPLAINED * (power - variance)
-            if (
-                again.any()
-            ):  # all that they hold may be noise: they guide no more than that, and the model says what is a picture
+            # all that these hold may be noise: they guide no more than that, and the model says what is a picture
+            if again.any():
                 some = _sender(transmitter, h, loud[again])
                 sample = _sampled(search, some, target[again], power[again], settings.levels, settings.pulls)
                 found[again] = _in_model(search, sample)

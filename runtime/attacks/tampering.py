@@ -4,8 +4,8 @@
                       ── first part from another frame
                       ── times a gain
 
-Eve knows: the deployed transmitter, hence the clean rows of her target, and in ``known`` those of the picture that is sent. Not
-the key. She receives a frame before Bob does, and what she sends instead reaches him alone.
+Eve knows: the deployed transmitter, hence the clean rows of her target, and for ``find_known`` those of the picture that is
+sent. Not the key. She receives a frame before Bob does, and what she sends instead reaches him alone.
 She does: adds the rows of her target less those of what is sent, if she knows it, or less the mean row at each position, if
 not (an analog link adds up whatever is on air). Where rows are moved she finds their places first: by those that she knows
 (linear assignment), or by their order (``semseal.runtime.attacks.ordering``). Or she puts a part of an earlier frame into this
@@ -23,7 +23,7 @@ from semseal.runtime.attacks.reuse import match_rows
 Symbols = NDArray[np.complex64]
 
 
-def known(clean: Rows, received: Rows) -> Order:
+def find_known(clean: Rows, received: Rows) -> Order:
     """The places [streams, h] among received rows [streams * h, r] of the clean rows [streams, h, r] of what is sent."""
     streams, h, r = clean.shape
     return match_rows(clean.reshape(1, streams * h, r), received[None]).reshape(streams, h)

@@ -6,8 +6,8 @@ Whoever measures knows: how long each call took, and which of the two classes it
 The test is dudect's (Reparaz, Balasch, Verbauwhede 2017, "Dude, is my code constant time?", DATE): one class always has the
 same secret, the other a fresh one every time. What the machine does meanwhile, it does to both, so that it adds noise and no
 difference; the slowest calls, which are mostly its own, are cut off at many percentiles, and the largest |t| counts. Above 4.5
-something leaks; above 10, definitely. Below, there are too few calls to see it, or nothing to be seen: ``resolution_s`` is the
-difference of means that would have been found.
+something leaks; above 10, definitely. Below, there are too few calls to see it, or nothing to be seen: ``resolution_s`` is
+about the difference of means that would have been found.
 Positive control: ``leaky_equal``, a comparison that stops at the first byte that differs.
 """
 
@@ -24,7 +24,10 @@ MIN_CALLS_OF_SQUARES = 5000  # of each class, for the test of variances
 
 @dataclass(frozen=True)
 class Leak:
-    """The largest |t|, over ``tests`` of them, and the difference of means in seconds for which it would have been 4.5."""
+    """The largest |t|, over ``tests`` of them, and the difference of means in seconds for which it would have been 4.5.
+
+    That is a difference within the calls that the sharpest of the tests leaves; of all calls it may have to be a little larger.
+    """
 
     t: float
     tests: int

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from semseal.runtime import metrics
 from semseal.runtime.audit.attacks import BY_NAME as ATTACKS
 from semseal.runtime.audit.cost import Cost
-from semseal.runtime.audit.figures import Balanced, against_cost
+from semseal.runtime.audit.figures import CostPoint, against_cost
 from semseal.runtime.audit.results import GameRow, PictureRow, Results, place_key, place_of
 from semseal.runtime.audit.settings import Place
-from semseal.runtime.audit.verdict import Pictures, names_the_picture, paired, word_of
+from semseal.runtime.audit.verdict import Pictures, names_the_picture, paired, word_at
 from semseal.runtime.defense.defenses import DEFENSES, Defense
 
 HEAD = ("defence", "verdict", "worst attack", "matching advantage, dB", "picture named", "Bob, dB", "costs Bob, dB",
@@ -66,10 +66,10 @@ class Compared:
             short, lost = balance.defense.short, balance.lost.value
             if balance.worst:
                 value, half = balance.worst.matching_advantage_db or 0.0, balance.worst.matching_advantage_95 or 0.0
-                pictures.append(Balanced(short, lost, value, value - half, value + half))
+                pictures.append(CostPoint(short, lost, value, value - half, value + half))
             if balance.named:
                 named = balance.named
-                names.append(Balanced(short, lost, 100 * named.value, 100 * named.low, 100 * named.high))
+                names.append(CostPoint(short, lost, 100 * named.value, 100 * named.low, 100 * named.high))
         panels = [("matching advantage of the worst attack, dB", pictures), ("pictures named by Eve, %", names)]
         return [(title, against_cost(points, title)) for title, points in panels if points]
 
@@ -85,19 +85,14 @@ def balances(results: Results, pictures: Pictures, costs: Sequence[Cost], place:
         if bob is None or bare is None:
             continue
         rows = [row for row in results.rows if (row.defense, place_of(row)) == (defense.name, key)]
-        eves = [row for row in rows if row.verdict is not None and not ATTACKS[row.attack].misuse]
+        counted = [row for row in rows if row.verdict not in (None, "void") and ATTACKS[row.attack].is_judged]
         games = [game for game in results.games if (game.defense, place_of(game)) == (defense.name, key)]
-        games = [game for game in games if not ATTACKS[game.attack].misuse]
         named = [game for game in games if names_the_picture(game) and game.verdict != "void"]
         found.append(
             Balance(
                 defense,
-                word_of([*(row.verdict for row in eves), *(game.verdict for game in games)], False),
-                max(
-                    (row for row in eves if row.verdict != "void"),
-                    key=lambda row: (row.verdict == "sees", row.matching_advantage_db or 0.0),
-                    default=None,
-                ),
+                word_at(results, defense.name, place),
+                max(counted, key=lambda row: (row.verdict == "sees", row.matching_advantage_db or 0.0), default=None),
                 max(named, key=lambda game: game.high, default=None),
                 next(row for row in rows if row.attack == "bob"),
                 paired(bare, bob),

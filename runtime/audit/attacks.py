@@ -56,6 +56,11 @@ class Attack:
     apart: str = ""  # no eavesdropper's: what is said where it sees; no defence falls or holds by it
     invents: bool = False  # whose pictures look convincing even where she learnt nothing
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether a defence falls or holds by it."""
+        return not (self.misuse or self.apart)
+
 
 # attacks that end in pictures
 
@@ -178,7 +183,7 @@ def _in_seconds(advance: Advance, seconds: float) -> Callable[[int], None]:
 def _decoded(scene: Scene, cell: Cell, rows: Rows) -> Images:
     """The rows [n, h, r] of all images, undefended as Eve believes, through Bob's decoder."""
     defense = DEFENSES[cell.defense]
-    return scene.decode(rows, scene.known_scales(defense), None if defense.keyless else snr_of(cell))
+    return scene.decode(rows, scene.known_scales(defense), scene.told_db(defense, snr_of(cell)))
 
 
 def _ordered(scene: Scene, cell: Cell, model: ordering.RowModel, received: Rows) -> Images:

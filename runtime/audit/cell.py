@@ -9,19 +9,18 @@ import io
 import json
 import re
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from semseal.runtime import metrics
-from semseal.runtime.audit import on_air
 from semseal.runtime.audit.attacks import BY_NAME, Answer
+from semseal.runtime.audit.on_air import NAMES as ON_AIR
+from semseal.runtime.audit.on_air import OnAir
 from semseal.runtime.audit.results import GameResult, Reconstructions
 from semseal.runtime.audit.scene import Images, Scene
 from semseal.runtime.audit.settings import Advance, Cell, snr_name
 from semseal.runtime.defense.defenses import BY_NAME as DEFENSES
-from semseal.runtime.defense.defenses import Defense
 from semseal.runtime.errors import AuditError
 from semseal.runtime.files import write_atomically
 
@@ -46,17 +45,18 @@ def file_name(cell: Cell) -> str:
     return f"{cell.attack}-{cell.defense}-{bundle}-{main}{eve}-{cell.engine}-{cell.precision}.{kind}"
 
 
-def answer(scene: Scene, cell: Cell, advance: Advance = lambda seconds: None) -> Answer:
+def answer(scene: Scene, cell: Cell, advance: Advance = lambda seconds: None) -> tuple[Answer, OnAir | None]:
     """The pictures [n, 3, height, width] of Bob, of the mean picture or of an attack, n at most that of the images; or a game.
 
-    Raises GraphError from an attack that differentiates a transmitter which cannot be.
+    Beside those of Bob what was on air for them. Raises GraphError from an attack that differentiates a transmitter which
+    cannot be.
     """
     scene.begin(file_name(cell))
-    if cell.attack == "mean-picture":
-        return np.broadcast_to(scene.mean_picture, scene.images.shape).astype(np.float32)
     if cell.attack == "bob":
         return scene.bob(DEFENSES[cell.defense])
-    return BY_NAME[cell.attack].run(scene, cell, advance)
+    if cell.attack == "mean-picture":
+        return np.broadcast_to(scene.mean_picture, scene.images.shape).astype(np.float32), None
+    return BY_NAME[cell.attack].run(scene, cell, advance), None
 
 
 def measure(scene: Scene, cell: Cell, file: Path, advance: Advance = lambda seconds: None) -> None:
@@ -67,13 +67,7 @@ def measure(scene: Scene, cell: Cell, file: Path, advance: Advance = lambda seco
 
 def content(scene: Scene, cell: Cell, advance: Advance = lambda seconds: None) -> bytes:
     """The content of a cell's file, measured now. Raises as ``answer``."""
-    found: Answer
-    more: dict[str, Any] = {}
-    if cell.attack == "bob":
-        scene.begin(file_name(cell))
-        found, more = _bob(scene, DEFENSES[cell.defense])
-    else:
-        found = answer(scene, cell, advance)
+    found, air = answer(scene, cell, advance)
     if isinstance(found, tuple):
         return json.dumps([dataclasses.asdict(game) for game in found]).encode()
     sent = scene.images[: len(found)]
@@ -86,17 +80,9 @@ def content(scene: Scene, cell: Cell, advance: Advance = lambda seconds: None) -
         advantage=metrics.matching_advantage(scores),
         named=metrics.names_its_own(scores),
         shown=np.round(found[:SHOWN].clip(0, 1) * 255).astype(np.uint8),
-        **more,
+        **({} if air is None else {name: getattr(air, name) for name in ON_AIR}),
     )
     return buffer.getvalue()
-
-
-def _bob(scene: Scene, defense: Defense) -> tuple[Images, dict[str, NDArray[np.float64]]]:
-    """What Bob gets, and the ``OnAir`` of what Alice sent for it."""
-    frames, received = scene.received_by_bob(defense)
-    sent = np.stack([frame.symbols for frame in frames])
-    found = on_air.measure(sent, received, scene.settings.radio)
-    return scene.decoded_by_bob(defense, frames, received), {name: getattr(found, name) for name in on_air.NAMES}
 
 
 def matching_advantage(sent: Images, answers: Images, streams: int) -> NDArray[np.float64]:
@@ -123,8 +109,8 @@ def read_reconstructions(file: Path) -> Reconstructions:
     try:
         with np.load(io.BytesIO(file.read_bytes())) as kept:
             shown = kept["shown"].astype(np.float32) / 255
-            sent = on_air.OnAir(**{name: kept[name] for name in on_air.NAMES}) if on_air.NAMES[0] in kept else None
-            return Reconstructions(kept["psnr"], kept["ssim"], kept["advantage"], shown, kept["named"], sent)
+            air = OnAir(**{name: kept[name] for name in ON_AIR}) if ON_AIR[0] in kept else None
+            return Reconstructions(kept["psnr"], kept["ssim"], kept["advantage"], shown, kept["named"], air)
     except (ValueError, KeyError, EOFError, BadZipFile):
         raise _damaged(file) from None
 

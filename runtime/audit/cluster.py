@@ -7,7 +7,7 @@
 
 Workers need no disk in common with the driver, but the same semseal: each compares its own code and packages with the driver's
 and refuses to measure with others. What they measure is the same to the bit as with ``--jobs``, given the same kind of
-processor and as many threads (``semseal.runtime.audit.alice``).
+processor and as many threads (``semseal.runtime.audit.ends``).
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import os
 import secrets
 import socket
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ from semseal.runtime.signing import pinned_owner
 LOCAL = "local"
 RETRIES = 3  # of a cell whose worker was lost
 STORE_BYTES = 2**28  # of the local object store, beside twice the pictures
+LOOK_S = 10.0  # how often the machines are counted while no cell is done
+PATIENCE_S = 300.0  # how long there may be none that can take a cell: one that is started again takes a while
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,9 @@ def measured(
     with connected(address, jobs, pictures) as (ray, started):
         jobs, threads, gpus = _shares(ray.nodes(), jobs)
         # workers that were started here have theirs from this process
-        environment = {} if started else {**_limits(threads), **_owner([work for _, work in planned])}
+        variables = {} if started else {**_limits(threads), **_owner([work for _, work in planned])}
         task = ray.remote(_task).options(
-            num_cpus=threads, num_gpus=gpus, max_retries=RETRIES, runtime_env={"env_vars": environment} if environment else None
+            num_cpus=threads, num_gpus=gpus, max_retries=RETRIES, runtime_env={"env_vars": variables} if variables else None
         )
         sent: dict[Any, Any] = {}
         waiting = list(reversed(planned))
@@ -81,11 +84,11 @@ def measured(
                 while waiting and len(running) < jobs:
                     cell, work = waiting.pop()
                     running[task.remote(*_parcel(ray, sent, work, threads, packages), cell)] = cell
-                (done,), _ = ray.wait(list(running), num_returns=1)
+                done = _next_done(ray, list(running), threads, gpus)
                 cell = running.pop(done)
                 yield cell, _result(ray, done, cell)
         finally:
-            for left in running:
+            for left in running if ray.is_initialized() else ():  # without a connection Ray would start a cluster of its own
                 ray.cancel(left, force=True)
 
 
@@ -188,17 +191,31 @@ def connected(address: str, jobs: int | None, picture_bytes: int) -> Iterator[tu
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", UserWarning)  # that it cannot be reached, which is an error below
                     ray.init(address, **quiet)
-        except (OSError, OverflowError, RuntimeError, ValueError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            hint = (
-                "ray start --head --ray-client-server-port 10001 on that machine, with the same Ray and Python as here; "
-                "where it asks for a token, copy ~/.ray/auth_token from there and export RAY_AUTH_MODE=token"
-            )
-            raise AuditError(f"no Ray cluster at {address}: {reason}", "" if address == LOCAL else hint) from None
+        except Exception as error:  # Ray's own is a bare one, such as of processes that do not start in time
+            hint = "where this machine is busy, try again later, or leave out --cluster: --jobs needs no Ray"
+            if address != LOCAL:
+                hint = (
+                    "ray start --head --ray-client-server-port 10001 on that machine, with the same Ray and Python as here; "
+                    "where it asks for a token, copy ~/.ray/auth_token from there and export RAY_AUTH_MODE=token"
+                )
+            raise AuditError(f"no Ray cluster at {address}: {_first_line(error)}", hint) from None
+        gone: tuple[type[Exception], ...] = (ConnectionError,)
+        if address != LOCAL:
+            from grpc import RpcError  # which Ray's client lets through, such as of a head that was started again
+
+            gone = (ConnectionError, RpcError)
         try:
             yield ray, address == LOCAL
+        except gone as error:
+            raise AuditError(
+                f"lost the Ray cluster at {address}: {_first_line(error)}", "when it is back, the same command goes on"
+            ) from None
         finally:
             ray.shutdown()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _knock(address: str) -> None:
@@ -244,14 +261,36 @@ def _ray() -> Any:
 
 def _shares(nodes: Sequence[dict[str, Any]], jobs: int | None) -> tuple[int, int, float]:
     """How many cells run at once, and the cores and GPUs of each: a share of all, and no more than the smallest machine has."""
-    there = [node["Resources"] for node in nodes if node["Alive"]]
-    cores = [int(found["CPU"]) for found in there if found.get("CPU", 0) >= 1]
+    there = [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    cores = [int(found["CPU"]) for found in there]
     if not cores:
         raise AuditError("the Ray cluster has no cores", "start a machine of it with some: ray start --num-cpus")
     jobs = jobs or sum(cores)
-    gpus = sum(found.get("GPU", 0.0) for found in there)
+    gpus = sum(found.get("GPU", 0.0) for found in there)  # of machines without cores none is of use
     # in ten thousandths, which is as fine as Ray counts
     return jobs, min(max(1, sum(cores) // jobs), *cores), min(1.0, int(gpus / jobs * 10_000) / 10_000)
+
+
+def _next_done(ray: Any, running: list[Any], threads: int, gpus: float) -> Any:
+    """One of ``running`` that is done.
+
+    Raises AuditError where for PATIENCE_S no machine was there that has the cores and the GPUs of a cell: Ray would wait for
+    one for ever. Where machines are busy with something else, cells wait.
+    """
+    last = time.monotonic()
+    while True:
+        done, _ = ray.wait(running, num_returns=1, timeout=LOOK_S)
+        if done:
+            return done[0]
+        now, there = time.monotonic(), [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if any(found.get("CPU", 0) >= threads and found.get("GPU", 0) >= gpus for found in there):
+            last = now
+        elif now - last >= PATIENCE_S:
+            raise AuditError(
+                f"no machine of the Ray cluster can take a cell any more: each needs {threads} cores"
+                + (f" and {gpus:g} of a GPU" if gpus else ""),
+                "start the machines again that were lost, and the same command goes on; or take more --jobs, which need less",
+            )
 
 
 def _result(ray: Any, done: Any, cell: Cell) -> bytes:
@@ -263,8 +302,7 @@ def _result(ray: Any, done: Any, cell: Cell) -> bytes:
             raise error.cause from None
         raise error.cause from error
     except ray.exceptions.RayError as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise AuditError(
-            f"the cluster lost {cell.attack}, {cell.defense} of {cell.bundle} {RETRIES + 1} times: {reason}",
+            f"the cluster lost {cell.attack}, {cell.defense} of {cell.bundle} {RETRIES + 1} times: {_first_line(error)}",
             "the same command goes on with the other cells; fewer at once take less memory: --jobs",
         ) from None

@@ -15,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from semseal.runtime.audit import digitallink
+from semseal.runtime.audit import digitalrival
 from semseal.runtime.audit.results import PlaceKey, place_key
 from semseal.runtime.audit.scene import Scene
 from semseal.runtime.defense.defenses import BY_NAME
@@ -71,7 +71,7 @@ def _measure(scene: Scene, defenses: tuple[str, ...]) -> list[Cost]:
     for row in range(len(times)):
         images = np.take(scene.images, range(PICTURES * row, PICTURES * (row + 1)), axis=0, mode="wrap")
         for column, name in enumerate(defenses):
-            digitallink.fitted.cache_clear()
+            digitalrival.fitted.cache_clear()
             start = perf_counter()
             frames = scene.send(images, BY_NAME[name])
             sent = perf_counter()

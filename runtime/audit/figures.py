@@ -47,7 +47,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Balanced:
+class CostPoint:
     """What a defence leaks, with the ends of its 95 % interval, at what it costs Bob in dB."""
 
     name: str
@@ -135,7 +135,7 @@ def _rate_ticks(floor: float) -> tuple[list[float], list[str]]:
 
 
 @rc_context(RC)
-def against_cost(points: Sequence[Balanced], what: str) -> str:
+def against_cost(points: Sequence[CostPoint], what: str) -> str:
     """One panel: leakage over what Bob loses; the best corner, no leakage at no cost, is marked by two dashed lines."""
     figure, axes = new_figure(340, left=40, right=NAME_PX + 14, top=30)
     axes.axhline(0, color=RULE, linestyle=(0, (5, 4)), linewidth=1)

@@ -114,7 +114,7 @@ def _inverse(scene: Scene, defense: Defense, snr: float, known: bool, advance: A
             "images": _digest(images),
             "sizes": dataclasses.asdict(sizes),
             "seed": settings.seed,
-            "link": [scene.bundle.digest.hex(), dataclasses.asdict(scene.place)],
+            "link": [scene.bundle.digest.hex(), dataclasses.asdict(scene.place), dataclasses.asdict(settings.radio)],
             "practice": [practised.name, str(snr), known],
         },
         lambda: flow.new_flow(

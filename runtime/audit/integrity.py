@@ -33,7 +33,7 @@ def play(scene: Scene, defense: Defense, snr_db: float) -> tuple[GameResult, ...
     shift = np.broadcast_to(scene.attacker_rows.mean(axis=0), hers.shape)
 
     def latent(frames: Symbols, received: Rows) -> Symbols:
-        places = [tampering.known(*group) for group in zip(_grouped(sent, defense), received, strict=True)]
+        places = [tampering.find_known(*group) for group in zip(_grouped(sent, defense), received, strict=True)]
         return _added(frames, hers - sent, places, defense)
 
     def shifted(frames: Symbols, received: Rows) -> Symbols:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from semseal.runtime import channel, ofdm, radio
-from semseal.runtime.audit.digitallink import DigitalLink
+from semseal.runtime.audit.digitalrival import DigitalLink
 from semseal.runtime.audit.settings import Place, Settings
 from semseal.runtime.bundle import Bundle, is_packaged
 from semseal.runtime.defense.defenses import BY_NAME

@@ -109,7 +109,9 @@ def _verdict_lines(results: Results) -> list[str]:
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)] + [""]
+    lines = (head, ["---"] * len(head), *rows)
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]  # names of bundles and of classes are the user's
+    return [f"| {' | '.join(line)} |" for line in escaped] + [""]
 
 
 def _with_published(row: PictureRow | None) -> str:

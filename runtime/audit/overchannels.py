@@ -7,8 +7,10 @@ on_air ─────── peaks and effective SNR ── a table, and the sha
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from semseal.runtime.audit.attacks import BY_NAME as ATTACKS
 from semseal.runtime.audit.figures import Point, over_channels, peaks
 from semseal.runtime.audit.results import CHANNEL_TITLES, AirRow, PictureRow, Results
+from semseal.runtime.audit.settings import listed_snrs
 from semseal.runtime.audit.tables import defenses
 from semseal.runtime.audit.verdict import names_the_picture
 from semseal.runtime.defense.defenses import BY_NAME
@@ -43,30 +45,30 @@ def _panels(results: Results, name: str) -> Iterator[ChannelPanel]:
         title, chosen = BY_NAME[defense].title, [row for row in rows if row.defense == defense]
         bob = [_point(row, row.main_snr, row.psnr, row.psnr_95) for row in chosen if row.attack == "bob"]
         if bob:
-            yield ChannelPanel(f"{title}: Bob{_at(bob)}", over_channels(bob, "PSNR, dB", "Bob's"))
+            yield ChannelPanel(f"{title}: Bob{one_snr(bob)}", over_channels(bob, "PSNR, dB", "Bob's"))
         at_first = [row for row in chosen if row.main_snr == first.main_snr]
-        if best := list(_best(at_first)):
+        if best := list(best_attacks(at_first)):
             points = [_point(row, row.eve_snr, row.matching_advantage_db or 0.0, row.matching_advantage_95) for row in best]
             yield ChannelPanel(
-                f"{title}: Eve's best attack{_at(points)}", over_channels(points, "matching advantage, dB", "Eve's")
+                f"{title}: Eve's best attack{one_snr(points)}", over_channels(points, "matching advantage, dB", "Eve's")
             )
         named = [game for game in games if game.defense == defense and game.main_snr == first.main_snr]
         named = [game for game in named if game.verdict != "void" and game.eve_snr is not None]
         if named:
             points = [Point(CHANNEL_TITLES[game.main_channel], game.eve_snr, game.value, game.low, game.high) for game in named]
             drawing = over_channels(points, "pictures named by Eve", "Eve's", named[0].chance / 4)
-            yield ChannelPanel(f"{title}: how often Eve names the picture{_at(points)}", drawing)
+            yield ChannelPanel(f"{title}: how often Eve names the picture{one_snr(points)}", drawing)
 
 
-def _at(points: list[Point]) -> str:
+def one_snr(points: list[Point]) -> str:
     """The SNR of them all, where it is one and so no axis."""
     snrs = {point.snr or 0.0 for point in points}
-    return f", {snrs.pop():g} dB" if len(snrs) == 1 else ""
+    return f", {listed_snrs([*snrs])}" if len(snrs) == 1 else ""
 
 
-def _best(rows: list[PictureRow]) -> Iterator[PictureRow]:
-    """Of each channel and SNR of Eve's, the attack with the largest matching advantage."""
-    counted = [row for row in rows if row.verdict not in (None, "void")]
+def best_attacks(rows: list[PictureRow]) -> Iterator[PictureRow]:
+    """Of each channel and SNR of Eve's, the attack with the largest matching advantage; no misuse."""
+    counted = [row for row in rows if row.verdict not in (None, "void") and ATTACKS[row.attack].is_judged]
     for channel, snr in dict.fromkeys((row.main_channel, row.eve_snr) for row in counted):
         among = [row for row in counted if (row.main_channel, row.eve_snr) == (channel, snr)]
         yield max(among, key=lambda row: row.matching_advantage_db or 0.0)

@@ -83,7 +83,7 @@ def _decoded(scene: Scene, rows: Rows, images: Images, defense: Defense, snr_db:
         scales = scene.attacker_scales[: len(images)]
     else:
         scales = scene.known_scales(defense)[np.arange(len(images)) % len(scene.images)]  # where she knows none, all are one
-    return scene.decode(found, scales, snr_db)
+    return scene.decode(found, scales, scene.told_db(defense, snr_db))
 
 
 def _shrunk(pictures: Images) -> Images:

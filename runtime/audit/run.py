@@ -98,7 +98,7 @@ def audit(
             planned += [(cell, work) for cell in wanted]
     _measure_all(planned, out / "cells", settings, jobs, cluster)
     places = [place for link in everywhere for place in link.places(everything)]
-    pictures, games = _read(out / "cells", [cell for place in places for cell in cells(everything, place)])
+    pictures, games = _read(out / "cells", [cell for place in places for cell in _kept(everything, place)])
     results = summarise(pictures, games, everywhere, data, everything, skipped, agreement)
     results = replace(results, gate=judge(budgets or {}, results, settings, asked))
     compared = _compared(works, results, pictures, out / "costs.json")
@@ -204,17 +204,17 @@ def _wanted(settings: Settings | None, everything: Settings, work: Work, link: L
     return [
         cell
         for cell in cells(everything, work.place)
-        if cell.eve_snr is None or (cell in asked and _fits(BY_NAME[cell.attack], work, link))
+        if cell.eve_snr is None or (cell in asked and fits(BY_NAME[cell.attack], link, work.place, bool(work.questions)))
     ]
 
 
-def _fits(attack: Attack, work: Work, link: Link) -> bool:
-    """Whether an attack can be made on this model, these pictures and this engine."""
+def fits(attack: Attack, link: Link, place: Place, has_classes: bool) -> bool:
+    """Whether an attack can be made on this model, this engine and pictures that have classes or not."""
     if attack.of_scale and not link.bundle.has_scale:
         return False
-    if attack.of_classes and not work.questions:
+    if attack.of_classes and not has_classes:
         return False
-    return not attack.of_cpu or work.place.engine in CPU_ENGINES
+    return not attack.of_cpu or place.engine in CPU_ENGINES
 
 
 def _words(place: Place) -> str:
@@ -272,7 +272,7 @@ def _measure_all(
     )
     with Progress(*columns, transient=True, speed_estimate_period=300) as progress, told(progress):
         bar = progress.add_task("audit", total=sum(seconds_of(cell, settings) for cell, _ in missing))
-        if cluster is not None or (jobs or 1) > 1:
+        if cluster or (jobs or 1) > 1:
             finished = _on_cluster(missing, folder, jobs, cluster) if cluster else _in_processes(missing, folder, jobs or 1)
             for i, cell in enumerate(finished, 1):
                 progress.update(bar, description=f"{i} of {len(missing)} cells", advance=seconds_of(cell, settings))
@@ -294,12 +294,12 @@ def _in_processes(missing: list[tuple[Cell, Work]], folder: Path, jobs: int) -> 
         yield from Parallel(return_as="generator_unordered")(tasks)
 
 
-def _on_cluster(missing: list[tuple[Cell, Work]], folder: Path, jobs: int | None, address: str | None) -> Iterator[Cell]:
+def _on_cluster(missing: list[tuple[Cell, Work]], folder: Path, jobs: int | None, address: str) -> Iterator[Cell]:
     """The same by a cluster. Its machines need not see the folder."""
     from semseal.runtime.audit.cluster import measured
 
     if missing:
-        for cell, found in measured(address or "", jobs, missing, PACKAGES):
+        for cell, found in measured(address, jobs, missing, PACKAGES):
             write_atomically(folder / file_name(cell), found)
             yield cell
 
@@ -312,6 +312,15 @@ def _threads(jobs: int | None) -> int | None:
 def seconds_of(cell: Cell, settings: Settings) -> float:
     """What a cell is expected to take on two cores."""
     return PICTURE_S * settings.pictures if cell.eve_snr is None else BY_NAME[cell.attack].cost(settings)
+
+
+def _kept(everything: Settings, place: Place) -> Iterator[Cell]:
+    """Every cell that a run may have measured: what needs no noise, each did at the highest of the SNRs that it was given."""
+    for cell in cells(everything, place):
+        if cell.eve_snr is None or not BY_NAME[cell.attack].noiseless:
+            yield cell
+        else:
+            yield from (replace(cell, eve_snr=snr) for snr in everything.eve_snrs)
 
 
 def _read(folder: Path, wanted: list[Cell]) -> tuple[Pictures, Games]:

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from semseal.runtime import channel, metrics, radio
 from semseal.runtime.attacks.accelerator import best_device
 from semseal.runtime.attacks.whitebox import DifferentiableTransmitter
-from semseal.runtime.audit.alice import Alice, secret_of
-from semseal.runtime.audit.digitallink import DigitalLink
+from semseal.runtime.audit import on_air
+from semseal.runtime.audit.digitalrival import DigitalLink
+from semseal.runtime.audit.ends import Alice, Bob, secret_of
 from semseal.runtime.audit.links import digital_link, links, taps
 from semseal.runtime.audit.settings import Place, Question, Settings
 from semseal.runtime.audit.surrogate import Surrogate, why_unsupported
@@ -36,7 +37,7 @@ from semseal.runtime.defense.header import HeaderSealer
 from semseal.runtime.defense.keys import derive
 from semseal.runtime.engine import open_engine
 from semseal.runtime.errors import GraphError
-from semseal.runtime.link import BrokenDefenseWarning, Frame, Receiver
+from semseal.runtime.link import BrokenDefenseWarning, Frame
 from torch import Tensor
 
 QUIET_DB = 40.0  # an SNR above which noise is not told from none, as of ``semseal.runtime.link``
@@ -77,6 +78,7 @@ class Scene:
         self._threads = threads if self.engine in CPU_ENGINES else None
         self._decode = open_engine(self.engine, bundle.program("receiver", self.precision, self.engine), threads=self._threads)
         self._alice: dict[str, Alice] = {}
+        self._bob: Bob | None = None
         self.begin("")
 
     def begin(self, cell: str) -> None:
@@ -84,6 +86,8 @@ class Scene:
         self._cell, self._drawn = cell, 0
         for name, alice in self._alice.items():
             alice.restart(self._secret(name))
+        if self._bob is not None:
+            self._bob.restart()
 
     def fresh_key(self) -> bytes:
         """A key that Eve practises with, never the same within a cell."""
@@ -213,6 +217,8 @@ class Scene:
         if key is None and defense.name in self._alice:
             return self._alice[defense.name]
         mode = "none" if defense.rival else defense.name
+        self._drawn += key is not None
+        secret = self._secret(defense.name if key is None else f"{defense.name} {self._drawn}")
         told = self.main_snr if self.bundle.has_scale else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", BrokenDefenseWarning)  # that is what is measured here
@@ -220,17 +226,14 @@ class Scene:
                 self.bundle.path,
                 key or self.key,
                 mode,
+                secret,
                 engine=self.engine,
                 precision=self.precision,
                 threads=self._threads,
                 snr_db=told,
             )
         if key is None:
-            made.restart(self._secret(defense.name))
             self._alice[defense.name] = made
-        else:
-            self._drawn += 1
-            made.restart(self._secret(f"{defense.name} {self._drawn}"))
         return made
 
     def receive(self, symbols: Symbols, snr_db: float, rng: np.random.Generator, eve: bool = True) -> Symbols:
@@ -318,22 +321,22 @@ class Scene:
         """Eve's SNR behind all of her antennas, on average, where that of one is ``snr_db``."""
         return snr_db + channel.antenna_gain_db(self.place.eve_antennas)
 
-    def bob(self, defense: Defense) -> Images:
-        """What Bob gets with the key, at the main channel's SNR; where his receiver refuses a frame, a grey picture.
+    def told_db(self, defense: Defense, snr_db: float) -> float | None:
+        """Eve's SNR as far as she knows it; None where she has to measure it: behind a defence that she has undone."""
+        return None if defense.keyless else snr_db
 
-        It refuses one that is mostly noise, under mix in a deep fade, as it may be another's.
-        """
-        return self.decoded_by_bob(defense, *self.received_by_bob(defense))
-
-    def received_by_bob(self, defense: Defense) -> tuple[list[Frame], Symbols]:
-        """The frame of every image as Alice sends it, and its symbols [n, M] behind the main channel."""
+    def bob(self, defense: Defense) -> tuple[Images, on_air.OnAir]:
+        """What Bob gets of all images with the key, at the main channel's SNR, and what was on air for it."""
         frames = self.send(self.images, defense)
-        return frames, self._behind_main_channel(frames, 0)
+        received = self._behind_main_channel(frames, 0)
+        sent = np.stack([frame.symbols for frame in frames])
+        return self.decoded_by_bob(defense, frames, received), on_air.measure(sent, received, self.settings.radio)
 
     def decoded_by_bob(self, defense: Defense, frames: list[Frame], received: Symbols) -> Images:
-        """What Bob makes of ``frames`` whose symbols arrived as ``received`` [n, M]."""
-        if self.place.main_channel == "awgn" and not defense.digital:
-            return self._receiver.receive(self._revealed(defense, frames, received))
+        """What Bob makes of ``frames`` whose symbols arrived as ``received`` [n, M]; of one that he refuses, a grey picture.
+
+        Under mix he refuses one that is mostly noise, as in a deep fade, because it may be another's.
+        """
         return self._opened(defense, frames, received)[0]
 
     def bob_sees(self, frames: list[Frame], defense: Defense, draw: int) -> tuple[Images, NDArray[np.bool_]]:
@@ -362,9 +365,12 @@ class Scene:
             received = np.stack([defense.reveal(symbols, key) for symbols, key in zip(received, keys, strict=True)])
         return [Frame(symbols, frame.header) for symbols, frame in zip(received, frames, strict=True)]
 
-    @cached_property
-    def _receiver(self) -> Receiver:
-        return Receiver(self.bundle.path, self.key, self.engine, self.precision, self._threads)
+    @property
+    def _receiver(self) -> Bob:
+        """Bob's, opened when it is first needed."""
+        if self._bob is None:
+            self._bob = Bob(self.bundle.path, self.key, self.engine, self.precision, self._threads)
+        return self._bob
 
     def best_order(self, answers: Images, streams: int) -> Images:
         """Eve's pictures of every group in the order that scores best: which path is which picture is not hers to know."""

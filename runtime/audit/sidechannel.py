@@ -22,10 +22,8 @@ from semseal.runtime.attacks.timing import Leak, leaky_equal, times_differ
 from semseal.runtime.audit.results import GameResult
 from semseal.runtime.audit.scene import Images, Scene
 from semseal.runtime.defense.defenses import Defense
-from semseal.runtime.defense.header import ReplayWindow
 from semseal.runtime.defense.keys import KEY_SIZE, generate_key
 from semseal.runtime.link import Receiver, Transmitter
-from semseal.runtime.trust.linkkeys import LinkKeys
 
 COMPARISONS = 20  # in one timed call of the control; a single one takes less than a clock resolves
 
@@ -37,8 +35,8 @@ def play(scene: Scene, defense: Defense, advance: Callable[[int], None]) -> tupl
         return (_control(calls, rng),)
     told = scene.main_snr if scene.bundle.has_scale else None
     ends = (
-        Transmitter(scene.bundle.path, generate_key(), defense.name, scene.engine, scene.precision, 1, snr_db=told),
-        Receiver(scene.bundle.path, generate_key(), scene.engine, scene.precision, 1),
+        Sender(scene.bundle.path, generate_key(), defense.name, scene.engine, scene.precision, 1, snr_db=told),
+        Taker(scene.bundle.path, generate_key(), scene.engine, scene.precision, 1),
     )
     fresh_key, other_picture = (rng.permutation(np.arange(calls) % 2 == 1) for _ in range(2))
     seconds = _timed(ends, scene.images, fresh_key, other_picture, rng, advance)
@@ -49,8 +47,24 @@ def play(scene: Scene, defense: Defense, advance: Callable[[int], None]) -> tupl
     return tuple(results)
 
 
+class Sender(Transmitter):
+    """The product's, under another key before each call."""
+
+    def change_key(self, key: bytes) -> None:
+        """As if it had just been opened with this key, but for the engine and the counters, which go on."""
+        self._use_key(key)
+
+
+class Taker(Receiver):
+    """The same of the other end."""
+
+    def change_key(self, key: bytes) -> None:
+        """As if it had just been opened with this key, but for the engine."""
+        self._use_key(key)
+
+
 def _timed(
-    ends: tuple[Transmitter, Receiver],
+    ends: tuple[Sender, Taker],
     images: Images,
     fresh_key: NDArray[np.bool_],
     other_picture: NDArray[np.bool_],
@@ -67,7 +81,8 @@ def _timed(
     try:
         for i, (is_fresh, picture) in enumerate(zip(fresh_key, chosen, strict=True)):
             key = generate_key() if is_fresh else bytes(bytearray(fixed))
-            _exchange(transmitter, receiver, key)
+            transmitter.change_key(key)
+            receiver.change_key(key)
             buffer[:] = images[picture]
             receiver.receive(transmitter.send(buffer))
             start = time.perf_counter_ns()
@@ -79,12 +94,6 @@ def _timed(
     finally:
         gc.enable()
     return seconds
-
-
-def _exchange(transmitter: Transmitter, receiver: Receiver, key: bytes) -> None:
-    """Another key at both ends, and nothing kept of the last one: as if both had just been opened, but for the engines."""
-    transmitter._keys, receiver._keys = LinkKeys(key, sends=True), LinkKeys(key, sends=False)
-    transmitter._used, receiver._made, receiver._window = None, (), ReplayWindow()
 
 
 def _control(calls: int, rng: np.random.Generator) -> GameResult:

@@ -18,11 +18,10 @@ void or were not measured. What is void, open or not measured never counts in it
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 from semseal.runtime import metrics
 from semseal.runtime.audit import on_air, paper
-from semseal.runtime.audit.attacks import ATTACKS, BY_NAME, snrs_of
+from semseal.runtime.audit.attacks import ATTACKS, BY_NAME
 from semseal.runtime.audit.results import (
     AirRow,
     GameResult,
@@ -34,7 +33,7 @@ from semseal.runtime.audit.results import (
     place_key,
     place_of,
 )
-from semseal.runtime.audit.settings import Cell
+from semseal.runtime.audit.settings import Cell, Place
 from semseal.runtime.defense.defenses import BY_NAME as DEFENSE_BY_NAME
 from semseal.runtime.defense.defenses import DEFENSES
 
@@ -309,12 +308,11 @@ def verdicts(results: Results) -> tuple[Verdict, ...]:
 
 
 def _verdict(results: Results, defense: str) -> Verdict:
-    uncounted = {attack.name for attack in ATTACKS if attack.misuse or attack.apart}
     rows = [row for row in results.rows if row.defense == defense and row.verdict is not None]
     games = [game for game in results.games if game.defense == defense]
-    counted = [row for row in results.judged if row.defense == defense and row.attack not in uncounted]
+    counted = [row for row in results.judged if row.defense == defense and BY_NAME[row.attack].is_judged]
     words = [row.verdict for row in counted]
-    missing = _missing(results, defense)
+    missing = _missing(results, defense, results.every_place)
     return Verdict(
         defense=defense,
         word=word_of(words, bool(missing)),
@@ -324,7 +322,7 @@ def _verdict(results: Results, defense: str) -> Verdict:
         void=tuple(dict.fromkeys(row.attack for row in counted if row.verdict == "void")),
         missing=missing,
         worst=max(
-            (row for row in rows if row.verdict != "void" and row.attack not in uncounted),
+            (row for row in rows if row.verdict != "void" and BY_NAME[row.attack].is_judged),
             key=lambda row: (row.verdict == "sees", row.matching_advantage_db or 0.0),
             default=None,
         ),
@@ -341,19 +339,28 @@ def _verdict(results: Results, defense: str) -> Verdict:
     )
 
 
-def _missing(results: Results, defense: str) -> tuple[str, ...]:
-    """The attacks that were not measured against ``defense`` everywhere that the audit went; without misuse and those apart."""
+def word_at(results: Results, defense: str, place: Place) -> str:
+    """What is said of a defence by what was measured at one place alone."""
+    here = [row for row in results.judged if (row.defense, place_of(row)) == (defense, place_key(place))]
+    words = [row.verdict for row in here if BY_NAME[row.attack].is_judged]
+    return word_of(words, bool(_missing(results, defense, (place,))))
+
+
+def _missing(results: Results, defense: str, places: Sequence[Place]) -> tuple[str, ...]:
+    """The attacks by which a defence is judged that were not measured against it at all of these places and SNRs."""
     settings = results.settings
     judged = [row for row in results.judged if row.defense == defense]
     there = {(row.attack, row.eve_snr, *place_of(row)) for row in judged}
     return tuple(
         attack.name
         for attack in ATTACKS
-        if not (attack.misuse or attack.apart or attack.name in results.skipped)  # skipped: the data has no question for it
+        if attack.is_judged
+        and attack.name not in results.skipped  # where the data has no question for it
         and attack.applies(DEFENSE_BY_NAME[defense])
         and any(
-            (attack.name, snr, *place_key(place)) not in there
-            for place, snr in product(results.every_place, snrs_of(attack, settings))
+            there.isdisjoint((attack.name, snr, *place_key(place)) for snr in alike)
+            for place in places
+            for alike in ([settings.eve_snrs] if attack.noiseless else [(snr,) for snr in settings.eve_snrs])
         )
     )
 

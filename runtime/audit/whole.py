@@ -8,17 +8,19 @@ command that stands over its tables.
 
 import dataclasses
 import math
-import shutil
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from semseal.runtime.attacks.whitebox import PAPER
+from semseal.runtime.audit.attacks import BY_NAME
 from semseal.runtime.audit.cell import file_name
+from semseal.runtime.audit.gate import why_missing
 from semseal.runtime.audit.links import links
 from semseal.runtime.audit.matrix import cells
 from semseal.runtime.audit.results import Results
-from semseal.runtime.audit.run import audit, seconds_of
+from semseal.runtime.audit.run import audit, fits, seconds_of
 from semseal.runtime.audit.settings import Settings
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense.defenses import MODES
@@ -96,7 +98,7 @@ PARTS = (
             settings,
             whitebox=PAPER,
             pictures=min(settings.pictures, 16),
-            optimised_pictures=min(settings.pictures, 16),
+            optimised_pictures=min(settings.optimised_pictures, 16),
             attacks=("white-box",),
             defenses=("none", "permute+substitute"),
             eve_snrs=(10.0,),
@@ -117,17 +119,24 @@ class Estimate:
 
 
 def estimates(bundles: Sequence[Path], out: Path, settings: Settings, parts: Sequence[Part] = PARTS) -> tuple[Estimate, ...]:
-    """What is still to be measured, by part; what a part has in common with one before it counts there."""
+    """What is still to be measured, by part; what a part has in common with one before it counts there.
+
+    What cannot be measured counts until the part has found that out, where only the pictures or the graph tell.
+    """
     opened = [open_bundle(path) for path in bundles]
     found, counted = [], set[str]()
     for part in parts:
         asked = part.asks(settings)
         folder = out / part.name / "cells"
+        done = out / part.name / "results.json"
+        known = Results.from_json(done.read_text()) if done.exists() else None
         missing = {
             file_name(cell): seconds_of(cell, asked)
             for link in links(opened, asked)
             for place in link.places(asked)
             for cell in cells(asked, place)
+            if cell.attack not in BY_NAME or fits(BY_NAME[cell.attack], link, place, True)
+            if not (known and why_missing(cell, known))
             if not (folder / file_name(cell)).exists() and not (part.effort and file_name(cell) in counted)
         }
         counted |= missing.keys() if part.effort else set()
@@ -143,10 +152,12 @@ def audit_everything(
     jobs: int | None = None,
     cluster: str | None = None,
     parts: Sequence[Part] = PARTS,
+    options: str = "",
 ) -> tuple[Results, ...]:
     """Run or continue every part; returns their results, and writes ``out``/paper.md beside their folders.
 
-    ``settings`` say how many pictures there are, how hard Eve tries, and on which engines; what is measured is the parts' own.
+    ``settings`` say how many pictures there are, how hard Eve tries, and on which engines, and so do ``options`` in the
+    commands on the page; what is measured is the parts' own.
     Raises as ``semseal.runtime.audit.run.audit``.
     """
     results: list[Results] = []
@@ -157,9 +168,8 @@ def audit_everything(
             _take_over(earlier, folder)
             earlier.append(folder)
         results.append(audit(bundles, data, folder, part.asks(settings), jobs, cluster=cluster))
-        names = " ".join(str(path) for path in bundles)
-        done = parts[: len(results)]
-        write_atomically(out / "paper.md", page(done, shown(f"{names} --data {data}"), out).encode(errors="replace"))
+        audited = shown(f"{shlex.join([*map(str, bundles), '--data', data])} {options}".rstrip())
+        write_atomically(out / "paper.md", page(parts[: len(results)], audited, out).encode(errors="replace"))
     return tuple(results)
 
 
@@ -167,7 +177,8 @@ def page(done: Sequence[Part], audited: str, out: Path) -> str:
     """The tables of the parts that are done, each under the command that makes it."""
     lines = ["# Everything that is told of this audit", ""]
     for part in done:
-        lines += [f"## {part.title}", "", "```sh", f"semseal audit {audited} --out {out / part.name} {part.options}", "```", ""]
+        folder = shown(shlex.quote(str(out / part.name)))
+        lines += [f"## {part.title}", "", "```sh", f"semseal audit {audited} --out {folder} {part.options}", "```", ""]
         lines += [(out / part.name / "tables.md").read_text()]
     return "\n".join(lines)
 
@@ -177,7 +188,7 @@ def _take_over(earlier: Sequence[Path], folder: Path) -> None:
     for other in earlier:
         if not (folder / "audit.json").exists():
             (folder / "cells").mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(other / "audit.json", folder / "audit.json")
+            write_atomically(folder / "audit.json", (other / "audit.json").read_bytes())
         if (folder / "audit.json").read_bytes() == (other / "audit.json").read_bytes():
             for file in (*(other / "cells").iterdir(), *(other / "networks").glob("*.safetensors")):
                 taken = folder / file.parent.name / file.name

@@ -3,7 +3,7 @@
 A row of the link is a mode of the header, and its place in the table is the mode's number on the wire: a new one goes to the
 end of them. A comparator is a row with ``conceal`` and ``reveal``: functions of the undefended symbols that an audit applies
 outside the deployed graphs, under a fresh key for each image. No transmitter offers it. A ``digital`` one sends other symbols
-altogether, made of the picture by ``semseal.runtime.audit.digitallink``.
+altogether, made of the picture by ``semseal.runtime.audit.digitalrival``.
 """
 
 from collections.abc import Callable

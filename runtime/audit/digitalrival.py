@@ -1,6 +1,6 @@
 """The honest digital link in an audit: a picture's file, encrypted, behind 5G LDPC and QAM, in the channel uses of the bundle.
 
-    picture ── WebP, the largest quality that fits ── ChaCha20-Poly1305 ── LDPC, QAM (``digital.py``) ── symbols
+    picture ── WebP, the largest quality that fits ── ChaCha20-Poly1305 ── LDPC, QAM (``coding``) ── symbols
     symbols ── soft bits ── LDPC ── every CRC, and the tag ── picture, or grey
 
 Every frame is as long as any other: the file is filled up before it is encrypted, so that its length says nothing either. Key
@@ -16,7 +16,7 @@ import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from numpy.typing import NDArray
-from semseal.runtime.audit.digital import BATCH, Encodings, Frame, Link, Mcs, capacity, table
+from semseal.runtime.audit.coding import BATCH, Encodings, Framing, Mcs, Modem, capacity, table
 from semseal.runtime.errors import AuditError
 
 CODEC = "webp"
@@ -47,35 +47,35 @@ class DigitalLink:
     def __init__(self, symbols: int, snr_db: float, height: int, width: int) -> None:
         self._symbols, self._snr_db, self._size = symbols, snr_db, (height, width)
         try:
-            frame = Frame(fastest(snr_db), symbols)
+            framing = Framing(fastest(snr_db), symbols)
         except ValueError:
-            frame = None
-        if frame is None or frame.payload_bytes <= TAG_BYTES:
+            framing = None
+        if framing is None or framing.payload_bytes <= TAG_BYTES:
             raise AuditError(f"a digital frame in {symbols} channel uses carries no byte", "leave out --defense digital")
-        self.link = Link(frame)
+        self._modem = Modem(framing)
 
     @property
     def file_bytes(self) -> int:
         """Of the longest file that fits a frame."""
-        return self.link.frame.payload_bytes - TAG_BYTES
+        return self._modem.framing.payload_bytes - TAG_BYTES
 
     def conceal(self, image: Images, key: bytes) -> Symbols:
         """One picture [3, height, width] as it goes on air under a key of 32 bytes: complex64 [symbols]."""
         levels = np.ascontiguousarray(np.rint(image * 255).astype(np.uint8).transpose(1, 2, 0))
         file = fitted(levels.tobytes(), self._size, self.file_bytes)
         sealed = ChaCha20Poly1305(key).encrypt(NONCE, file.ljust(self.file_bytes, b"\0"), None)
-        sent = self.link.modulate(self.link.bits(sealed)).reshape(-1)
+        sent = self._modem.modulate(self._modem.bits(sealed)).reshape(-1)
         return np.pad(sent, (0, self._symbols - len(sent)))  # fewer idle symbols than there are blocks
 
     def reveal(self, received: Symbols, key: bytes) -> Images | None:
         """The picture behind received symbols [symbols]; None where a block is lost, or the key is another."""
-        frame = self.link.frame
-        blocks = received[: frame.blocks * frame.block_symbols].reshape(frame.blocks, -1)
-        found = [self.link.demodulate(blocks[at : at + BATCH], self._snr_db) for at in range(0, frame.blocks, BATCH)]
+        framing = self._modem.framing
+        blocks = received[: framing.blocks * framing.block_symbols].reshape(framing.blocks, -1)
+        found = [self._modem.demodulate(blocks[at : at + BATCH], self._snr_db) for at in range(0, framing.blocks, BATCH)]
         if not all(intact.all() for _, intact in found):
             return None
         try:
-            file = ChaCha20Poly1305(key).decrypt(NONCE, self.link.payload(np.concatenate([bits for bits, _ in found])), None)
+            file = ChaCha20Poly1305(key).decrypt(NONCE, self._modem.payload(np.concatenate([bits for bits, _ in found])), None)
         except InvalidTag:
             return None
         if not file.strip(b"\0"):  # no quality fits

@@ -76,7 +76,7 @@ def capacity(snr_db: float) -> float:
 
 
 @dataclass(frozen=True)
-class Frame:
+class Framing:
     """How ``symbols`` channel uses are cut into blocks: as few as can carry them, all alike.
 
     Where that does not come out even, fewer symbols than there are blocks stay idle.
@@ -110,10 +110,10 @@ class Frame:
         return self.blocks * (self.block_bits - CRC_BITS) // 8
 
 
-class Link:
+class Modem:
     """Bits over the air in frames of one kind."""
 
-    def __init__(self, frame: Frame) -> None:
+    def __init__(self, framing: Framing) -> None:
         """Raises AuditError where the coding library is not installed."""
         try:
             from sionna.phy.fec.crc import CRCDecoder, CRCEncoder
@@ -123,12 +123,12 @@ class Link:
             raise AuditError(
                 f"a digital link needs sionna-no-rt: {error}", "in the source folder: pip install '.[radio]'"
             ) from None
-        self.frame = frame
-        self._payload = frame.block_bits - CRC_BITS
-        order, coded = frame.mcs.order, frame.block_symbols * frame.mcs.order
+        self.framing = framing
+        self._payload = framing.block_bits - CRC_BITS
+        order, coded = framing.mcs.order, framing.block_symbols * framing.mcs.order
         self._crc = CRCEncoder("CRC24B", device="cpu")
         self._check = CRCDecoder(self._crc, device="cpu")
-        self._encode = LDPC5GEncoder(frame.block_bits, coded, num_bits_per_symbol=order, device="cpu")
+        self._encode = LDPC5GEncoder(framing.block_bits, coded, num_bits_per_symbol=order, device="cpu")
         self._decode = [LDPC5GDecoder(self._encode, num_iter=rounds, device="cpu") for rounds in BP_ROUNDS]
         self._map = Mapper("qam", order, device="cpu")
         self._demap = Demapper("app", "qam", order, device="cpu")
@@ -181,15 +181,15 @@ class Link:
 
     def bits(self, payload: bytes) -> Bits:
         """A frame's payload, filled up with zeros, as bits [blocks, bits]."""
-        if len(payload) > self.frame.payload_bytes:
-            raise ValueError(f"a frame carries {self.frame.payload_bytes} bytes, got {len(payload)}")
-        bits = np.zeros(self.frame.blocks * self._payload, np.uint8)
+        if len(payload) > self.framing.payload_bytes:
+            raise ValueError(f"a frame carries {self.framing.payload_bytes} bytes, got {len(payload)}")
+        bits = np.zeros(self.framing.blocks * self._payload, np.uint8)
         bits[: 8 * len(payload)] = np.unpackbits(np.frombuffer(payload, np.uint8))
-        return bits.reshape(self.frame.blocks, -1)
+        return bits.reshape(self.framing.blocks, -1)
 
     def payload(self, bits: Bits) -> bytes:
         """The reverse, with what it was filled up with."""
-        return np.packbits(bits.reshape(-1)[: 8 * self.frame.payload_bytes]).tobytes()
+        return np.packbits(bits.reshape(-1)[: 8 * self.framing.payload_bytes]).tobytes()
 
 
 def _settings(codec: str, speed: int) -> list[dict[str, Any]]:
