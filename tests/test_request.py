@@ -7,10 +7,12 @@ import emulated_gpu
 import numpy as np
 import pytest
 from cuda.bindings import driver
+from cuda.core._utils.cuda_utils import CUDAError
 from emulated_gpu import Buffer, Device, emulate
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense import index
 from semseal.runtime.engine import open_engine
+from semseal.runtime.errors import EngineError
 from semseal.runtime.gpu import device, engines
 from semseal.runtime.gpu.device import Port, Tensors, capture, gathered, remembering, scattered
 from semseal.runtime.gpu.pixel_kernel import PixelKernel
@@ -214,6 +216,23 @@ def test_a_stream_has_left_the_capture_whatever_went_wrong_in_it(how):
     stream.sync()
     how(stream, lambda where: where.do(lambda: done.append("all"))).launch(stream)
     assert done == ["all"]
+
+
+def test_a_gpu_that_fails_is_told_of_and_the_next_call_is_answered(monkeypatch, small_bundle):
+    bundle = open_bundle(small_bundle)
+    graph, data, told = given("transmitter", 2, bundle, pixels=True)
+    here = open_engine("onnxruntime-cuda", graph)
+    plain = index.unmoved(2, bundle.h)
+    expected = here(data, plain, *told)
+    with monkeypatch.context() as broken:
+
+        def sync(stream):
+            raise CUDAError("CUDA_ERROR_ILLEGAL_ADDRESS")
+
+        broken.setattr(emulated_gpu.Stream, "sync", sync)
+        with pytest.raises(EngineError, match="the GPU did not do its work: CUDA_ERROR_ILLEGAL_ADDRESS\nhint: start"):
+            here(data, plain, *told)
+    assert np.array_equal(here(data, plain, *told), expected)
 
 
 def test_two_launches_never_keep_each_other_from_the_blocks_they_wait_for():

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import threading
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -289,7 +289,7 @@ def serve_several(
                 "this engine was opened before the process was forked, and a GPU cannot be used across a fork",
                 "open engines in the child",
             )
-        with lock:
+        with lock, _told_of_the_gpu():
             device.set_current()
             parts = parted(ports, taken) if again is not None else []
             if again is not None and parts:
@@ -302,6 +302,20 @@ def serve_several(
             return tuple(output.host.copy() for output in run.outputs)
 
     return several
+
+
+@contextlib.contextmanager
+def _told_of_the_gpu() -> Iterator[None]:
+    """Raises EngineError for what the driver or ONNX Runtime says of work that has been bound."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("cuda", "onnxruntime"):  # whose errors share no narrower base
+            raise
+        raise EngineError(
+            f"the GPU did not do its work: {error}",
+            "start the program again; if it goes on, semseal doctor and nvidia-smi tell how the GPU is",
+        ) from error
 
 
 def remembering(ports: Sequence[Port], take: Callable[[Inputs], Inputs]) -> Callable[[Inputs], Inputs]:
