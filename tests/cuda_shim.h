@@ -42,11 +42,41 @@ static pthread_barrier_t cluster;
 static thread_local char anchor;
 static char* anchors[16];
 static thread_local bool at_cluster;
-static void begun(unsigned long long*, int) {}  // as all blocks of a cluster have
-static void all_begun() {}
+// What a block is given by others of its cluster: bytes, counted at its barrier object. `wrong`: they are not those that it waits
+// for, or it may be reached into before it has begun or when it has ended
+static std::atomic<bool> wrong;
+struct Given {
+    std::atomic<long> bytes{0};
+    long expected = -1;               // until its barrier object is made
+    std::vector<bool> begun, others;  // of each CUDA thread: whether it said so, and whether it knows so of the others
+    bool waited = false;
+};
+static thread_local Given here;
+static Given* given[16];
+static void begun(unsigned long long*, int bytes)
+{
+    if (threadIdx.x == 0) here.expected = bytes;
+    here.begun[threadIdx.x] = true;
+}
+static void all_begun()
+{
+    if (!here.begun[threadIdx.x]) wrong = true;
+    here.others[threadIdx.x] = true;
+}
 static void __syncwarp() {}
-static void arrived(unsigned long long*) { at_cluster = true; __syncthreads(); }
-static void give(float* mine, unsigned long long*, int to, float value) { *(float*)(anchors[to] + ((char*)mine - &anchor)) = value; }
+static void arrived(unsigned long long*)
+{
+    at_cluster = true;
+    __syncthreads();  // and what all others of the cluster do until they wait
+    if (!here.others[threadIdx.x] || here.bytes != here.expected) wrong = true;
+    here.waited = true;
+}
+static void give(float* mine, unsigned long long*, int to, float value)
+{
+    if (!here.others[threadIdx.x]) wrong = true;
+    given[to]->bytes += sizeof(float);
+    *(float*)(anchors[to] + ((char*)mine - &anchor)) = value;
+}
 
 static thread_local float exchange[1024];
 static float across(float sum)
@@ -77,6 +107,7 @@ static void shuffle(std::vector<unsigned>& of, unsigned& random) {
 // order: 0 ascending, 1 descending, from 2 on shuffled anew between any two barriers
 static void run_block(unsigned id, unsigned threads, unsigned order) {
     blockIdx.x = id;
+    here.begun.assign(threads, false), here.others.assign(threads, false);
     block->fibers.assign(threads, {});
     block->done.assign(threads, false);
     for (unsigned t = 0; t < threads; t++) {
@@ -102,11 +133,11 @@ static void run_block(unsigned id, unsigned threads, unsigned order) {
     }
 }
 
-// Returns false when a block's threads met different barriers.
+// Returns false when a block's threads met different barriers, or for what is wrong between the blocks of a cluster.
 template <class Kernel>
 static bool launch(unsigned grid, unsigned threads, unsigned resident, unsigned order, Kernel kernel, unsigned together = 1) {
     gridDim.x = grid;
-    diverged = false;
+    diverged = wrong = false;
     std::vector<unsigned> ids(grid);
     std::iota(ids.begin(), ids.end(), 0);
     unsigned random = order;
@@ -126,10 +157,13 @@ static bool launch(unsigned grid, unsigned threads, unsigned resident, unsigned 
             mine.stacks.assign(threads, std::vector<char>(1 << 15));
             block = &mine;
             if (together > 1) {
-                anchors[m] = &anchor;
+                anchors[m] = &anchor, given[m] = &here;
                 pthread_barrier_wait(&cluster);
                 for (unsigned i = m; i < grid; i += together) {
                     run_block(ids[i], threads, order);
+                    if (here.expected > 0 && !here.waited) wrong = true;
+                    pthread_barrier_wait(&cluster);
+                    here.bytes = 0, here.expected = -1, here.waited = false;
                     pthread_barrier_wait(&cluster);
                 }
                 return;
@@ -137,7 +171,7 @@ static bool launch(unsigned grid, unsigned threads, unsigned resident, unsigned 
             for (unsigned i; (i = next++) < grid;) run_block(ids[i], threads, order);
         });
     for (auto& multiprocessor : multiprocessors) multiprocessor.join();
-    return !diverged;
+    return !diverged && !wrong;
 }
 
 static unsigned atomicAdd(unsigned* at, unsigned value) { return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST); }

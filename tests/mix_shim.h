@@ -1,7 +1,8 @@
 // Runs the mix kernels' own source on the CPU, under a checker. All CUDA threads are fibers on one operating system thread; each
 // runs alone until it meets a barrier. The blocks of a cluster go on in an order that the test chooses. Every access goes through a
 // span, which knows its bounds and who touched a value last: two threads, one of which writes, with no barrier between that both
-// of them met, are a race, also where the order that was chosen gave the right result.
+// of them met, are a race, also where the order that was chosen gave the right result. So is a block of a cluster that another one
+// reaches into before it is known to have begun, or that ends while another one may still do so.
 // Arithmetic is IEEE: compile with -ffp-contract=off.
 #include <ucontext.h>
 
@@ -27,6 +28,7 @@ using std::max;
 using std::min;
 
 enum Waits { RUNS, AT_BLOCK, AT_CLUSTER, AT_BEGIN, AT_WARP, IN_WARP, AWAITS, DONE };
+enum Start { SAYS_NOTHING, SAYS_BEGUN, KNOWS_ALL_BEGUN };
 struct Block {
     unsigned id, epoch = 0;              // barriers that its threads have met
     std::vector<unsigned> warp_epochs;   // and those of each warp
@@ -38,6 +40,10 @@ struct Block {
     std::vector<unsigned> knows;              // by bits: exchanges that a thread has waited for, or one that it met at a barrier has
     std::vector<std::map<int, unsigned>> pushed;  // of each thread, by exchange and block: the number of its last push there
     std::vector<unsigned> pushes;                 // of each thread
+    bool made[8] = {};             // whether the barrier object of an exchange has been made
+    std::vector<Start> starts;     // of each thread
+    bool reached = false, ended = false;  // by another block, in the cluster epoch ``reached_in``
+    unsigned reached_in = 0;
 };
 struct Touch {  // who wrote a value last, and who read it since
     long launch = -1;
@@ -65,6 +71,13 @@ static void fault(const char* what, long at, long size)
     if (!cuda.fault[0])
         std::snprintf(cuda.fault, sizeof cuda.fault, "%s: value %ld of %ld, thread %u of block %u", what, at, size, cuda.thread,
                       cuda.blocks[cuda.block].id);
+}
+static void reach(int rank, long at, long size)  // into that block's memory
+{
+    if (rank < 0 || rank == (int)cuda.block) return;
+    Block& there = cuda.blocks[rank];
+    if (cuda.blocks[cuda.block].starts[cuda.thread] != KNOWS_ALL_BEGUN) fault("races the beginning of another block", at, size);
+    if (there.ended) fault("races the end of another block", at, size);
 }
 static Touch here()
 {
@@ -106,6 +119,7 @@ template <class T>
 struct span {
     char* memory;            // whose shadow it has
     long from, size, at;     // its first byte in the memory; values; where this points
+    int rank = -1;           // of the block that was asked for the memory
     struct Value {
         const span& s;
         long at;
@@ -113,6 +127,10 @@ struct span {
         {
             static T nowhere[1];
             if (at < 0 || at >= s.size) { fault("out of bounds", at, s.size); return nowhere[0]; }
+            if (s.rank >= 0 && s.rank != (int)cuda.block) {
+                reach(s.rank, at, s.size);
+                cuda.blocks[s.rank].reached = true, cuda.blocks[s.rank].reached_in = cuda.cluster_epoch;
+            }
             const long byte = s.from + at * (long)sizeof(T);
             auto& shadow = cuda.shadows[s.memory];
             const size_t last = (byte + sizeof(T) - 1) / 4;
@@ -128,7 +146,7 @@ struct span {
         const Value& operator=(const Value& value) const { return *this = (T)value; }
     };
     Value operator[](long i) const { return {*this, at + i}; }
-    span operator+(long i) const { return {memory, from, size, at + i}; }
+    span operator+(long i) const { return {memory, from, size, at + i, rank}; }
 };
 template <class T> static span<T> outside(T* values, long size) { return {(char*)values, 0, size, 0}; }
 template <class T> using far = span<T>;
@@ -143,7 +161,7 @@ template <class T> static span<T> part(span<unsigned> work, int at, int size)
 template <class T> static span<T> of_block(span<T> mine, int rank)
 {
     if (rank < 0 || rank >= (int)cuda.blocks.size()) { fault("no such block", rank, cuda.blocks.size()); return mine; }
-    mine.memory = cuda.blocks[rank].arena.data();
+    mine.memory = cuda.blocks[rank].arena.data(), mine.rank = rank;
     return mine;
 }
 
@@ -158,8 +176,25 @@ template <class T> static void fetch_ahead(const T&, int) {}
 template <class T> static void store_once(const span<T>& to, T x) { to[0] = x; }
 static void __syncthreads() { yield(AT_BLOCK); }
 static void __syncwarp() { yield(AT_WARP); }
-static void begun() {}
-static void all_begun() { yield(AT_BEGIN); }  // orders nothing
+static void begun()
+{
+    Start& start = cuda.blocks[cuda.block].starts[cuda.thread];
+    if (start != SAYS_NOTHING) fault("it begins twice: its arrivals race", 0, 0);
+    start = SAYS_BEGUN;
+}
+static void all_begun()  // orders nothing but the barrier objects, which were made before
+{
+    if (cuda.blocks[cuda.block].starts[cuda.thread] != SAYS_BEGUN) fault("its beginning races others: it does not say so", 0, 0);
+    yield(AT_BEGIN);
+    cuda.blocks[cuda.block].starts[cuda.thread] = KNOWS_ALL_BEGUN;
+}
+static void meet()
+{
+    Start& start = cuda.blocks[cuda.block].starts[cuda.thread];
+    if (start == SAYS_BEGUN) fault("two arrivals at one barrier of the cluster race", 0, 0);
+    yield(AT_CLUSTER);
+    start = KNOWS_ALL_BEGUN;
+}
 
 // Pushing: who has waited for all bytes of an exchange may read them. A place that was in use may be pushed to by who knows that it
 // is so no more: by an exchange in which the thread that used it last has pushed to the block of who pushes now, after that use
@@ -185,6 +220,8 @@ template <class T> static void push(const Push<T>& there, long at, T value)
     const span<T>& to = there.to;
     const long place = to.at + at, byte = to.from + place * (long)sizeof(T);
     if (place < 0 || place >= to.size) return fault("out of bounds", place, to.size);
+    reach(there.rank, place, to.size);
+    if (!cuda.blocks[there.rank].made[there.exchange]) fault("a push races the making of its barrier object", place, to.size);
     auto& shadow = cuda.shadows[to.memory];
     const size_t last = (byte + sizeof(T) - 1) / 4;
     if (shadow.size() <= last) shadow.resize(last + 1);
@@ -210,13 +247,19 @@ static void store4(span<unsigned> to, long at, const unsigned* values)
     if ((to.from + (to.at + at) * 4) % 16) fault("not aligned", at, to.size);
     for (int i = 0; i < 4; i++) to[at + i] = values[i];
 }
-static void expects(span<unsigned long long>, int exchange, long bytes) { cuda.blocks[cuda.block].expected[exchange] = bytes; }
+static void expects(span<unsigned long long>, int exchange, long bytes)
+{
+    Block& block = cuda.blocks[cuda.block];
+    if (block.starts[cuda.thread] != SAYS_NOTHING) fault("making a barrier object races its use: this block has begun", 0, 0);
+    if (block.made[exchange]) fault("a barrier object is made twice", 0, 0);
+    block.made[exchange] = true, block.expected[exchange] = bytes;
+}
 static void arrived(span<unsigned long long>, int exchange)
 {
+    if (cuda.blocks[cuda.block].starts[cuda.thread] != KNOWS_ALL_BEGUN) fault("a wait races the making of its barrier object", 0, 0);
     cuda.blocks[cuda.block].awaits[cuda.thread] = exchange;
     yield(AWAITS);
 }
-static void meet() { yield(AT_CLUSTER); }
 
 // a shuffle: all lanes of a warp give a value before any of them takes one. It orders no memory
 static double exchange[64][32];
@@ -264,6 +307,18 @@ static void share(Block& block, unsigned first, unsigned count)
     unsigned known = 0;
     for (unsigned t = first; t < first + count; t++) known |= block.knows[t];
     std::fill_n(block.knows.begin() + first, count, known);
+}
+
+// A block that ends: nobody may reach into it any more, and all that is pushed to it has come
+static void end(unsigned b)
+{
+    Block& block = cuda.blocks[b];
+    unsigned known = 0;
+    for (unsigned knows : block.knows) known |= knows;
+    for (int e = 0; e < 8; e++)
+        if (block.received[e] && !(known >> e & 1)) fault("its end races what is pushed to it", e, 8);
+    if (block.reached && block.reached_in == cuda.cluster_epoch) fault("its end races others that reach into it", 0, 0);
+    block.ended = true;
 }
 
 enum Ran { TO_BARRIER, AGAIN_LATER, STUCK, APART };
@@ -327,7 +382,7 @@ static const char* launch(unsigned grid, unsigned threads, unsigned together, si
             block.arena.assign(arena + 16, (char)0xff);
             block.fibers.resize(threads), block.waits.assign(threads, RUNS);
             block.warp_epochs.assign(threads / 32, 0), block.awaits.assign(threads, 0), block.knows.assign(threads, 0);
-            block.pushed.assign(threads, {}), block.pushes.assign(threads, 0);
+            block.pushed.assign(threads, {}), block.pushes.assign(threads, 0), block.starts.assign(threads, SAYS_NOTHING);
             cuda.shadows.erase(block.arena.data());
             for (unsigned t = 0; t < threads; t++) {
                 auto& stack = cuda.stacks[b * threads + t];
@@ -358,6 +413,7 @@ static const char* launch(unsigned grid, unsigned threads, unsigned together, si
                 met(block), std::fill(block.waits.begin(), block.waits.end(), RUNS);
                 continue;
             }
+            if (block.waits[0] == DONE) end(left[pick]);
             left.erase(left.begin() + pick);
             if (!left.empty()) continue;
             const Waits all = cuda.blocks[0].waits[0];

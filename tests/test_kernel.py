@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ptx import entries_of
 from semseal.runtime.defense import index
 from semseal.runtime.defense import index as scheme
 from semseal.runtime.gpu.scheme_kernel import (
@@ -77,7 +78,7 @@ class OnCpu:
         symbols, whole = guarded((batch, features[0].size // 2, 2), np.float32)
         arguments = (guarded_copy(features), scheme.inverse(idx), symbols, sums, state)
         ok = self.library.run_transmit(*map(address, arguments), batch * parts, resident or parts, order)
-        assert ok, "threads of a block met different barriers"
+        assert ok, "threads of a block met different barriers, or blocks of a cluster did not wait for each other"
         assert_guarded(whole)
         return symbols
 
@@ -158,24 +159,21 @@ def test_registers_do_not_spill_and_six_blocks_fit_a_multiprocessor(shape, arch)
 
 
 def test_the_symbols_are_moved_16_bytes_at_a_time():
-    from cuda.bindings import nvrtc  # cuda.core asks the driver before it gives PTX
-
-    options = ["--gpu-architecture=compute_80", "--std=c++17"]
-    options += [f"-D{name}={value}" for name, value in tile_layout(*PAPER).macros(np.dtype(np.float16), "sm_80")]
-    _, program = nvrtc.nvrtcCreateProgram(SOURCE.encode(), b"kernel.cu", 0, [], [])
-    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
-    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS
-    _, size = nvrtc.nvrtcGetPTXSize(program)
-    ptx = b" " * size
-    nvrtc.nvrtcGetPTX(program, ptx)
-    nvrtc.nvrtcDestroyProgram(program)
-    entries = {part.split("(")[0].strip(): part for part in ptx.decode().split(".entry ")[1:]}
+    entries = entries_of(SOURCE, tile_layout(*PAPER).macros(np.dtype(np.float16), "sm_80"), "sm_80")
     send, receive = entries["transmit"], entries["receive"]
     assert "st.global.v4" in send
     assert "ld.global.nc.v4" in receive
     assert "cvt.f32.f16" in send
     assert "cvt.rn.f16.f32" in receive
     assert "fma" not in send  # a contracted sum would not have the reference's bits
+
+
+def test_an_images_blocks_have_begun_before_they_push_to_each_other():
+    """The host's shim has its own words for these instructions."""
+    send = entries_of(SOURCE, tile_layout(*PAPER).macros(np.dtype(np.float32), "sm_90"), "sm_90")["transmit"]
+    begins = "mbarrier.init", "fence.mbarrier_init.release.cluster", "cluster.arrive.relaxed", "cluster.wait.acquire"
+    found = [send.index(word) for word in (*begins, "st.async", "try_wait.parity.acquire.cluster")]
+    assert found == sorted(found)
 
 
 # the same source on the CPU
@@ -287,6 +285,28 @@ def test_every_barrier_is_needed_and_its_lack_is_seen(folder, barrier):
         ok &= broken.library.run_receive(address(symbols), address(idx), address(received), 2 * shape.parts, 2, order)
         wrong += not ok or sent[1].tobytes() != symbols.tobytes() or (received != reference_receive(symbols, idx, 16, 45)).any()
     assert wrong
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("    begun(&arrivals, 4 * PARTS * WARPS);\n", ""),
+        ("    all_begun();\n", ""),
+        ("    arrived(&arrivals);\n", ""),
+        ("begun(&arrivals, 4 * PARTS * WARPS)", "begun(&arrivals, 4 * PARTS * WARPS + 4)"),
+        ("begun(&arrivals, 4 * PARTS * WARPS)", "begun(&arrivals, 4 * PARTS * WARPS - 4)"),
+        ("if (lane < PARTS) give", "if (lane < PARTS - 1) give"),
+    ],
+)
+def test_blocks_of_a_cluster_that_do_not_wait_for_each_other_are_seen(folder, right, wrong):
+    source = SOURCE.replace(right, wrong)
+    assert source != SOURCE
+    features, idx = draw(np.random.default_rng(2), 2, 16, 12, 45)
+    kernel = OnCpu(folder, tile_layout(16, 12, 45), np.float32, source, arch="sm_90")
+    for order in range(3):
+        with pytest.raises(AssertionError, match="blocks of a cluster did not wait"):
+            kernel.transmit(features, idx, order=order)
 
 
 @pytest.mark.compiler

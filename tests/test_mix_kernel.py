@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mix_on_cpu import OnCpu, check_structure
+from ptx import entries_of
 from semseal.runtime.defense import mix
 from semseal.runtime.defense.keys import derive
 from semseal.runtime.gpu import mix_launches
@@ -145,6 +146,22 @@ def test_clusters_where_there_are_any_without_a_spill(arch, together, channels, 
     assert all(spilled == 0 and lines == 3 for _, spilled, lines in found.values()), found
     assert all(registers * shape.threads * shape.resident <= 65536 for registers, _, _ in found.values())
     assert shape.resident * shape.threads == (512 if shape.alone else 1024)
+
+
+@pytest.mark.parametrize("together", [8, 4])
+def test_blocks_of_a_cluster_have_begun_before_they_reach_into_each_other(together):
+    """What mix_shim.h takes on trust, as these instructions have words of its own there."""
+    shape = layout_of(SMALL, 4, together)
+    made = ["mbarrier.init", "fence.mbarrier_init.release.cluster"] if shape.alone else []
+    pushed = ["st.async", "try_wait.parity.acquire.cluster"] if shape.alone else []
+    for name, ptx in entries_of(shape.source(), shape.macros(FLOAT), "sm_90").items():
+        alike = "relaxed" if shape.alone or name == "mix" else "release"
+        words = [*made, f"cluster.arrive.{alike}", "cluster.wait.acquire", *pushed]
+        found = [ptx.index(word) for word in words]
+        assert found == sorted(found)
+        others = re.search(r"(ld|st)\.(async\.)?shared::cluster", ptx)
+        assert others is not None
+        assert others.start() > ptx.index("cluster.wait.acquire")
 
 
 def test_nvrtc_takes_cores_of_every_kind_and_the_structure_kernel():
@@ -319,27 +336,36 @@ def test_features_that_are_not_finite_have_no_scale(folder, bad, together):
 
 
 # what orders one thread behind another: barriers of a cluster, a block, a warp, and waiting for what is pushed
-BARRIER = r"(?<=[ ;])(?:meet|rows_met|kept_met|__syncthreads|arrived)\((?:m\.arrivals, [A-Z_]+)?\);"
+BARRIER = r"(?<=[ ;])(?:meet|rows_met|kept_met|begun|all_begun|__syncthreads|arrived)\((?:m\.arrivals, [A-Z_]+)?\);"
 SMALL_CLUSTER, IN_WARPS, PUSHED = cluster_layout(SMALL, 4, 4), cluster_layout(PAPER, 1), cluster_layout(1984, 4, 4, alone=True)
 # meetings that are not compiled, for one block or for several; two of a last step that the size has not; a barrier behind
 # another where rows are not those of a warp
-SPARE: dict[MixLayout, set[int]] = {SMALL_CLUSTER: {0, 14}, IN_WARPS: {1, 9, 12, 13, 17}, PUSHED: {16}}
+SPARE: dict[MixLayout, set[int]] = {SMALL_CLUSTER: {0, 16}, IN_WARPS: {1, 2, 10, 13, 14, 15, 19}, PUSHED: {20}}
 
 
-def without(shape: MixLayout) -> tuple[str, int]:
-    """The source of a layout in which one barrier may be left out, and how many there are in its kernels."""
+def with_faults(shape: MixLayout) -> tuple[str, int, int]:
+    """The source of a layout in which one barrier may be left out, or one number of bytes that are waited for be wrong.
+
+    Also how many there are of both in its kernels.
+    """
     first = re.search(r"// One image, whose|// features\[batch\]", shape.source()).start()
     head, kernels = shape.source()[:first], shape.source()[first:]
-    numbers = itertools.count()
-    kernels = re.sub(BARRIER, lambda match: f"if (lacks != {next(numbers)}) {match[0]}", kernels)
-    entry = 'static int lacks;\nextern "C" void lack(int barrier) { lacks = barrier; }\n'
-    return entry + head + kernels, next(numbers)
+    barriers, counts = itertools.count(), itertools.count()
+    kernels = re.sub(BARRIER, lambda match: f"if (lacks != {next(barriers)}) {match[0]}", kernels)
+    expected = r"(expects\(m\.arrivals, [A-Z_]+, .*)\);"
+    kernels = re.sub(expected, lambda match: f"{match[1]} + (miscounts == {next(counts)} ? wrong_by : 0));", kernels)
+    entry = """
+static int lacks, miscounts, wrong_by;
+extern "C" void lack(int barrier) { lacks = barrier; }
+extern "C" void miscount(int exchange, int by) { miscounts = exchange, wrong_by = by; }
+"""
+    return entry + head + kernels, next(barriers), next(counts)
 
 
 @pytest.mark.compiler
 @pytest.mark.parametrize("shape", SPARE, ids=["cluster", "in_warps", "pushed"])
 def test_every_barrier_is_needed_and_its_lack_is_seen(folder, shape):
-    source, count = without(shape)
+    source, count, _ = with_faults(shape)
     assert count > 10
     kernel = OnCpu(folder, shape, source=source)
     kernel.library.lack(count)
@@ -351,6 +377,46 @@ def test_every_barrier_is_needed_and_its_lack_is_seen(folder, shape):
             continue
         with pytest.raises(AssertionError, match=r"race|met different barriers|never come"):
             check(kernel, 2)
+
+
+@pytest.mark.compiler
+def test_bytes_that_are_too_few_or_too_many_are_seen(folder):
+    source, barriers, count = with_faults(PUSHED)
+    assert count == 9
+    kernel = OnCpu(folder, PUSHED, source=source)
+    kernel.library.lack(barriers)
+    for exchange in range(count):
+        for by, message in ((-4, "more pushed than expected"), (4, "waits for bytes that never come")):
+            kernel.library.miscount(exchange, by)
+            with pytest.raises(AssertionError, match=message):
+                check(kernel, 2)
+
+
+# of a block of a cluster: faults that change no result where blocks happen to begin and end together
+MADE = r"(    if \(m\.thread == 0\) \{\n(?:        expects\(.*\n)+    \}\n)    begun\(\);\n"
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize(
+    ("shape", "right", "wrong", "message"),
+    [
+        (SMALL_CLUSTER, r"    if \(G > 1\) all_begun\(\);\n    give", "    give", "races the beginning of another block"),
+        (SMALL_CLUSTER, r"meet\(\);(?=  // also: no block ends)", "__syncthreads();", "its end races others that"),
+        (PUSHED, MADE, r"    begun();\n\1", "making a barrier object races its use"),
+        (
+            PUSHED,
+            r"arrived\(m\.arrivals, ENERGY\);((?:\n.*)*?)total\(m, m\.sums, LAST_WARPS\)",
+            r"\1(double)1",
+            "its end races what is pushed to it",
+        ),
+    ],
+    ids=["begins", "ends", "counts", "is_pushed_to"],
+)
+def test_what_a_block_owes_the_others_of_its_cluster_is_seen(folder, shape, right, wrong, message):
+    source = re.sub(right, wrong, shape.source())
+    assert source != shape.source()
+    with pytest.raises(AssertionError, match=message):
+        check(OnCpu(folder, shape, source=source), 1)
 
 
 @pytest.mark.compiler

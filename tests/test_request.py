@@ -7,14 +7,17 @@ import emulated_gpu
 import numpy as np
 import pytest
 from cuda.bindings import driver
+from cuda.core._utils.cuda_utils import CUDAError
 from emulated_gpu import Buffer, Device, emulate
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense import index
 from semseal.runtime.engine import open_engine
+from semseal.runtime.errors import EngineError
 from semseal.runtime.gpu import device, engines
-from semseal.runtime.gpu.device import Port, Tensors, gathered, remembering, scattered
+from semseal.runtime.gpu.device import Port, Tensors, capture, gathered, remembering, scattered
 from semseal.runtime.gpu.pixel_kernel import PixelKernel
-from semseal.runtime.gpu.request import refuse_host_work
+from semseal.runtime.gpu.request import captured, refuse_host_work
+from semseal.runtime.gpu.scheme_kernel import SchemeKernel, tile_layout
 
 pytestmark = pytest.mark.compiler
 DONE = driver.CUresult.CUDA_SUCCESS
@@ -183,6 +186,68 @@ def test_what_passed_a_check_passes_again_and_nothing_else_does(check):
     for count in range(100):
         taken((image, np.roll(np.arange(6, dtype=np.int32), count).reshape(2, 3)))
     assert len(asked) < 20
+
+
+def test_what_the_key_of_one_packet_makes_is_not_remembered():
+    ports = Port("symbols", np.dtype(np.float32), (-1, 8)), Port("mix_rows", np.dtype(np.int32), (-1, 4))
+    asked = []
+
+    def take(inputs):
+        asked.append(inputs)
+        return gathered(ports, inputs)
+
+    taken = remembering(ports, take)
+    symbols, rows = np.zeros((2, 8), np.float32), np.arange(8, dtype=np.int32).reshape(2, 4)
+    for _ in range(3):
+        assert np.array_equal(taken((symbols, rows))[1], rows)
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("how", [capture, lambda stream, work: captured(stream, work, [])])
+def test_a_stream_has_left_the_capture_whatever_went_wrong_in_it(how):
+    stream, done = emulated_gpu.Stream(), []
+
+    def interrupted(where):
+        where.do(lambda: done.append("in part"))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        how(stream, interrupted)
+    stream.sync()
+    how(stream, lambda where: where.do(lambda: done.append("all"))).launch(stream)
+    assert done == ["all"]
+
+
+def test_a_gpu_that_fails_is_told_of_and_the_next_call_is_answered(monkeypatch, small_bundle):
+    bundle = open_bundle(small_bundle)
+    graph, data, told = given("transmitter", 2, bundle, pixels=True)
+    here = open_engine("onnxruntime-cuda", graph)
+    plain = index.unmoved(2, bundle.h)
+    expected = here(data, plain, *told)
+    with monkeypatch.context() as broken:
+
+        def sync(stream):
+            raise CUDAError("CUDA_ERROR_ILLEGAL_ADDRESS")
+
+        broken.setattr(emulated_gpu.Stream, "sync", sync)
+        with pytest.raises(EngineError, match="the GPU did not do its work: CUDA_ERROR_ILLEGAL_ADDRESS\nhint: start"):
+            here(data, plain, *told)
+    assert np.array_equal(here(data, plain, *told), expected)
+
+
+def test_two_launches_never_keep_each_other_from_the_blocks_they_wait_for():
+    """Each of two may have begun all blocks of an image but one."""
+
+    class Small(Device):
+        def __init__(self, arch, multiprocessors):
+            self.arch, self.properties = arch, SimpleNamespace(multiprocessor_count=multiprocessors)
+
+    shape = tile_layout(16, 45, 45)
+    assert shape.parts == 8
+    with pytest.raises(ValueError, match=r"holds 8 blocks at once, images of \[16, 45, 45\] need 16; keep the index"):
+        SchemeKernel(Small("86", 1), shape, np.dtype(np.float32))
+    for small in (Small("86", 2), Small("90", 1)):  # the blocks of a cluster begin together
+        assert SchemeKernel(small, shape, np.dtype(np.float32)).layout == shape
 
 
 def test_tensors_that_are_moved_together_lie_apart():

@@ -1,8 +1,9 @@
 """The GPU of this machine: found or refused with a reason, its memory, and the call shape of the engines that run on it."""
 
+import contextlib
 import itertools
 import threading
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from cuda.core import Buffer, Device, Stream
     from cuda.core.graph import Graph, GraphBuilder
 
-GATHERED_BY = ("index", "mix_rows", "mix_columns")  # inputs of a graph by whose values it gathers
+OF_ONE_PACKET = ("mix_rows", "mix_columns")  # inputs of a graph by whose values it gathers: secret, and never the same again
+GATHERED_BY = ("index", *OF_ONE_PACKET)  # and all of them
 ALIGNED = 256  # bytes, as device memory that is allocated alone
 CHUNK = 16  # images of a part, where there are at least two parts; even, so that no pair is split
 MAX_KEPT_SHAPES = 8  # shapes of the inputs whose buffers an engine keeps
@@ -194,9 +196,19 @@ class Tensors:
 
 def capture(stream: "Stream", work: Callable[["Stream | GraphBuilder"], None]) -> "Graph":
     """What ``work`` puts on the stream, as a CUDA graph. It keeps nothing alive of what the work reads and writes."""
+    return recorded(stream, work).complete()
+
+
+def recorded(stream: "Stream", work: Callable[["Stream | GraphBuilder"], None]) -> "GraphBuilder":
+    """The captured work, before it can be launched. The stream has left the capture, whatever ``work`` raises."""
     builder = stream.create_graph_builder().begin_building("thread_local")
-    work(builder)
-    return builder.end_building().complete()
+    try:
+        work(builder)
+    except BaseException:
+        with contextlib.suppress(Exception):  # the capture may be void by now; the stream must leave it all the same
+            builder.end_building()
+        raise
+    return builder.end_building()
 
 
 @dataclass(frozen=True)
@@ -277,7 +289,7 @@ def serve_several(
                 "this engine was opened before the process was forked, and a GPU cannot be used across a fork",
                 "open engines in the child",
             )
-        with lock:
+        with lock, _told_of_the_gpu():
             device.set_current()
             parts = parted(ports, taken) if again is not None else []
             if again is not None and parts:
@@ -292,11 +304,28 @@ def serve_several(
     return several
 
 
+@contextlib.contextmanager
+def _told_of_the_gpu() -> Iterator[None]:
+    """Raises EngineError for what the driver or ONNX Runtime says of work that has been bound."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("cuda", "onnxruntime"):  # whose errors share no narrower base
+            raise
+        raise EngineError(
+            f"the GPU did not do its work: {error}",
+            "start the program again; if it goes on, semseal doctor and nvidia-smi tell how the GPU is",
+        ) from error
+
+
 def remembering(ports: Sequence[Port], take: Callable[[Inputs], Inputs]) -> Callable[[Inputs], Inputs]:
     """``take``, without checking again what passed before: such shapes and types, and such bytes of what is gathered by.
 
-    To check them takes as long as a network does. ``take`` may change what is gathered by, and nothing else.
+    To check them takes as long as a network does. ``take`` may change what is gathered by, and nothing else. What is
+    made of the key of one packet is not remembered.
     """
+    if any(port.name in OF_ONE_PACKET for port in ports):
+        return take
     places = [place for place, port in enumerate(ports) if port.name in GATHERED_BY]
     passed: dict[tuple[Any, ...], dict[int, NDArray[Any]]] = {}
 

@@ -223,6 +223,7 @@ static __device__ int mix_image(
         const int warp = (G == 1 ? m.thread : m.thread - MAKERS) / 32;
         loud = load_features(m.tile, features + (size_t)image * REALS, from, end, warp, G == 1 ? WARPS : OTHERS / 32, m.lane);
     }
+    if (G > 1) all_begun();
     give(m, m.powers, across(loud));
     if (m.thread == 0) m.now[0] = image;
     if (G > 1) meet();
@@ -359,6 +360,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, RESIDENT) mix(
 {
     ARENA(arena);
     int image = blockIdx.x / G;
+    if (G > 1) begun();
     make_stream(begin(arena, blockIdx.x % G), keys + (size_t)image * KEY);
     for (;;) {
         image = mix_image(begin(arena, blockIdx.x % G), features, keys, on_air, scales, image, images) + gridDim.x / G;

@@ -3,6 +3,9 @@
 ``PUSH``: a store is asynchronous, and counts its bytes at a barrier object (mbarrier) beside what it writes; who reads waits
 until as many have come as it expects. That costs the way. ``FAR``: plain loads and stores, ordered by a barrier of the cluster.
 That costs some 750 clocks more on an H100, because the fence in front of it (MEMBAR.ALL.GPU) waits for all of memory.
+
+In both, a block says that it has ``begun``, and none reaches into another before ``all_begun``; none ends before all that
+others do in its memory is done.
 """
 
 FAR = r"""
@@ -10,6 +13,8 @@ FAR = r"""
 #if G == 1
 template <class T> using far = T*;  // into the memory of any block of an image
 template <class T> static __device__ T* of_block(T* mine, int) { return mine; }
+static __device__ void begun() {}
+static __device__ void all_begun() {}
 static __device__ void meet() { __syncthreads(); }
 #else
 static __device__ float load_far(unsigned at, float)
@@ -43,6 +48,12 @@ static __device__ far<T> of_block(T* mine, int rank)  // what `mine` is in anoth
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(theirs.at) : "r"((unsigned)__cvta_generic_to_shared(mine)), "r"(rank));
     return theirs;
 }
+static __device__ void begun()  // this block can be reached into
+{
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+static __device__ void all_begun() { __syncwarp(); asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 static __device__ void meet()  // of all threads of an image: what was written before it can be read behind it
 {
     __syncwarp();

@@ -18,13 +18,12 @@ Runtime's that is gone at the next launch) are refused. Where the capture fails 
 its own between our copies, three launches in place of one, and a warning says why.
 """
 
-import contextlib
 from collections.abc import Callable, Container, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from semseal.runtime.gpu.device import Lane, Port, Run, Shape, Tensors, capture
+from semseal.runtime.gpu.device import Lane, Port, Run, Shape, Tensors, capture, recorded
 
 if TYPE_CHECKING:
     from cuda.core import Buffer, Device, Stream
@@ -147,14 +146,7 @@ def _part(stream: "Stream", work: Work, alone: bool) -> Callable[[], None]:
 
 def captured(stream: "Stream", work: Work, pinned: Sequence[Tensors]) -> "Graph":
     """The work as a CUDA graph that may be launched again and again. Raises ValueError where it could not, saying why."""
-    builder = stream.create_graph_builder().begin_building("thread_local")
-    try:
-        work(builder)
-    except BaseException:
-        with contextlib.suppress(Exception):  # the capture may be void by now; the stream must leave it all the same
-            builder.end_building()
-        raise
-    builder.end_building()
+    builder = recorded(stream, work)
     refuse_host_work(builder.graph_definition.handle, pinned)
     return builder.complete()
 

@@ -13,7 +13,8 @@ A block that sends must know the power of the whole image before it writes. From
 blocks, if they are 8 at most, are a cluster: each pushes the sums of its squares into the others' shared memory, and waits
 until all have come. Elsewhere a block leaves its sums in device memory and waits for those of its image's other
 blocks. Those take their work by a ticket and not by blockIdx, so the blocks that a waiting block needs have begun or are
-next; the host makes sure that the GPU holds as many as one image has.
+next; the host makes sure that the GPU holds as many as one image has in each of two launches, so that two that have begun half
+an image each cannot keep each other from the rest. More at once, of several links on a small GPU, are not provided for.
 
 Sums are added in one fixed order, by IEEE operations that the compiler may not contract, so ``reference_transmit`` gives the
 same bits. Sizes are constants of the compilation.
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 THREADS = 256
 WARPS = THREADS // 32
+LAUNCHES = 2  # that may be under way at once: an engine's two lanes, or its engines for bytes and for floats
 # bytes of rows that a block aims for: six blocks fit every multiprocessor; 16 x 45 x 45 would make nine blocks
 TILE_BYTES = 16 * 2**10
 MAX_TOGETHER = 8  # blocks of a cluster; for so few a block may have more rows
@@ -277,10 +279,13 @@ class TileLayout:
         """N, complex symbols of an image."""
         return self.c * self.h * self.w // 2
 
+    def together(self, arch: str) -> bool:
+        """Whether an image's blocks are a cluster on ``arch``, such as sm_90: of those all begin at once."""
+        return 1 < self.parts <= MAX_TOGETHER and int(arch.removeprefix("sm_")) >= 90
+
     def macros(self, dtype: np.dtype[Any], arch: str) -> list[tuple[str, str]]:
-        """The constants that the source is compiled with for ``arch``, such as sm_90."""
-        generation = int(arch.removeprefix("sm_"))
-        together = 1 < self.parts <= MAX_TOGETHER and generation >= 90
+        """The constants that the source is compiled with for ``arch``."""
+        generation, together = int(arch.removeprefix("sm_")), self.together(arch)
         resident = 8 if together and generation in (90, 100, 103) else 6  # of 2,048 or 1,536 threads
         sizes = {"C": self.c, "H": self.h, "W": self.w, "ROWS": self.rows, "PARTS": self.parts, "PITCH": self.pitch}
         sizes |= {
@@ -330,20 +335,22 @@ class SchemeKernel:
     """Both kernels for one feature shape, on one device. Buffers are the caller's, and so is checking an index."""
 
     def __init__(self, device: "Device", shape: TileLayout, dtype: np.dtype[Any]) -> None:
-        """Raises ValueError when the GPU cannot hold all blocks of an image at once."""
-        code = compile_kernels(shape, dtype, f"sm_{device.arch}")
+        """Raises ValueError when the GPU cannot hold all blocks that wait for each other at once."""
+        arch = f"sm_{device.arch}"
+        code = compile_kernels(shape, dtype, arch)
         self.layout, self.dtype = shape, dtype
         self._transmit, self._receive = code.get_kernel("transmit"), code.get_kernel("receive")
         held = self._transmit.occupancy.max_active_blocks_per_multiprocessor(THREADS, 0)
         held *= device.properties.multiprocessor_count
-        if held < shape.parts:
+        needed = shape.parts if shape.parts == 1 or shape.together(arch) else LAUNCHES * shape.parts
+        if held < needed:
             raise ValueError(
-                f"the GPU holds {held} blocks at once, an image of [{shape.c}, {shape.h}, {shape.w}] needs {shape.parts}; "
+                f"the GPU holds {held} blocks at once, images of [{shape.c}, {shape.h}, {shape.w}] need {needed}; "
                 "keep the index in the graph"
             )
 
     def workspace(self, device: "Device", batch: int, stream: "Stream") -> "Buffer":
-        """What ``transmit`` needs for up to ``batch`` images, zeroed; used by one launch at a time."""
+        """What ``transmit`` needs for ``batch`` images, no more and no fewer, zeroed; used by one launch at a time."""
         work = device.allocate(4 * (1 + batch + batch * self.layout.parts * WARPS), stream=stream)
         work.fill(0, stream=stream)
         return work
