@@ -142,11 +142,11 @@ def test_the_share_of_a_cell_fits_the_smallest_machine(nodes, jobs, shares):
 def test_a_cell_that_no_machine_can_take_is_told_and_not_waited_for_for_ever(ray, monkeypatch):
     monkeypatch.setattr(cluster, "LOOK_S", 0.1)
     monkeypatch.setattr(cluster, "PATIENCE_S", 0.5)
-    waiting = [ray.remote(int).options(num_cpus=1000).remote()]
+    waiting = [ray.remote(lambda: 0).options(num_cpus=1000).remote()]
     with pytest.raises(AuditError, match="no machine of the Ray cluster can take a cell any more: each needs 1000 cores"):
         cluster._next_done(ray, waiting, 1000, 0.0)
     ray.cancel(waiting[0])
-    fits = ray.remote(int).options(num_cpus=1).remote()
+    fits = ray.remote(lambda: 0).options(num_cpus=1).remote()
     assert cluster._next_done(ray, [fits], 1, 0.0) == fits
 
 
