@@ -1,5 +1,6 @@
 """What figures, orderings and defences say, on made-up cells, and the sentences about it."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -8,9 +9,9 @@ from madeup import EVERY_ATTACK, PICTURES, changed, made_up
 from semseal.runtime import metrics
 from semseal.runtime.audit import paper
 from semseal.runtime.audit.attacks import ATTACKS
-from semseal.runtime.audit.results import GameResult, Reconstructions
+from semseal.runtime.audit.results import GameResult, Reconstructions, place_key
 from semseal.runtime.audit.settings import Cell
-from semseal.runtime.audit.verdict import count_figures, game_rows, orderings, picture_rows, verdicts
+from semseal.runtime.audit.verdict import count_figures, game_rows, orderings, picture_rows, verdicts, word_at
 from semseal.runtime.audit.wording import at_most, headline, limits
 from semseal.runtime.defense.defenses import BY_NAME
 
@@ -189,6 +190,7 @@ def of(results, defense):
 def test_where_a_defence_stands(made, word):
     results = made_up(**made)
     assert of(results, "mix").word == word
+    assert word_at(results, "mix", place_key(results.every_place[0])) == word  # the only place that there is
     said = " ".join(headline(results))
     assert ("with gaps" in said) == (word == "holds with gaps")
     assert ("Mix holds" in said) == word.startswith("holds")
@@ -242,6 +244,15 @@ def test_a_reused_key_is_told_of_and_does_not_make_a_defence_fall():
     results = made_up(11, EVERY_ATTACK)
     assert of(results, "mix").misuse.matching_advantage_db == pytest.approx(5)
     assert any("and 5.0 dB under mix." in sentence for sentence in limits(results))
+
+
+def test_no_defence_falls_at_a_place_by_what_is_apart():
+    results = made_up(11, EVERY_ATTACK)
+    apart = [attack.name for attack in ATTACKS if attack.apart]
+    game = next(row for row in results.games if row.defense == "mix")
+    seen = tuple(dataclasses.replace(game, attack=name, verdict="sees") for name in apart)
+    results = dataclasses.replace(results, games=results.games + seen)
+    assert word_at(results, "mix", place_key(results.every_place[0])) == of(results, "mix").word == "holds"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from semseal.runtime.audit.cost import Cost
 from semseal.runtime.audit.figures import Balanced, against_cost
 from semseal.runtime.audit.results import GameRow, PictureRow, Results, place_key, place_of
 from semseal.runtime.audit.settings import Place
-from semseal.runtime.audit.verdict import Pictures, names_the_picture, paired, word_of
+from semseal.runtime.audit.verdict import Pictures, names_the_picture, paired, word_at
 from semseal.runtime.defense.defenses import DEFENSES, Defense
 
 HEAD = ("defence", "verdict", "worst attack", "matching advantage, dB", "picture named", "Bob, dB", "costs Bob, dB",
@@ -92,7 +92,7 @@ def balances(results: Results, pictures: Pictures, costs: Sequence[Cost], place:
         found.append(
             Balance(
                 defense,
-                word_of([*(row.verdict for row in eves), *(game.verdict for game in games)], False),
+                word_at(results, defense.name, key),
                 max(
                     (row for row in eves if row.verdict != "void"),
                     key=lambda row: (row.verdict == "sees", row.matching_advantage_db or 0.0),

@@ -29,6 +29,7 @@ from semseal.runtime.audit.results import (
     GameRow,
     Ordering,
     PictureRow,
+    PlaceKey,
     Reconstructions,
     Results,
     place_key,
@@ -308,11 +309,22 @@ def verdicts(results: Results) -> tuple[Verdict, ...]:
     return tuple(_verdict(results, defense.name) for defense in DEFENSES if defense.name in asked)
 
 
+def word_at(results: Results, defense: str, place: PlaceKey) -> str:
+    """The verdict's word of a defence at one place alone, by the attacks that count and with the gaps that the audit has."""
+    counted = [row for row in results.judged if (row.defense, place_of(row)) == (defense, place) and not _is_apart(row)]
+    return word_of([row.verdict for row in counted], bool(_missing(results, defense)))
+
+
+def _is_apart(row: PictureRow | GameRow) -> bool:
+    """Whether no defence falls or holds by it."""
+    attack = BY_NAME[row.attack]
+    return attack.misuse or bool(attack.apart)
+
+
 def _verdict(results: Results, defense: str) -> Verdict:
-    uncounted = {attack.name for attack in ATTACKS if attack.misuse or attack.apart}
     rows = [row for row in results.rows if row.defense == defense and row.verdict is not None]
     games = [game for game in results.games if game.defense == defense]
-    counted = [row for row in results.judged if row.defense == defense and row.attack not in uncounted]
+    counted = [row for row in results.judged if row.defense == defense and not _is_apart(row)]
     words = [row.verdict for row in counted]
     missing = _missing(results, defense)
     return Verdict(
@@ -324,7 +336,7 @@ def _verdict(results: Results, defense: str) -> Verdict:
         void=tuple(dict.fromkeys(row.attack for row in counted if row.verdict == "void")),
         missing=missing,
         worst=max(
-            (row for row in rows if row.verdict != "void" and row.attack not in uncounted),
+            (row for row in rows if row.verdict != "void" and not _is_apart(row)),
             key=lambda row: (row.verdict == "sees", row.matching_advantage_db or 0.0),
             default=None,
         ),
