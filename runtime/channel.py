@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 Symbols = NDArray[np.complex64]
 
 CHANNELS = ("awgn", "rayleigh", "multipath")
+MAX_SNR_DB = 100.0  # its noise is still a number in float32
 TAPS = 8  # of multipath, where nothing else is said; as many as in training
 SILENCE = np.float32(1e-12)  # power of an image's symbols, below which it is not made louder
 

@@ -36,9 +36,9 @@ from semseal.runtime.net.commands import receive, send
 from semseal.runtime.options import (
     FILE,
     FOLDER,
-    NUMBER,
     PLAN_ENGINES,
     POSITIVE,
+    SNR,
     LazyChoice,
     Size,
     deployable,
@@ -90,7 +90,7 @@ def cli() -> None:
 @click.option("--precision", type=click.Choice(["32-true", "bf16-mixed"]), help="arithmetic of the layers")
 @click.option("--save-every", type=int, help="steps from one checkpoint to the next; Ctrl-C writes one too")
 @click.option("--seed", type=int, help="of all that is random: weights, crops, noise  [default: 0]")
-@click.option("--devices", type=int, default=1, show_default=True, help="processes or GPUs on this machine")
+@click.option("--devices", type=click.IntRange(1), default=1, show_default=True, help="processes or GPUs on this machine")
 def train(
     preset: str, data: str, run: Path, resume: bool, init: Path | None, c: int | None, devices: int, **overrides: Any
 ) -> None:
@@ -207,7 +207,7 @@ def _check_goals(
 @cli.command(epilog=example("semseal pack --transmitter encoder.onnx --receiver decoder.onnx --out bundle --snr 10"))
 @click.option("--transmitter", required=True, type=FILE, metavar="T.onnx", help="image [batch, 3, H, W] in 0..1 to features")
 @click.option("--receiver", required=True, type=FILE, metavar="R.onnx", help="features back to the image")
-@click.option("--snr", type=NUMBER, default=10.0, show_default=True, help="main channel's SNR in dB that it is meant for")
+@click.option("--snr", type=SNR, default=10.0, show_default=True, help="main channel's SNR in dB that it is meant for")
 @deployable
 def pack(transmitter: Path, receiver: Path, snr: float, bundle: Path, sign: Path | None, force: bool, **deployed: Any) -> None:
     """Bring your own model: any pair of ONNX files becomes a bundle, with power normalisation and the scheme index."""
@@ -362,6 +362,12 @@ REFUSALS = {
     errno.ENOSPC: "free some space there, or choose another folder",
     errno.EDQUOT: "free some space there, or choose another folder",
     errno.EFBIG: "raise the limit of file sizes (ulimit -f), or choose another file system",
+    errno.ENOTDIR: "a part of this name is a file: choose another folder",
+    errno.EISDIR: "this is a folder: choose the name of a file",
+    errno.ENOENT: "check the name; a folder that a file goes into must be there",
+    errno.EEXIST: "choose another name",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "links in this name lead to themselves: choose another name",
     errno.EROFS: "choose a folder that can be written to",
     errno.EACCES: "choose a place where you may read and write, or change its mode",
     errno.EPERM: "choose a place where you may read and write, or change its mode",
@@ -372,6 +378,11 @@ def _complain(message: str, hint: str) -> None:
     click.echo(f"error: {shown(message)}", err=True)
     if hint:
         click.echo(f"hint: {shown(hint)}", err=True)
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether memory has run out: NumPy's and Python's own error, PyTorch's on a GPU and on the CPU."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
 
 
 def main() -> None:
@@ -399,6 +410,13 @@ def main() -> None:
         verb = next(iter(sys.argv[1:]), "")
         extra = EXTRAS[package] if "," not in EXTRAS[package] else EXTRAS_OF_VERBS.get(verb, EXTRAS[package])
         _complain(f"this command needs the package {package}", f"in the source folder, pip install '.[{extra}]'")
+        sys.exit(3)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_of_memory(error):
+            raise
+        _complain(
+            f"this machine has too little memory: {error}", "ask for less at once: fewer or smaller pictures, a smaller batch"
+        )
         sys.exit(3)
     except OSError as error:
         named = isinstance(error.filename, str | bytes)

@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 from semseal.runtime.bundle import PRECISIONS
-from semseal.runtime.channel import CHANNELS
+from semseal.runtime.channel import CHANNELS, MAX_SNR_DB
 from semseal.runtime.defense.defenses import BY_NAME
 from semseal.runtime.engine import ENGINES
 from semseal.runtime.files import check_writable
@@ -21,9 +21,10 @@ from semseal.runtime.ofdm import ESTIMATIONS, Radio
 from semseal.runtime.options import (
     FOLDER,
     NEW_FILE,
-    NUMBER,
     POSITIVE,
     PRECISION,
+    SEED,
+    SNR,
     EveSnr,
     LazyChoice,
     NumberRange,
@@ -71,7 +72,8 @@ class Cluster(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         found = str(value)
-        if found != "local" and not re.fullmatch(r"ray://([^\s:/@]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}", found):
+        address = re.fullmatch(r"ray://(?:[^\s:/@]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})", found)
+        if found != "local" and not (address and 0 < int(address[1]) < 2**16):
             self.fail(f"{value!r} is neither local nor ray://HOST:PORT, such as ray://head:10001", param, ctx)
         return found
 
@@ -111,7 +113,7 @@ class Cluster(click.ParamType):
 @click.option(
     "--eve-snr",
     "eve_snrs",
-    type=EveSnr(),
+    type=EveSnr(-MAX_SNR_DB, MAX_SNR_DB),
     metavar="DB",
     multiple=True,
     help="Eve's SNR in dB, or none: she has stored frames, without noise; may be repeated  [default: 0 10 20, with --quick 10]",
@@ -119,7 +121,7 @@ class Cluster(click.ParamType):
 @click.option(
     "--main-snr",
     "main_snrs",
-    type=NUMBER,
+    type=SNR,
     multiple=True,
     help="Bob's SNR in dB, with a bundle for a range of them; may be repeated  [default: the middle]",
 )
@@ -168,7 +170,7 @@ class Cluster(click.ParamType):
     "game (identification, linkability, ...), psnr, ssim or advantage; VALUE alone is identification; may be repeated",
 )
 @click.option("--junit", type=NEW_FILE, metavar="FILE", help="write the budgets as JUnit XML")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="of all that is random: noise, keys, networks")
 @click.option(
     "--paper", is_flag=True, help="measure all that docs/security.md and docs/results.md show; says first what that takes"
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 from semseal.runtime.bundle import PRECISIONS
+from semseal.runtime.channel import MAX_SNR_DB
 from semseal.runtime.defense.defenses import MODES
 from semseal.runtime.engine import ENGINES
 from semseal.runtime.files import expanded
@@ -37,12 +38,12 @@ class _Finite(click.ParamType):
         return number
 
 
-class Number(_Finite, click.types.FloatParamType):
-    """A finite number."""
+class NumberRange(_Finite, click.FloatRange):
+    """A finite number within bounds."""
 
 
-class EveSnr(Number):
-    """A finite number of dB, or none: frames without noise, which is an infinite SNR."""
+class EveSnr(NumberRange):
+    """A number of dB, or none: frames without noise, which is an infinite SNR."""
 
     name = "dB or none"
 
@@ -50,11 +51,8 @@ class EveSnr(Number):
         return math.inf if value == "none" else super().convert(value, param, ctx)
 
 
-class NumberRange(_Finite, click.FloatRange):
-    """A finite number within bounds."""
-
-
-NUMBER = Number()
+SEED = click.IntRange(0, 2**63 - 1)  # what NumPy and PyTorch take
+SNR = NumberRange(-MAX_SNR_DB, MAX_SNR_DB)
 POSITIVE = NumberRange(0, min_open=True)
 
 

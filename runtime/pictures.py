@@ -32,6 +32,7 @@ from semseal.runtime.picturefile import read_picture
 from semseal.runtime.picturefolder import SUFFIXES, celeba, pictures_below
 
 SPLITS = ("train", "valid", "test")
+BYTES_OF_A_PIXEL = 15  # of a picture that is taken: as it is read, and in float32
 MIN_FILES = 5  # in a folder that is not split already: then no split is empty
 
 # photographs and textures without a recognisable person; astronaut and camera show one and are held out, as is the cat
@@ -99,8 +100,9 @@ class Pictures:
 
         Whole pictures (celeba, folder) are centred crops in the order of the partition. Scenes (photos) are cut:
         each once from its middle, then random crops. Raises PictureError when there are not enough, or with ``fewer``,
-        when there is none.
+        when there is none, and MemoryError when they do not fit into this machine's memory.
         """
+        self._check_memory(n, height, width)
         out: list[NDArray[np.uint8]] = []
         self.taken = []
         rng = np.random.default_rng(seed)
@@ -127,6 +129,15 @@ class Pictures:
                 "ask for fewer, or add pictures",
             )
         return to_float(out)
+
+    def _check_memory(self, n: int, height: int, width: int) -> None:
+        """Raises MemoryError for more pictures than this machine has memory for: now, not after minutes of reading."""
+        count = min(n, len(self.paths)) if self.whole else n
+        needed, there = count * height * width * BYTES_OF_A_PIXEL, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if needed > there:
+            raise MemoryError(
+                f"{shown(self.spec)}: {count} pictures of {height} x {width} take {needed / 1e9:.1f} GB of {there / 1e9:.1f} GB"
+            )
 
 
 def open_pictures(spec: str, split: str) -> Pictures:

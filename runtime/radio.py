@@ -27,11 +27,12 @@ from semseal.runtime.ofdm import Radio, Symbols
 CHANNELS = tuple(f"{family}-{model}" for family in ("tdl", "cdl") for model in "abcde")
 CHUNK = 32  # frames at a time; 300 MB
 LIGHT_M_S = 299792458.0
+MAX_TURNS = 0.1  # of a path within an OFDM symbol, by its Doppler shift; the response is taken to stand still there
 _LONGEST = {"a": 9.6586, "b": 4.7834, "c": 8.6523, "d": 12.525, "e": 20.6519}  # delay over delay spread, TR 38.901, 7.7
 
 
 def check(kind: str, radio: Radio) -> None:
-    """Raise EngineError where the channel cannot be had: Sionna is missing, or its delays are longer than the prefix."""
+    """Raise EngineError where the channel cannot be had: no Sionna, delays longer than the prefix, or too fast."""
     _sionna()
     longest = _LONGEST[kind[-1]] * radio.delay_spread_ns * 1e-9
     if longest > radio.prefix_s:
@@ -40,6 +41,13 @@ def check(kind: str, radio: Radio) -> None:
             f"{kind} with a delay spread of {radio.delay_spread_ns:g} ns has delays of {longest * 1e6:.2f} us, longer than the "
             f"cyclic prefix of {radio.prefix_s * 1e6:.2f} us",
             f"take a delay spread of at most {most} ns, or a smaller spacing of subcarriers",
+        )
+    fastest = 3.6 * MAX_TURNS / radio.symbol_s * LIGHT_M_S / (1e9 * radio.carrier_ghz)
+    if radio.speed_kmh > fastest:
+        raise EngineError(
+            f"at {radio.speed_kmh:g} km/h the channel changes within an OFDM symbol of {radio.symbol_s * 1e6:.1f} us, where it "
+            "is taken to stand still",
+            f"take a speed of at most {math.floor(fastest)} km/h, or a larger spacing of subcarriers",
         )
 
 

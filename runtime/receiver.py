@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from semseal.runtime.bundle import Bundle, open_bundle
+from semseal.runtime.channel import MAX_SNR_DB
 from semseal.runtime.decoding import Decoded, Decoder, Opened
 from semseal.runtime.defense import mix
 from semseal.runtime.defense.defenses import BY_NAME
@@ -31,7 +32,6 @@ from semseal.runtime.trust.replay import KeysetWindow
 
 MAX_POWER = 1000.0  # mean of a received symbol; 1 was sent, so the rest is noise at -30 dB; more only where such an SNR is told
 
-_MAX_DB = 100.0  # of an SNR that is told; its noise is still a number in float32
 _PAIR = "hand over both frames of a pair in one call"
 
 
@@ -313,5 +313,5 @@ def check_snr(bundle: Bundle, snr_db: float | None) -> None:
     """Raises ValueError for an SNR that a model is not told, or that is none."""
     if snr_db is not None and not bundle.has_scale:
         raise ValueError(f"{bundle.name} is for an SNR of {bundle.snr_db:g} dB and is told none: leave snr_db out")
-    if snr_db is not None and not abs(snr_db) <= _MAX_DB:
-        raise ValueError(f"snr_db must be in -{_MAX_DB:g}..{_MAX_DB:g}, got {snr_db}")
+    if snr_db is not None and not abs(snr_db) <= MAX_SNR_DB:
+        raise ValueError(f"snr_db must be in -{MAX_SNR_DB:g}..{MAX_SNR_DB:g}, got {snr_db}")

@@ -99,7 +99,7 @@ def folder_of(folder: Path, classes: int, each: int) -> str:
 def test_classes_travel_with_the_pictures_and_all_are_among_the_first(tmp_path):
     taken = take_pictures(folder_of(tmp_path, 4, 60), QUICK, 12, 16)
     (question,) = taken.questions
-    assert taken.unasked == ""
+    assert taken.unasked == ("", "")
     assert len(question.of_sent) == len(taken.images) == 16
     assert len(question.of_attackers) == len(taken.attacker_images)
     assert sorted(question.of_sent[:4]) == ["class0", "class1", "class2", "class3"]
@@ -109,9 +109,9 @@ def test_classes_travel_with_the_pictures_and_all_are_among_the_first(tmp_path):
 
 
 def test_why_nothing_can_be_asked(tmp_path):
-    assert "says nothing of its pictures" in take_pictures("photos", QUICK, 12, 16).unasked
+    assert "says nothing of its pictures" in take_pictures("photos", QUICK, 12, 16).unasked[0]
     flat = folder_of(tmp_path / "flat", 1, 260)
-    assert "of no two classes" in take_pictures(flat, QUICK, 12, 16).unasked
+    assert "of no two classes" in take_pictures(flat, QUICK, 12, 16).unasked[0]
     for path in list((tmp_path / "flat" / "class0").iterdir()):
         path.rename(tmp_path / "flat" / path.name)
-    assert "has no folders in it" in take_pictures(flat, QUICK, 12, 16).unasked
+    assert "has no folders in it" in take_pictures(flat, QUICK, 12, 16).unasked[0]

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from semseal.runtime import channel, radio
+from semseal.runtime.defense.mix import MAX_REALS
 from semseal.runtime.errors import TrainingError
 
+MAX_SEED = 2**63 - 1  # that PyTorch takes
 CHANNELS = (*channel.CHANNELS, *radio.CHANNELS)
 
 
@@ -35,6 +37,11 @@ class ModelConfig:
             raise ValueError(f"network must be paper or edge, got {self.network!r}")
         if self.network == "edge" and self.c > 48:
             raise ValueError(f"c must be at most 48 for the edge network, got {self.c}")
+        if self.h * self.w * self.c > MAX_REALS:
+            raise ValueError(
+                f"pictures of {self.height} x {self.width} with c {self.c} are {self.h * self.w * self.c} floats of features, "
+                f"and mix takes up to {MAX_REALS}"
+            )
         if self.receiver_blocks < 1 or (self.receiver_blocks > 1 and self.network != "edge"):
             raise ValueError(f"receiver_blocks must be 1, or above for the edge network, got {self.receiver_blocks}")
         if self.int8 and self.network != "edge":
@@ -98,6 +105,8 @@ class TrainConfig:
             raise ValueError(f"crop must be 0, or a multiple of 4 for the edge network, got {self.crop}")
         if self.warmup < 0 or self.seed < 0:
             raise ValueError(f"warmup and seed must be 0 or above, got {self.warmup} and {self.seed}")
+        if self.seed > MAX_SEED:
+            raise ValueError(f"seed must be at most {MAX_SEED}, got {self.seed}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be at least 0 and below 1, got {self.ema}")
         if self.freeze_transmitter and self.model.network != "edge":

@@ -46,6 +46,7 @@ VALID_PICTURES = 32
 USUAL_PICTURES = 40  # to train on: with fewer, a network learns these and serves no others
 START_CROPS = 1024  # of the linear code that the edge network starts at, if they are as small as
 START_SIDE = 96
+PROCESSES_OF_A_CORE = 4  # more of them only wait for each other
 WEIGHTS, LOG = "weights.safetensors", "log.jsonl"
 CHECKPOINT = "resume.ckpt"  # there until the run is finished
 
@@ -233,8 +234,11 @@ def _launch(config: TrainConfig, devices: int) -> Fabric:
     world, nodes = int(os.environ.get("LOCAL_WORLD_SIZE", devices)), int(os.environ.get("GROUP_WORLD_SIZE", 1))
     try:
         fabric = Fabric(accelerator="auto", devices=world, num_nodes=nodes, strategy="ddp" if world * nodes > 1 else "auto")
-    except (MisconfigurationException, TypeError) as error:
+    except (MisconfigurationException, TypeError, ValueError) as error:
         raise TrainingError(f"{world} devices cannot be had here: {error}", "choose another number of --devices") from None
+    most = PROCESSES_OF_A_CORE * (os.cpu_count() or 1)
+    if fabric.device.type == "cpu" and world > most:
+        raise TrainingError(f"{world} devices cannot be had here: {os.cpu_count()} cores", f"choose --devices up to {most}")
     fabric.launch()
     if config.batch % fabric.world_size:
         raise TrainingError(

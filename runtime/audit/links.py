@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from semseal.runtime import channel, ofdm, radio
 from semseal.runtime.audit.digitalrival import DigitalLink
 from semseal.runtime.audit.settings import Place, Settings
 from semseal.runtime.bundle import Bundle, is_packaged
+from semseal.runtime.channel import MAX_SNR_DB
 from semseal.runtime.defense.defenses import BY_NAME
 from semseal.runtime.engine import open_engine
 from semseal.runtime.errors import AuditError, BundleError, EngineError
@@ -138,13 +138,13 @@ def check(found: list[Link], settings: Settings) -> None:
     bundles = [link.bundle for link in found]
     if settings.main_snrs and not any(bundle.has_scale for bundle in bundles):
         raise AuditError("a main SNR can be chosen only for a model that is for a range of them", "leave out --main-snr")
-    if not np.isfinite(settings.main_snrs).all():
-        raise AuditError(f"main SNRs must be finite numbers of dB, got {settings.main_snrs}")
+    if unfit := [snr for snr in settings.main_snrs if not abs(snr) <= MAX_SNR_DB]:
+        raise AuditError(f"a main SNR must be in -{MAX_SNR_DB:g}..{MAX_SNR_DB:g} dB, got {unfit[0]}", "such as --main-snr 10")
     if len({(bundle.height, bundle.width) for bundle in bundles}) > 1:
         raise AuditError("the bundles take images of different sizes", "audit them one at a time")
-    if not settings.eve_snrs or not all(math.isfinite(snr) or snr == math.inf for snr in settings.eve_snrs):
+    if not settings.eve_snrs or not all(abs(snr) <= MAX_SNR_DB or snr == math.inf for snr in settings.eve_snrs):
         raise AuditError(
-            f"Eve's SNRs must be finite numbers of dB, or infinite without noise, got {settings.eve_snrs}",
+            f"Eve's SNRs must be in -{MAX_SNR_DB:g}..{MAX_SNR_DB:g} dB, or infinite without noise, got {settings.eve_snrs}",
             "such as --eve-snr 10 or --eve-snr none",
         )
     if not 1 <= settings.eve_antennas <= MAX_ANTENNAS:

@@ -163,11 +163,12 @@ def summarise(
 def _unasked(taken: Taken, settings: Settings) -> dict[str, str]:
     """The attacks that ask for classes, where the data knows of none. Raises AuditError if no other attack is wanted."""
     names = [attack.name for attack in ATTACKS if attack.of_classes and attack.name in settings.attacks]
-    if not names or not taken.unasked:
+    reason, fix = taken.unasked
+    if not names or not reason:
         return {}
     if len(names) == len(settings.attacks):
-        raise AuditError(f"{', '.join(names)} cannot be measured: {taken.unasked}", "or leave out --attack")
-    return dict.fromkeys(names, taken.unasked)
+        raise AuditError(f"{', '.join(names)} cannot be measured: {reason}", f"{fix}, or leave out --attack")
+    return dict.fromkeys(names, f"{reason}: {fix}")
 
 
 def _with_middle(settings: Settings, bundles: list[Bundle]) -> Settings:

@@ -38,7 +38,7 @@ class Taken:
     settings: Settings
     skipped: dict[str, str]
     questions: tuple[Question, ...] = ()  # that the data has an answer to, for the attack ``attributes``
-    unasked: str = ""  # why there is none
+    unasked: tuple[str, str] = ("", "")  # why there is none, and the fix
 
 
 def take_pictures(data: str, settings: Settings, height: int, width: int) -> Taken:
@@ -75,7 +75,7 @@ def take_pictures(data: str, settings: Settings, height: int, width: int) -> Tak
         Question(name, known[: len(images)], attackers[name]) for name, known in classes.items() if len(attackers.get(name, ()))
     ]
     questions = tuple(question for question in asked if _is_answerable(question))
-    return Taken(images, attacker_images, found, skipped, questions, "" if questions else _why_unasked(data, len(asked)))
+    return Taken(images, attacker_images, found, skipped, questions, ("", "") if questions else _why_unasked(data, len(asked)))
 
 
 def take_attacker_images(data: str, count: int, height: int, width: int) -> tuple[NDArray[np.float32], dict[str, str]]:
@@ -95,14 +95,14 @@ def _is_answerable(question: Question) -> bool:
     return len(answerable(question)) > 1
 
 
-def _why_unasked(data: str, asked: int) -> str:
+def _why_unasked(data: str, asked: int) -> tuple[str, str]:
     if asked:
         enough = f"{MIN_OF_A_CLASS} pictures to measure on and {MIN_ATTACKERS_OF_A_CLASS} of the attacker's"
-        return f"of no two classes there are {enough}: give more --pictures"
+        return f"of no two classes there are {enough}", "give more --pictures"
     if data.startswith("celeba:"):
-        return f"{shown(data)} has neither list_attr_celeba nor identity_CelebA beside its pictures"
+        return f"{shown(data)} has neither list_attr_celeba nor identity_CelebA beside its pictures", "put one of them there"
     where = "has no folders in it" if data.startswith("folder:") else "says nothing of its pictures"
-    return f"{shown(data)} {where}: --data folder:FOLDER with a folder for each class does"
+    return f"{shown(data)} {where}", "give --data folder:FOLDER with a folder for each class"
 
 
 def _take_attackers(data: str, count: int, height: int, width: int) -> tuple[NDArray[np.float32], dict[str, str], _Classes]:

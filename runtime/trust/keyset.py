@@ -131,7 +131,8 @@ def revoke(keyset: Keyset, key_id: str) -> Keyset:
     found = [key for key in keyset.keys if key.id.startswith(key_id)]
     if len(found) != 1 or not key_id:
         ids = ", ".join(key.id for key in found or keyset.usable) or "none"
-        raise KeyFileError(f"{key_id!r} names {len(found)} keys of the keyset", f"give the id of one: {ids}")
+        many = "several keys of the keyset have" if found else "no key of the keyset has"
+        raise KeyFileError(f"{many} an id that begins with {key_id!r}", f"give the id of one: {ids}")
     revoked = replace(found[0], state="revoked", secret=None)
     return replace(keyset, keys=tuple(revoked if key is found[0] else key for key in keyset.keys))
 
