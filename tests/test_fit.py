@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from semseal.runtime.defense.mix import MAX_REALS
 from semseal.runtime.errors import PictureError, TrainingError
-from semseal.train.config import PRESETS, ModelConfig, TrainConfig
+from semseal.train.config import MAX_FEATURES, PRESETS, ModelConfig, TrainConfig
 from semseal.train.fit import last_row, load_run, train
 
 TINY = TrainConfig(model=ModelConfig(height=16, width=16, c=2), batch=4, steps=30, warmup=4, save_every=10)
@@ -401,6 +402,13 @@ def test_training_skips_what_it_cannot_decode_and_stops_when_nothing_is_left(tmp
         (tmp_path / f"{i}.png").write_bytes(b"no picture")
     with pytest.raises(PictureError, match=r"none of the 6 files can be decoded|pictures wanted"):
         train(TINY, f"folder:{tmp_path}", tmp_path / "run2")
+
+
+def test_a_model_has_no_more_features_than_mix_takes():
+    assert MAX_FEATURES == MAX_REALS
+    ModelConfig(height=1024, width=1024, c=64)
+    with pytest.raises(ValueError, match="are 4325376 floats of features, and mix takes up to 4194304"):
+        ModelConfig(height=1024, width=1024, c=66)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from semseal.runtime import channel, radio
-from semseal.runtime.defense.mix import MAX_REALS
 from semseal.runtime.errors import TrainingError
 
 MAX_SEED = 2**63 - 1  # that PyTorch takes
+MAX_FEATURES = 2**22  # floats of an image, as many as mix takes
 CHANNELS = (*channel.CHANNELS, *radio.CHANNELS)
 
 
@@ -37,10 +37,10 @@ class ModelConfig:
             raise ValueError(f"network must be paper or edge, got {self.network!r}")
         if self.network == "edge" and self.c > 48:
             raise ValueError(f"c must be at most 48 for the edge network, got {self.c}")
-        if self.h * self.w * self.c > MAX_REALS:
+        if self.h * self.w * self.c > MAX_FEATURES:
             raise ValueError(
                 f"pictures of {self.height} x {self.width} with c {self.c} are {self.h * self.w * self.c} floats of features, "
-                f"and mix takes up to {MAX_REALS}"
+                f"and mix takes up to {MAX_FEATURES}"
             )
         if self.receiver_blocks < 1 or (self.receiver_blocks > 1 and self.network != "edge"):
             raise ValueError(f"receiver_blocks must be 1, or above for the edge network, got {self.receiver_blocks}")
