@@ -53,7 +53,9 @@ def test_an_audit_of_two_channels_stands_side_by_side(edge_bundle, tmp_path):
     assert ratios["tdl-c"] / ratios["awgn"] == pytest.approx(channel_uses(n, FORM) / n)
     names = sorted(path.name for path in (out / "cells").iterdir())
     assert any("tdl-c-eve10-tdl-c-x4-" in name for name in names)
-    ((_, panels),) = channel_panels(results)
+    ((_, rows),) = channel_panels(results)
+    assert [row[0].title.split(":")[0] for row in rows] == ["no defence", "mix"]  # a row of the page for each defence
+    panels = [panel for row in rows for panel in row]
     assert [panel.title for panel in panels][:2] == ["no defence: Bob, 10 dB", "no defence: Eve's best attack"]
     assert all(panel.drawing.startswith("<svg") for panel in (*panels, *peak_panels(results)))
     assert all("TDL-C" in panel.drawing for panel in panels)

@@ -53,6 +53,10 @@ WRAPPER = """<!doctype html><meta charset="utf-8"><body style="margin:0">
       smallest: Math.min(...texts.map(text => parseFloat(inner.getComputedStyle(text).fontSize) * scale(text))),
       pictures: [...page.images].map(image => ({{src: image.src, box: box(image), there: image.naturalWidth > 0}})),
       drawings: [...page.querySelectorAll("svg")].map(box),
+      cut: [...page.querySelectorAll("svg text")].filter(text => {{
+        const at = text.getBoundingClientRect(), edge = text.ownerSVGElement.getBoundingClientRect();
+        return at.left < edge.left - 1 || at.right > edge.right + 1;
+      }}).map(text => text.textContent),
     }});
   }};
 </script>"""
@@ -81,6 +85,7 @@ def test_the_page_opens_in_chromium_on_a_phone_and_on_a_desk(tiny, tmp_path, wid
     assert measures["width"] == width  # wide tables scroll inside their own box
     assert measures["smallest"] >= 14
     assert [name for name in measures["loaded"] if not name.startswith("data:")] == []
+    assert measures["cut"] == []
     pictures = measures["pictures"]
     assert len(pictures) == 4 * (2 + 4)  # a line for each defence: sent, Bob, four Eves
     for picture in pictures:
@@ -103,12 +108,14 @@ def test_the_page_opens_in_chromium_on_a_phone_and_on_a_desk(tiny, tmp_path, wid
 
 @pytest.mark.chromium
 def test_the_browser_would_tell_of_what_comes_from_elsewhere_and_of_what_is_too_wide(tmp_path):
-    page = '<!doctype html><img src="http://127.0.0.1:9/x.png"><p style="width:800px; font-size:9px">wide</p><svg></svg>'
+    page = '<!doctype html><img src="http://127.0.0.1:9/x.png"><p style="width:800px; font-size:9px">wide</p>'
+    page += '<svg><text x="-20">cut</text></svg>'
     measures, _ = opened(page, tmp_path, 390, 600)
     assert measures["loaded"] == ["http://127.0.0.1:9/x.png"]
     assert not measures["pictures"][0]["there"]
     assert measures["width"] > 390
     assert measures["smallest"] == 9
+    assert measures["cut"] == ["cut"]
 
 
 def test_the_page_holds_everything_in_its_order(tiny):
@@ -167,7 +174,7 @@ def test_the_page_of_an_earlier_audit(name, tmp_path):
             assert re.search(rf"<td>{re.escape(row.attack)}\b", page)
     for row in results.rows:
         if row.matching_advantage_db is not None:
-            assert f"advantage {row.matching_advantage_db:+.1f} ± {row.matching_advantage_95:.1f}<" in page
+            assert f"advantage {row.matching_advantage_db:+z.1f} ± {row.matching_advantage_95:.1f}<" in page
     for ordering in results.orderings:
         assert f"<td>{escape(ordering.claim)}</td>" in page
     for attack in ATTACKS:
@@ -205,6 +212,16 @@ def test_a_panel_names_bob_and_every_eve_and_repeats(snrs):
     assert (">void</text>" in drawing) == (len(snrs) == 1)
     assert "http" not in drawing
     assert drawing == advantages(points, ["set-inverse"], names, snrs, (-1, 11))
+
+
+@pytest.mark.chromium
+@pytest.mark.parametrize("snrs", [(10.0,), (0.0, 10.0)])
+def test_the_longest_name_of_an_attack_is_not_cut(snrs, tmp_path):
+    names = ["Bob", *(attack.name for attack in ATTACKS if not attack.game)]
+    points = [Point("Bob", None, 9, 8, 10), *(Point(name, snr, 3, 2, 4) for name in names[1:] for snr in snrs)]
+    measures, _ = opened(f"<!doctype html>{advantages(points, [], names, snrs, (-1, 11))}", tmp_path, 390, 600)
+    assert len(measures["drawings"]) == 1
+    assert measures["cut"] == []
 
 
 def test_every_attack_that_ends_in_pictures_has_a_line_of_its_own():

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from madeup import EVERY_ATTACK, PICTURES, made_up
 from rich.console import Console
-from semseal.runtime.audit.markdown import markdown_tables
+from semseal.runtime.audit.markdown import bounds, markdown_tables
 from semseal.runtime.audit.results import Results
 from semseal.runtime.audit.tables import (
     leakage_tables,
     paper_tables,
     print_results,
     side_by_side_tables,
+    success,
     tally_table,
     verdict_table,
 )
@@ -91,6 +92,20 @@ def test_markdown_has_every_table(earlier):
     for row in earlier.rows:
         if row.verdict is not None:
             figures = rf"{row.psnr:.2f} ± {row.psnr_95:.2f} / {row.ssim:.3f} ± {row.ssim_95:.3f}, advantage"
-            assert f"{figures} {row.matching_advantage_db:+.2f} ± {row.matching_advantage_95:.2f}, {row.verdict} |" in text
+            assert f"{figures} {row.matching_advantage_db:+z.2f} ± {row.matching_advantage_95:.2f}, {row.verdict} |" in text
     for game in earlier.games:
         assert f"| {game.value:.3f} [{game.low:.3f}, {game.high:.3f}], {game.verdict} |" in text
+
+
+def test_a_rounded_zero_has_no_minus_sign():
+    results = made_up(11, EVERY_ATTACK)
+    tiny = {"matching_advantage_db": -0.001, "above_mean_picture_db": -0.001, "below_bob_db": -0.001, "ssim": -0.001}
+    rows = tuple(dataclasses.replace(row, **tiny) if row.verdict else row for row in results.rows)
+    results = dataclasses.replace(results, rows=rows)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(verdict_table(results), *leakage_tables(results, 10.0, "fp32"))
+    said = console.export_text() + markdown_tables(results)
+    assert "+0.00" in said
+    assert not re.search(r"(?<!\d)-0?\.0+(?!\d)", said)  # 0.1-0.0 is a range
+    game = dataclasses.replace(results.games[0], measure="dB", value=-0.001, low=-0.002, high=0.001, verdict="nothing")
+    assert (success(game), bounds(game)) == ("+0.0 dB", "0.00 dB [0.00, 0.00]")

@@ -47,7 +47,7 @@ class Balance:
             "0" if self.defense.name == "none" else _mean(self.lost.value, self.lost.half_width),
             f"{cost.channel_uses}" if cost else "-",
             f"{cost.ms:.1f} [{cost.ms_low:.1f}, {cost.ms_high:.1f}]" if cost else "-",
-            f"{cost.more_ms:+.1f}" if cost and self.defense.name != "none" else "-",
+            f"{cost.more_ms:+z.1f}" if cost and self.defense.name != "none" else "-",
         )
 
 
@@ -103,4 +103,4 @@ def balances(results: Results, pictures: Pictures, costs: Sequence[Cost], place:
 
 
 def _mean(value: float, half: float | None) -> str:
-    return f"{value:+.2f}" + ("" if half is None else f" ± {half:.2f}")
+    return f"{value:+z.2f}" + ("" if half is None else f" ± {half:.2f}")

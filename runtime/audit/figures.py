@@ -15,7 +15,8 @@ from semseal.runtime.audit.settings import snr_name
 from semseal.runtime.defense.defenses import DEFENSES
 from semseal.runtime.svg import DASHES, FONT_PX, HUES, INK, PALE_INK, RC, RULE, name_rows, new_figure, svg
 
-NAME_PX = 116  # of the longest name
+NAME_PX = 116  # of the longest name of a defence or a channel
+LETTER_PX = 7.6  # on average, in a wide font
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,9 @@ def advantages(
 
     ``names`` are the lines of a dot plot, the same in every panel; ``ends`` are those of the axis.
     """
+    name_px = max(NAME_PX, math.ceil(LETTER_PX * max(map(len, names))) + 10)
     if len(snrs) == 1:
-        figure, axes = new_figure(46 + 24 * len(names), left=NAME_PX, right=14)
+        figure, axes = new_figure(46 + 24 * len(names), left=name_px, right=14)
         axes.axvline(0, color=RULE, linestyle=(0, (5, 4)), linewidth=1)
         for point in points:
             _dot(axes, point, names.index(point.name), ATTACK_STYLES[point.name])
@@ -78,7 +80,7 @@ def advantages(
         axes.set_xlim(ends)
         axes.set_xlabel("matching advantage, dB", color=PALE_INK)
         return svg(figure)
-    figure, axes = new_figure(340, left=34, right=NAME_PX + 14, top=30)
+    figure, axes = new_figure(340, left=34, right=name_px + 14, top=30)
     axes.axhline(0, color=RULE, linestyle=(0, (5, 4)), linewidth=1)
     labels = {"learned nothing": (0.0, PALE_INK)}
     for point in points:
@@ -169,6 +171,8 @@ def over_channels(points: Sequence[Point], title: str, whose: str, floor: float 
             axes.set_xlim(floor, 1.15)
             axes.set_xticks(*_rate_ticks(floor))
             axes.minorticks_off()
+        else:
+            axes.locator_params(axis="x", nbins=3)  # room for ticks such as -0.005
         for point in points:
             _dot(axes, point, names.index(point.name), CHANNEL_STYLES[point.name], floor)
         name_rows(axes, names)

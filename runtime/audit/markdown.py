@@ -97,7 +97,7 @@ def _verdict_lines(results: Results) -> list[str]:
         if worst:
             cells = [
                 worst.attack,
-                f"{beside(worst.psnr, bound_of(results, 'psnr'), 2)} / {worst.ssim:.2f}",
+                f"{beside(worst.psnr, bound_of(results, 'psnr'), 2)} / {worst.ssim:z.2f}",
                 _gain(worst.matching_advantage_db, worst.matching_advantage_95),
                 _gain(worst.above_mean_picture_db, worst.above_mean_picture_95),
                 _gain(worst.below_bob_db, worst.below_bob_95),
@@ -121,7 +121,7 @@ def _with_published(row: PictureRow | None) -> str:
 
 
 def _gain(value: float | None, half: float | None) -> str:
-    return f"{value:+.2f}" + ("" if half is None else f" ± {half:.2f}")
+    return f"{value:+z.2f}" + ("" if half is None else f" ± {half:.2f}")
 
 
 def _judged_pictures(row: PictureRow | None) -> str:
@@ -143,4 +143,4 @@ def bounds(row: GameRow) -> str:
     if row.verdict == "void":
         return "void"
     digits, unit = {"dB": (2, " dB"), "t": (1, "")}.get(row.measure, (3, ""))
-    return f"{row.value:.{digits}f}{unit} [{row.low:.{digits}f}, {row.high:.{digits}f}]"
+    return f"{row.value:z.{digits}f}{unit} [{row.low:z.{digits}f}, {row.high:z.{digits}f}]"

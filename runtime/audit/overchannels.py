@@ -26,38 +26,40 @@ class ChannelPanel:
     drawing: str
 
 
-def channel_panels(results: Results) -> list[tuple[str, list[ChannelPanel]]]:
-    """For each bundle by its name, on its first engine and precision; nothing where all was measured over one channel."""
+def channel_panels(results: Results) -> list[tuple[str, list[list[ChannelPanel]]]]:
+    """For each bundle by its name, on its first engine and precision, the panels of each defence.
+
+    Nothing where all was measured over one channel.
+    """
     found = []
     for name in dict.fromkeys(bundle.name for bundle in results.bundles):
         bundles = [bundle for bundle in results.bundles if bundle.name == name]
         if len({bundle.main_channel for bundle in bundles}) > 1:
-            found.append((name, list(_panels(results, name))))
+            found.append((name, [list(_panels(results, name, defense)) for defense in defenses(results)]))
     return found
 
 
-def _panels(results: Results, name: str) -> Iterator[ChannelPanel]:
+def _panels(results: Results, name: str, defense: str) -> Iterator[ChannelPanel]:
     first = next(place for place in results.every_place if place.bundle == name)
-    here = (name, first.engine, first.precision)
-    rows = [row for row in results.rows if (row.bundle, row.engine, row.precision) == here]
-    games = [game for game in results.games if (game.bundle, game.engine, game.precision) == here and names_the_picture(game)]
-    for defense in defenses(results):
-        title, chosen = BY_NAME[defense].title, [row for row in rows if row.defense == defense]
-        bob = [_point(row, row.main_snr, row.psnr, row.psnr_95) for row in chosen if row.attack == "bob"]
-        if bob:
-            yield ChannelPanel(f"{title}: Bob{one_snr(bob)}", over_channels(bob, "PSNR, dB", "Bob's"))
-        at_first = [row for row in chosen if row.main_snr == first.main_snr]
-        if best := list(best_attacks(at_first)):
-            points = [_point(row, row.eve_snr, row.matching_advantage_db or 0.0, row.matching_advantage_95) for row in best]
-            yield ChannelPanel(
-                f"{title}: Eve's best attack{one_snr(points)}", over_channels(points, "matching advantage, dB", "Eve's")
-            )
-        named = [game for game in games if game.defense == defense and game.main_snr == first.main_snr]
-        named = [game for game in named if game.verdict != "void" and game.eve_snr is not None]
-        if named:
-            points = [Point(CHANNEL_TITLES[game.main_channel], game.eve_snr, game.value, game.low, game.high) for game in named]
-            drawing = over_channels(points, "pictures named by Eve", "Eve's", named[0].chance / 4)
-            yield ChannelPanel(f"{title}: how often Eve names the picture{one_snr(points)}", drawing)
+    here = (name, first.engine, first.precision, defense)
+    rows = [row for row in results.rows if (row.bundle, row.engine, row.precision, row.defense) == here]
+    games = [game for game in results.games if (game.bundle, game.engine, game.precision, game.defense) == here]
+    title = BY_NAME[defense].title
+    bob = [_point(row, row.main_snr, row.psnr, row.psnr_95) for row in rows if row.attack == "bob"]
+    if bob:
+        yield ChannelPanel(f"{title}: Bob{one_snr(bob)}", over_channels(bob, "PSNR, dB", "Bob's"))
+    at_first = [row for row in rows if row.main_snr == first.main_snr]
+    if best := list(best_attacks(at_first)):
+        points = [_point(row, row.eve_snr, row.matching_advantage_db or 0.0, row.matching_advantage_95) for row in best]
+        yield ChannelPanel(
+            f"{title}: Eve's best attack{one_snr(points)}", over_channels(points, "matching advantage, dB", "Eve's")
+        )
+    named = [game for game in games if names_the_picture(game) and game.main_snr == first.main_snr]
+    named = [game for game in named if game.verdict != "void" and game.eve_snr is not None]
+    if named:
+        points = [Point(CHANNEL_TITLES[game.main_channel], game.eve_snr, game.value, game.low, game.high) for game in named]
+        drawing = over_channels(points, "pictures named by Eve", "Eve's", named[0].chance / 4)
+        yield ChannelPanel(f"{title}: how often Eve names the picture{one_snr(points)}", drawing)
 
 
 def one_snr(points: list[Point]) -> str:

@@ -103,7 +103,7 @@ class RecordedResults:
             worst = max(seen, key=lambda row: row.matching_advantage_db or 0.0)
             return [
                 f"Eve sees what was sent, without the key: with {worst.attack}, supposing {BY_NAME[worst.supposed].title}, "
-                f"she gets {worst.psnr:.1f} dB, a matching advantage of {worst.matching_advantage_db:.1f} dB."
+                f"she gets {worst.psnr:.1f} dB, a matching advantage of {worst.matching_advantage_db:z.1f} dB."
             ]
         words = {
             "undecided": "Undecided: it takes more pictures to show that nothing leaks.",
@@ -135,8 +135,8 @@ def print_recorded(console: Console, results: RecordedResults, folder: Path) -> 
     for column in ("pictures", "PSNR", "SSIM", "adv."):
         table.add_column(column, justify="right")
     for row in results.rows:
-        figures = (f"{row.psnr:.1f}", f"{row.ssim:.2f}") if row.psnr is not None else ("-", "-")
-        gain = "-" if row.matching_advantage_db is None else f"{row.matching_advantage_db:+.1f}"
+        figures = (f"{row.psnr:.1f}", f"{row.ssim:z.2f}") if row.psnr is not None else ("-", "-")
+        gain = "-" if row.matching_advantage_db is None else f"{row.matching_advantage_db:+z.1f}"
         supposed = "" if row.attack == "mean-picture" else BY_NAME[row.supposed].short
         table.add_row(row.attack, supposed, row.verdict or "-", str(row.pictures), *figures, gain)
     console.print(table)

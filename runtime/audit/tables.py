@@ -127,13 +127,16 @@ def side_by_side(results: Results) -> list[Line[Either]]:
             name = {"bob": "Bob", "mean-picture": "mean picture"}.get(row.attack, row.attack)
             label = f"{name}, {row.name}" if isinstance(row, GameRow) else name
             found.setdefault((label, row.defense), {})[place_of(row)] = row
+    labels, order = list(dict.fromkeys(label for label, _ in found)), tuple(BY_NAME)
     return [
         Line(
             f"{label}: {BY_NAME[defense].short}",
             next(iter(here.values())).attack,
             tuple(here.get(place_key(place)) for place in places),
         )
-        for (label, defense), here in found.items()
+        for (label, defense), here in sorted(
+            found.items(), key=lambda item: (labels.index(item[0][0]), order.index(item[0][1]))
+        )
     ]
 
 
@@ -192,7 +195,7 @@ def strongest(group: Group) -> list[Line[GameRow]]:
 def measured(row: PictureRow) -> str:
     """PSNR in dB and SSIM of a row, each ± half of its 95 % interval where it has one."""
     if row.psnr_95 is None:
-        return f"{row.psnr:.2f} / {row.ssim:.2f}"
+        return f"{row.psnr:.2f} / {row.ssim:z.2f}"
     return f"{row.psnr:.2f} ± {row.psnr_95:.2f} / {row.ssim:.3f} ± {row.ssim_95:.3f}"
 
 
@@ -246,7 +249,7 @@ def verdict_table(results: Results) -> Table:
             cells = (
                 worst.attack,
                 _psnr(results, worst.psnr),
-                f"{worst.matching_advantage_db:+.1f}",
+                f"{worst.matching_advantage_db:+z.1f}",
                 f"{worst.below_bob_db:z.1f}",
             )
         named = success(verdict.named, bound_of(results, "identification")) if verdict.named else "-"
@@ -342,7 +345,7 @@ def _published(row: PictureRow | None) -> str:
 
 
 def _no_zero(value: float) -> str:
-    return f"{value:.2f}".replace("0.", ".", 1)
+    return f"{value:z.2f}".replace("0.", ".", 1)
 
 
 def leakage_tables(results: Results, eve_snr: float, precision: str, engine: str | None = None) -> list[Table]:
@@ -408,7 +411,7 @@ def success(row: GameRow, bound: float = math.inf) -> str:
     if row.verdict == "void":
         return "void"
     if row.measure in ("dB", "t"):
-        return f"{row.value:+.1f} dB" if row.measure == "dB" else f"t {row.value:.1f}"
+        return f"{row.value:+z.1f} dB" if row.measure == "dB" else f"t {row.value:z.1f}"
     value = percent(row.value)
     if row.high == 1:
         return f"{value} ≥{percent(row.low)}"

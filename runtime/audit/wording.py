@@ -41,7 +41,7 @@ def _falls(attack: str | None, group: list[Verdict]) -> str:
     worst = max((verdict.worst for verdict in group if verdict.worst), key=lambda row: row.matching_advantage_db or 0.0)
     return (
         f"{text} to an Eve without the key: with {attack} she gets {worst.psnr:.1f} dB, {_beside_bob(worst)}, "
-        f"a matching advantage of {worst.matching_advantage_db:.1f} dB."
+        f"a matching advantage of {worst.matching_advantage_db:z.1f} dB."
     )
 
 

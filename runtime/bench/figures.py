@@ -31,7 +31,7 @@ def waterfall(rows: Sequence[Row]) -> str:
     rest = p50.get("receive", 0.0) - sum(p50.get(stage, 0.0) for stage in RECEIVING)
     steps = [(stage, max(p50[stage], 0.0)) for stage in (*SENDING, "channel", *RECEIVING) if stage in p50]
     steps.append(("receive, the rest", max(rest, 0.0)))
-    figure, axes = new_figure(56 + 24 * len(steps), left=NAME_PX + 8, right=52)
+    figure, axes = new_figure(56 + 24 * len(steps), left=NAME_PX + 12, right=52)
     start = 0.0
     total = sum(taken for _, taken in steps)
     for i, (stage, taken) in enumerate(steps):
