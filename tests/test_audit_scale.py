@@ -148,7 +148,7 @@ def test_the_scale_is_no_row_for_models_without_one(small_bundle, tmp_path):
 def test_main_snrs_that_cannot_be_are_refused(small_bundle, edge_bundle, tmp_path):
     for bundles, snrs, words in (
         ([small_bundle], (5.0,), "only for a model that is for a range"),
-        ([edge_bundle], (float("nan"),), "must be finite"),
+        ([edge_bundle], (float("nan"),), "must be in -100..100 dB, got nan"),
         ([edge_bundle, edge_bundle], (), "is given twice"),
     ):
         with pytest.raises(AuditError, match=words):
