@@ -2,10 +2,13 @@
 
 import ast
 import hashlib
+import threading
 from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+
+_PARSER = threading.Lock()  # up to 3.11 Python counts the depth of all threads' trees together, and raises SystemError
 
 
 @cache
@@ -30,7 +33,9 @@ def _source(module: str) -> bytes:
 
 def _imports(source: bytes) -> Iterator[str]:
     """The modules of semseal that a source imports, those inside functions too."""
-    for node in ast.walk(ast.parse(source)):
+    with _PARSER:
+        tree = ast.parse(source)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
