@@ -1,10 +1,12 @@
 """Frames that Eve changed: the changes as arrays, and what Bob sees on a small real link."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from madeup import made_up
+from semseal.runtime import metrics
 from semseal.runtime.attacks import tampering
 from semseal.runtime.audit import integrity
 from semseal.runtime.audit.attacks import BY_NAME as ATTACKS
@@ -62,6 +64,24 @@ def found(scene):
         defense: {game.name: game for game in run(scene, scene.place.cell("integrity", defense, 20.0), lambda seconds: None)}
         for defense in ("none", "permute+substitute", "mix")
     }
+
+
+def test_a_picture_is_no_closer_to_its_target_before_anything_is_changed():
+    """Where those sent and hers come in the order of their classes, here four tints, as of a folder with folders in it."""
+    rng = np.random.default_rng(3)
+    tints = rng.random((4, 3, 1, 1))
+    images, hers = (tints[np.arange(n) % 4] / 2 + rng.random((n, 3, 8, 8)) / 2 for n in (200, 400))
+    scene = SimpleNamespace(settings=QUICK, images=images, attacker_images=hers)
+
+    def advantage(targets):
+        found = metrics.mean(metrics.matching_advantage(metrics.psnr_of_all(targets, images)))
+        return found.value - found.half_width, found.value + found.half_width
+
+    assert advantage(hers[:200])[0] > 0.5
+    chosen = integrity._chosen(scene)
+    assert len(set(chosen)) == 200
+    low, high = advantage(hers[chosen])
+    assert low < 0 < high
 
 
 def test_without_a_defence_bob_sees_what_she_chose(found):

@@ -5,8 +5,8 @@
     replay    the first half of a frame is that of one that carried her target, recorded under the same key
     gain      a frame comes at half its amplitude
 
-Her targets are images of hers, another for each frame. A gain is the same before and behind any linear map: no defence of this
-table can keep it from arriving, unless Bob refuses the frame.
+Her targets are images of hers, another for each frame, dealt by the seed. A gain is the same before and behind any linear map:
+no defence of this table can keep it from arriving, unless Bob refuses the frame.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ DRAW = 90  # the first of the numbers of its draws of noise
 
 def play(scene: Scene, defense: Defense, snr_db: float) -> tuple[GameResult, ...]:
     """A game for each kind of change."""
-    targets = scene.attacker_images[np.arange(len(scene.images)) % len(scene.attacker_images)]
+    targets = scene.attacker_images[_chosen(scene)]
     hers, sent = _clean(scene)
     shift = np.broadcast_to(scene.attacker_rows.mean(axis=0), hers.shape)
 
@@ -71,7 +71,16 @@ def _gain(scene: Scene, defense: Defense) -> GameResult:
 def _clean(scene: Scene) -> tuple[Rows, Rows]:
     """The rows of Eve's targets, and of what is sent."""
     sent = scene.clean_rows(scene.images)
-    return scene.attacker_rows[np.arange(len(sent)) % len(scene.attacker_rows)], sent
+    return scene.attacker_rows[_chosen(scene)], sent
+
+
+def _chosen(scene: Scene) -> NDArray[np.integer]:
+    """Which image of hers is the target of each frame: in an order of its own.
+
+    Where both come in the order of their classes, a picture and its target would be alike before anything is changed.
+    """
+    order = np.random.default_rng([scene.settings.seed, DRAW]).permutation(len(scene.attacker_images))
+    return order[np.arange(len(scene.images)) % len(order)]
 
 
 @lru_cache(maxsize=1)
