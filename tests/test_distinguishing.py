@@ -77,6 +77,15 @@ def test_positive_controls_are_won_for_every_pair(pairs, defense):
         assert len(game.scores) == 60
 
 
+@pytest.mark.parametrize("defense", [none, permute])
+def test_without_noise_every_pair_is_told_apart(pairs, defense):
+    """Where every packet of a picture is the same, too."""
+    rng = np.random.default_rng(5)
+    for name, pair in pairs.items():
+        (practice, practised), (packets, truth) = (send(pair, defense, 100, np.inf, rng) for _ in range(2))
+        assert distinguish(pair, practice, practised, packets, truth).auc.value > 0.99, name
+
+
 def test_an_ideal_rotation_leaves_chance_for_every_pair(pairs):
     rng = np.random.default_rng(0)
     for name, pair in pairs.items():

@@ -26,12 +26,14 @@ from numpy.typing import NDArray
 from semseal.runtime.attacks.identification import fingerprints, matches, squares
 from semseal.runtime.attacks.ordering import Rows, Scores
 from semseal.runtime.metrics import Auc, auc
+from sklearn.covariance import LedoitWolf
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 MIN_PRACTICE_PACKETS = 40
+FLOOR = 1e-9  # of the variance within an answer, where that of all packets is 1
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,9 @@ def _play(
     first, second = by_answer[::2], by_answer[1::2]
     practice_scores, scores = [], []
     for before, now in zip(practice, features, strict=True):
-        discriminant = make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
+        discriminant = make_pipeline(
+            StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", covariance_estimator=_FlooredCovariance())
+        )
         discriminant.fit(before[first], practice_truth[first])
         practice_scores.append(discriminant.decision_function(before[second]))
         scores.append(discriminant.decision_function(now))
@@ -144,3 +148,17 @@ def _play(
     combined.fit(np.stack(practice_scores, axis=1), practice_truth[second])
     belief: Scores = combined.decision_function(np.stack(scores, axis=1))
     return AucGame(belief, auc(belief[truth == 1], belief[truth == 0], level))
+
+
+class _FlooredCovariance(LedoitWolf):
+    """Ledoit and Wolf's of scaled features, as ``shrinkage="auto"`` takes it, and no direction without variance.
+
+    Without noise and without a defence every packet of a picture is the same, and nothing would be divided by nothing: the
+    discriminant of what tells the pictures apart for certain would be 0.
+    """
+
+    def fit(self, features: Scores, y: None = None) -> "_FlooredCovariance":
+        scaler = StandardScaler()
+        super().fit(scaler.fit_transform(features))
+        self.covariance_ = scaler.scale_[:, None] * self.covariance_ * scaler.scale_ + FLOOR * np.eye(features.shape[1])
+        return self
