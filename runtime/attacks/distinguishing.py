@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from semseal.runtime.attacks.identification import fingerprints, matches, squares
 from semseal.runtime.attacks.ordering import Rows, Scores
 from semseal.runtime.metrics import Auc, auc
-from sklearn.covariance import LedoitWolf
+from sklearn.base import BaseEstimator
+from sklearn.covariance import ledoit_wolf
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -150,7 +151,7 @@ def _play(
     return AucGame(belief, auc(belief[truth == 1], belief[truth == 0], level))
 
 
-class _FlooredCovariance(LedoitWolf):
+class _FlooredCovariance(BaseEstimator):
     """Ledoit and Wolf's of scaled features, as ``shrinkage="auto"`` takes it, and no direction without variance.
 
     Without noise and without a defence every packet of a picture is the same, and nothing would be divided by nothing: the
@@ -159,6 +160,6 @@ class _FlooredCovariance(LedoitWolf):
 
     def fit(self, features: Scores, y: None = None) -> "_FlooredCovariance":
         scaler = StandardScaler()
-        super().fit(scaler.fit_transform(features))
-        self.covariance_ = scaler.scale_[:, None] * self.covariance_ * scaler.scale_ + FLOOR * np.eye(features.shape[1])
+        shrunk, _ = ledoit_wolf(scaler.fit_transform(features))
+        self.covariance_ = scaler.scale_[:, None] * shrunk * scaler.scale_ + FLOOR * np.eye(features.shape[1])
         return self
