@@ -224,3 +224,21 @@ def test_a_digital_link_is_refused_before_anything_is_measured_where_it_cannot_b
     with pytest.raises(AuditError, match="no use for a rayleigh channel"):
         audit([small_bundle], "photos", tmp_path / "out", dataclasses.replace(asked, channels=("rayleigh",)))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_the_digital_link_is_asked_for_no_snr_that_it_cannot_be_had_at(edge_bundle, tmp_path):
+    """Leaving it out is no way: Bob is measured under every defence of the folder, at every SNR."""
+    pytest.importorskip("sionna", reason="sionna-no-rt is not installed: in the source folder, pip install '.[radio]'")
+    out = tmp_path / "out"
+    asked = dataclasses.replace(
+        QUICK, pictures=6, attacker_pictures=40, attacks=("no-key",), defenses=("none", "digital"), main_snrs=(20.0,)
+    )
+    audit([edge_bundle], "photos", out, asked)
+    before = sorted(file.name for file in (out / "cells").iterdir())
+    for defenses in (("none",), ("none", "digital")):
+        lower = dataclasses.replace(asked, defenses=defenses, main_snrs=(-20.0,))
+        with pytest.raises(AuditError, match="slow enough for -20 dB") as raised:
+            audit([edge_bundle], "photos", out, lower)
+        assert "choose another --out" in raised.value.hint
+        assert sorted(file.name for file in (out / "cells").iterdir()) == before
+    audit([edge_bundle], "photos", tmp_path / "other", dataclasses.replace(asked, defenses=("none",), main_snrs=(-20.0,)))

@@ -23,7 +23,7 @@ from semseal.runtime.audit.cell import file_name, is_game, measure, read_games, 
 from semseal.runtime.audit.code import digest_of_code
 from semseal.runtime.audit.cost import costs_of
 from semseal.runtime.audit.gate import check_budgets, judge
-from semseal.runtime.audit.links import Link, channel_uses, check, links, taps, with_earlier
+from semseal.runtime.audit.links import Link, channel_uses, check, check_digital, links, taps, with_earlier
 from semseal.runtime.audit.markdown import markdown_tables
 from semseal.runtime.audit.matrix import FULL, both, cells
 from semseal.runtime.audit.report import write_first_look, write_report
@@ -80,6 +80,7 @@ def audit(
     identity = _identity(found, data, taken)
     _claim(out, identity)
     everything, everywhere, known = _with_earlier(settings, found, out)
+    check_digital(everywhere, everything)  # Bob's is measured under every defence of the folder, at every SNR
     skipped |= known.skipped if known else {}
     agreement = dict(known.surrogate_agreement_db) if known else {}
     networks = (out / "networks").absolute()
