@@ -32,7 +32,7 @@ from semseal.runtime.audit.scene import CPU_ENGINES, Images
 from semseal.runtime.audit.settings import Cell, Place, Settings, eve_at
 from semseal.runtime.audit.taken import MIN_PICTURES, Taken, take_pictures
 from semseal.runtime.audit.verdict import Games, Pictures, air_rows, count_figures, game_rows, orderings, picture_rows
-from semseal.runtime.audit.wording import optimised
+from semseal.runtime.audit.wording import listed, optimised
 from semseal.runtime.audit.work import Work, scene_of
 from semseal.runtime.bundle import Bundle, open_bundle
 from semseal.runtime.environment import Environment, environment
@@ -361,17 +361,28 @@ def _digest_of_graphs(bundle: Bundle) -> str:
 
 def _claim(out: Path, identity: dict[str, Any]) -> None:
     """Make the folder of this audit, or check that it is this audit's."""
-    text = json.dumps(identity, indent=1) + "\n"
-    file = out / "audit.json"
-    if file.exists() and file.read_text() != text:
+    text, file = json.dumps(identity, indent=1) + "\n", out / "audit.json"
+    if file.exists():
+        wanted = json.loads(text)
         try:
-            found = json.loads(file.read_text())
-        except ValueError:
+            found = dict(json.loads(file.read_text()))
+        except (ValueError, TypeError):
             raise AuditError(f"{file} is damaged", "choose another --out") from None
-        differing = ", ".join(name for name in identity if found.get(name) != json.loads(text)[name])
-        older = "another version of semseal measured it: " if found.get("code") != identity["code"] else ""
-        raise AuditError(f"{out} holds another audit: {differing} differ", f"{older}choose another --out")
+        if differing := [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]:
+            raise _another_audit(out, differing)
     if out.is_file() or (out.is_dir() and not file.exists() and any(out.iterdir())):
         raise AuditError(f"{out} is neither empty nor an audit", "choose another --out")
     (out / "cells").mkdir(parents=True, exist_ok=True)
     write_atomically(file, text.encode())
+
+
+def _another_audit(out: Path, differing: list[str]) -> AuditError:
+    """``differing`` are those of the fields of ``_identity`` in which this audit is not the one in ``out``."""
+    verb = "differ" if len(differing) > 1 or differing[0].endswith("s") else "differs"
+    if "code" in differing:
+        fix = "another version of semseal measured it: choose another --out"
+    elif differing == ["environment"]:
+        fix = "another machine, or other versions of libraries, measured it: choose another --out"
+    else:
+        fix = "give the options that it was measured with, or choose another --out"
+    return AuditError(f"{out} holds another audit: {listed([f'the {name}' for name in differing])} {verb}", fix)
