@@ -102,8 +102,7 @@ def audit(
     pictures, games = _read(out / "cells", [cell for place in places for cell in _kept(everything, place)])
     results = summarise(pictures, games, everywhere, data, everything, skipped, agreement)
     results = replace(results, gate=judge(budgets or {}, results, settings, asked))
-    compared = _compared(works, results, pictures, out / "costs.json")
-    _write(out, results, pictures, images, compared)
+    _write(out, results, pictures, images, _compared(works, results, pictures, out / "costs.json"))
     return results
 
 
