@@ -95,14 +95,28 @@ def mean(values: NDArray[np.float64]) -> Mean:
 
 
 def p_value_of_mean(values: NDArray[np.float64]) -> float:
-    """p-value of the mean of ``values`` being above 0 (one-sided t test); 1 for fewer than two values."""
+    """p-value of the mean of ``values`` being above 0 (one-sided t test); 1 for fewer than two, or one that is no number."""
     from scipy.stats import ttest_1samp
 
-    if len(values) < 2:
+    if len(values) < 2 or not np.isfinite(values).all():
         return 1.0
     if np.ptp(values) == 0:
         return 0.0 if values[0] > 0 else 1.0
     return float(ttest_1samp(values, 0, alternative="greater").pvalue)
+
+
+def p_value_of_largest(values: NDArray[np.float64]) -> float:
+    """p-value of the largest of ``values`` lying so far above the others (Grubbs's test, one-sided); 1 for fewer than three."""
+    from scipy.stats import t
+
+    n, deviation = len(values), float(np.std(values, ddof=1)) if len(values) > 2 else 0.0
+    if deviation == 0:
+        return 1.0
+    distance = float(values.max() - values.mean()) / deviation
+    room = (n - 1) ** 2 - n * distance**2  # none where all others are equal
+    if room <= 0:
+        return 0.0
+    return min(1.0, float(n * t.sf(distance * math.sqrt(n * (n - 2) / room), n - 2)))
 
 
 def p_value_of_rate(hits: int, n: int, chance: float) -> float:
