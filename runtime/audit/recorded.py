@@ -164,7 +164,7 @@ def _attacked(case: Case, supposed: Sequence[str], left_out: dict[str, str]) -> 
     attacks = [BY_NAME[name] for name in case.settings.attacks]
     scenes = {streams: RecordedScene(case, chosen) for streams, chosen in case.choices.items()}
     anew = RecordedScene(case, case.largest, anew=True)
-    if any(attack.optimised for attack in attacks) and (reason := anew.why_no_gradient()):
+    if any(attack.optimised for attack in attacks) and (reason := anew.agreement_or_reason()[1]):
         left_out |= {attack.name: reason for attack in attacks if attack.optimised}
         attacks = [attack for attack in attacks if not attack.optimised]
     work: list[tuple[Key, RecordedScene, str]] = []

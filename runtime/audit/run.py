@@ -36,7 +36,7 @@ from semseal.runtime.audit.wording import listed, optimised
 from semseal.runtime.audit.work import Work, scene_of
 from semseal.runtime.bundle import Bundle, open_bundle
 from semseal.runtime.environment import Environment, environment
-from semseal.runtime.errors import AuditError, GraphError
+from semseal.runtime.errors import AuditError
 from semseal.runtime.files import shown, write_atomically
 from semseal.runtime.progress import told
 
@@ -231,13 +231,10 @@ def _unsupported(work: Work, agreement: dict[str, float]) -> str:
     place = work.place
     if _words(place) in agreement:
         return ""
-    if reason := scene_of(work).why_unsupported():
-        return reason
-    try:
-        agreement[_words(place)] = round(scene_of(work).surrogate_agreement_db(), 1)
-    except GraphError as error:
-        return error.message
-    return ""
+    found, reason = scene_of(work).agreement_or_reason()
+    if found is not None:
+        agreement[_words(place)] = round(found, 1)
+    return reason
 
 
 def _with_earlier(settings: Settings, found: list[Link], out: Path) -> tuple[Settings, list[Link], Results | None]:

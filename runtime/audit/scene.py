@@ -154,6 +154,15 @@ class Scene:
         deployed = open_engine(self.engine, self.bundle.program("transmitter", self.precision, self.engine))
         return why_unsupported(self.bundle.graph("transmitter", self.precision), deployed, inputs)
 
+    def agreement_or_reason(self) -> tuple[float | None, str]:
+        """``surrogate_agreement_db``; or None, and why attacks that differentiate the transmitter do not count here."""
+        if reason := self.why_unsupported():
+            return None, reason
+        try:
+            return self.surrogate_agreement_db(), ""
+        except GraphError as error:
+            return None, error.message
+
     @cached_property
     def scales(self) -> NDArray[np.float32]:
         """Of every image that is sent, as its header says; 1 for models without."""
