@@ -95,14 +95,28 @@ def mean(values: NDArray[np.float64]) -> Mean:
 
 
 def p_value_of_mean(values: NDArray[np.float64]) -> float:
-    """p-value of the mean of ``values`` being above 0 (one-sided t test); 1 for fewer than two values."""
+    """p-value of the mean of ``values`` being above 0 (one-sided t test); 1 for fewer than two, or one that is no number."""
     from scipy.stats import ttest_1samp
 
-    if len(values) < 2:
+    if len(values) < 2 or not np.isfinite(values).all():
         return 1.0
     if np.ptp(values) == 0:
         return 0.0 if values[0] > 0 else 1.0
     return float(ttest_1samp(values, 0, alternative="greater").pvalue)
+
+
+def p_value_of_largest(values: NDArray[np.float64]) -> float:
+    """p-value of the largest of ``values`` lying so far above the others (Grubbs's test, one-sided); 1 for fewer than three."""
+    from scipy.stats import t
+
+    n, deviation = len(values), float(np.std(values, ddof=1)) if len(values) > 2 else 0.0
+    if deviation == 0:
+        return 1.0
+    distance = float(values.max() - values.mean()) / deviation
+    room = (n - 1) ** 2 - n * distance**2  # none where all others are equal
+    if room <= 0:
+        return 0.0
+    return min(1.0, float(n * t.sf(distance * math.sqrt(n * (n - 2) / room), n - 2)))
 
 
 def p_value_of_rate(hits: int, n: int, chance: float) -> float:
@@ -177,7 +191,8 @@ def balanced_accuracy(truth: NDArray[np.integer], guess: NDArray[np.integer], le
     """Of ``guess`` [n] at ``truth`` [n], whose values are the classes, two at least.
 
     The bounds are those of the shares (Clopper-Pearson), joined as by Zou and Donner (2008, "MOVER"). The p-value is exact: of
-    all orders of the truth, the share that does as well; for more than two classes, of PERMUTATIONS random ones.
+    all orders of the truth, the share that does as well; for more than two classes, of PERMUTATIONS random ones, and where none
+    of those does, what the share is at most.
     """
     from scipy.stats import hypergeom
 
@@ -197,7 +212,45 @@ def balanced_accuracy(truth: NDArray[np.integer], guess: NDArray[np.integer], le
     for start in range(0, PERMUTATIONS, 5000):
         drawn = rng.permuted(np.tile(truth, (min(5000, PERMUTATIONS - start), 1)), axis=1)
         better += int(((drawn == guess) @ weights[guess] >= value - 1e-9).sum())
-    return Balanced(value, value - below, min(1.0, value + above), n, 1 / k, (1 + better) / (1 + PERMUTATIONS))
+    p_value = (1 + better) / (1 + PERMUTATIONS)
+    if not better:  # only then, as the smaller of two p-values is none
+        p_value = min(p_value, _most_orders(value - 1e-9, sizes, np.array([int((guess == name).sum()) for name in names]), n))
+    return Balanced(value, value - below, min(1.0, value + above), n, 1 / k, p_value)
+
+
+def _most_orders(value: float, sizes: NDArray[np.int64], guesses: NDArray[np.int64], n: int) -> float:
+    """What share of all orders of the truth gives guesses a balanced accuracy of ``value`` or more, at most.
+
+    ``sizes`` [k] and ``guesses`` [k] say how many of n there are of each class, and how often it is named. By Chernoff's bound:
+    that share is at most E exp(s A) / exp(s value) for every s > 0, A being the balanced accuracy of a random order. With h
+    hits of each class, each of a weight w in A, exp(s w h) is the sum over j of C(h, j) (exp(s w) - 1)^j; and of the choices of
+    J pictures, each named as a class that has room for it, a random order makes (n - J)! / n! all right. So the expectation is
+    exact, and a sum of positive terms.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import gammaln, logsumexp
+
+    weights = 1 / (len(sizes) * sizes)
+
+    def log_choices(of: int, j: NDArray[np.int64]) -> NDArray[np.float64]:
+        found: NDArray[np.float64] = gammaln(of + 1) - gammaln(j + 1) - gammaln(of - j + 1)
+        return found
+
+    def log_bound(s: float) -> float:
+        total = np.zeros(1)  # the logarithms of the sums for J = 0, 1, ...
+        for weight, size, guessed in zip(weights, sizes, guesses, strict=True):
+            j = np.arange(min(size, guessed) + 1)
+            each = s * weight + math.log(-math.expm1(-s * weight))  # log(exp(s w) - 1), which may be large
+            part = log_choices(size, j) + log_choices(guessed, j) + gammaln(j + 1) + j * each
+            joined = np.full(len(total) + len(j) - 1, -np.inf)
+            for i in j:
+                joined[i : i + len(total)] = np.logaddexp(joined[i : i + len(total)], total + part[i])
+            total = joined
+        right = np.arange(len(total))
+        return float(logsumexp(total + gammaln(n - right + 1) - gammaln(n + 1)) - s * value)
+
+    found = minimize_scalar(log_bound, bounds=(1e-9, 60 / weights.min()), method="bounded")  # convex; each s gives a bound
+    return min(1.0, math.exp(found.fun))
 
 
 def true_positive_rate(targets: NDArray[np.float64], others: NDArray[np.float64], false_positives: float = 0.01) -> Proportion:

@@ -1,6 +1,7 @@
 """Who and what: probes on made-up forms, balanced accuracy, and the attack on a small real link."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -96,6 +97,51 @@ def test_two_classes_by_permutations_and_exactly_agree(monkeypatch):
     drawn = metrics.balanced_accuracy(truth, other)
     assert exact.value == drawn.value
     assert drawn.p_value == pytest.approx(exact.p_value, rel=1.0, abs=2e-4)
+
+
+@pytest.mark.parametrize(("k", "n"), [(2, 7), (3, 7), (4, 7), (3, 6)])
+def test_below_what_permutations_resolve_the_p_value_is_at_most_the_exact_one(k, n, monkeypatch):
+    """Against all orders of the truth, for every balanced accuracy that guesses can reach; at the highest it is exact."""
+    monkeypatch.setattr(metrics, "PERMUTATIONS", 0)  # none of which does as well, so that the bound is what is left
+    rng, compared = np.random.default_rng(n), 0
+    for _ in range(4):
+        truth = np.concatenate([np.arange(k), rng.integers(k, size=n - k)])
+        orders = np.array(list(itertools.permutations(truth)))
+        guess = rng.integers(k + 1, size=n)  # sometimes at a class that there is not
+        shares = np.mean([((orders == guess) & (orders == c)).sum(1) / (truth == c).sum() for c in range(k)], axis=0)
+        for value in np.unique(shares.round(9)):
+            at = orders[np.abs(shares - value).argmin()]
+            if k == 2 and guess.max() < 2:
+                continue  # exact by itself
+            found, exact = metrics.balanced_accuracy(at, guess).p_value, (shares >= value - 1e-9).mean()
+            assert found >= exact * (1 - 1e-6)
+            assert found < 12 * exact
+            if value == shares.max().round(9):
+                assert found == pytest.approx(exact, rel=1e-3)
+            compared += 1
+    assert compared > 8
+
+
+def test_the_bound_is_close_to_the_exact_p_value_of_two_classes():
+    truth = np.array([0] * 60 + [1] * 140)
+    guess = np.where(np.arange(200) % 5 == 0, 1 - truth, truth)
+    exact = metrics.balanced_accuracy(truth, guess).p_value
+    guess[0] = 2  # wrong already: a third class leaves as much of it right, and is drawn
+    assert 1e-30 < exact < metrics.balanced_accuracy(truth, guess).p_value < 30 * exact < 1e-10
+
+
+@pytest.mark.parametrize(("sure", "verdict"), [(0.5, "sees"), (0.0, "nothing")])
+def test_in_an_audit_of_many_figures_she_still_sees_who_it_is(sure, verdict):
+    """Five people and 5,000 figures: one of them sees below 2e-6, and 100,000 permutations tell nothing below 1e-5."""
+    rng = np.random.default_rng(5)
+    truth = np.arange(200) % 5
+    found = metrics.balanced_accuracy(truth, np.where(rng.random(200) < sure, truth, rng.integers(5, size=200)))
+    game = GameResult("who", found.value, found.low, found.high, found.n, found.chance, "balanced", found.p_value)
+    cells = {
+        Cell("attributes", "none", 10.0, 10.0): (dataclasses.replace(game, low=0.8),),
+        Cell("attributes", "mix", 10.0, 10.0): (game,),
+    }
+    assert game_rows(cells, 5000)[1].verdict == verdict
 
 
 # on a link

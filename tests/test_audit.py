@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import shutil
 
 import pytest
@@ -144,12 +145,40 @@ def test_other_graphs_of_the_same_model_are_another_audit(small_bundle, tmp_path
     files["transmitter.int8.onnx"] = files["transmitter.fp16.onnx"]
     other = write_bundle(tmp_path / "other", files, bundle.manifest, owner_key())
     assert other.digest == bundle.digest
-    with pytest.raises(AuditError, match="holds another audit: bundles differ"):
+    with pytest.raises(AuditError, match="holds another audit: the bundles differ"):
         audit([other.path], "photos", tmp_path / "out", asked)
 
 
+@pytest.mark.parametrize(
+    ("changes", "what", "fix"),
+    [
+        ({"code": "0"}, "the code differs", "another version of semseal measured it: choose another --out"),
+        ({"environment": {}}, "the environment differs", "another machine, or other versions of libraries, measured it"),
+        ({"data": "folder:x"}, "the data differs", "give the options that it was measured with, or choose another --out"),
+        ({"pictures": "", "effort": {}}, "the pictures and the effort differ", "give the options"),
+        ({"bundles": [], "code": "", "environment": 1}, "the bundles, the code and the environment differ", "another version"),
+        ({"antennas": 4}, "the antennas differ", "give the options"),  # a field that this version does not know
+    ],
+)
+def test_what_differs_in_another_audit_is_said(done, small_bundle, tmp_path, changes, what, fix):
+    found = json.loads((done[0] / "audit.json").read_text())
+    (tmp_path / "audit.json").write_text(json.dumps(found | changes))
+    with pytest.raises(AuditError) as raised:
+        audit([small_bundle], "photos", tmp_path, TINY)
+    assert raised.value.message == f"{tmp_path} holds another audit: {what}"
+    assert raised.value.hint.startswith(fix)
+    assert [file.name for file in tmp_path.iterdir()] == ["audit.json"]
+
+
+@pytest.mark.parametrize("damaged", [b"[1]", b"7", b"{", b"\xff\xfe"])
+def test_a_damaged_identity_is_named(small_bundle, tmp_path, damaged):
+    (tmp_path / "audit.json").write_bytes(damaged)
+    with pytest.raises(AuditError, match=r"audit\.json is damaged"):
+        audit([small_bundle], "photos", tmp_path, TINY)
+
+
 def test_a_folder_of_another_audit_is_refused(done, small_bundle, tmp_path):
-    with pytest.raises(AuditError, match="holds another audit: effort differ"):
+    with pytest.raises(AuditError, match="holds another audit: the effort differs\n"):
         audit([small_bundle], "photos", done[0], dataclasses.replace(TINY, seed=1))
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(AuditError, match="neither empty nor an audit"):

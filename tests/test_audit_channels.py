@@ -65,9 +65,9 @@ def test_an_audit_of_two_channels_stands_side_by_side(edge_bundle, tmp_path):
     ((title, lines),) = air_lines(results)
     assert f"### On air: {title}" in tables
     assert {line[:2] for line in lines} == {(name, kind) for name in ("no defence", "mix") for kind in ("AWGN", "TDL-C")}
-    with pytest.raises(AuditError, match="holds another audit: channels differ"):
+    with pytest.raises(AuditError, match="holds another audit: the channels differ"):
         audit([edge_bundle], "photos", out, dataclasses.replace(ASKED, channels=("awgn",)))
-    with pytest.raises(AuditError, match="effort differ"):
+    with pytest.raises(AuditError, match="the effort differs"):
         audit([edge_bundle], "photos", out, dataclasses.replace(ASKED, radio=Radio()))
 
 

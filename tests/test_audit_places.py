@@ -125,7 +125,7 @@ def test_a_rayleigh_link_is_audited_under_rayleigh(rayleigh, tmp_path):
     assert "Rayleigh" in (tmp_path / "out" / "report.html").read_text()
     bob = next(row for row in results.rows if row.attack == "bob")
     assert (bob.eve_channel, bob.paper_psnr) == (None, None)  # the paper's figure is of AWGN
-    with pytest.raises(AuditError, match="holds another audit: channels differ"):
+    with pytest.raises(AuditError, match="holds another audit: the channels differ"):
         audit([rayleigh], "photos", tmp_path / "out", dataclasses.replace(QUICKER, channels=("awgn",)))
     mixed = dataclasses.replace(QUICKER, channels=("awgn",), eve_channel="multipath")
     other = audit([rayleigh], "photos", tmp_path / "other", mixed)

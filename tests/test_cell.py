@@ -57,6 +57,25 @@ def test_every_attack_meets_every_defence_that_it_is_for(done):
     assert {attack.name for attack in ATTACKS if attack.game} == {row.attack for row in games}
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_a_decoder_that_overflows_gives_pictures_that_can_be_scored(setting, broken):
+    """In half precision one may, of rows that are no picture's; what is no number is grey there."""
+    scene = Scene(*setting, SETTINGS)
+    whole = scene._decode
+
+    def overflowing(*inputs):
+        pictures = whole(*inputs).copy()
+        pictures[0, 0, :2, :3] = broken
+        return pictures
+
+    scene._decode = overflowing
+    cell = scene.place.cell("no-key", "mix", 20.0)
+    found, _ = answer(scene, cell)
+    assert np.isfinite(found).all()
+    assert found[0, 0, 0, 0] == {np.nan: 0.5, np.inf: 1.0, -np.inf: 0.0}[broken]
+    assert content(scene, cell)
+
+
 def test_who_wins_where_it_must_and_what_mix_leaves(done):
     rows = {(row.attack, row.defense): row for row in done[1]}
     # Bob's decoder sees what Bob sees, and the same with a reused V under every one of the paper's modes

@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from semseal.runtime.audit.cost import costs_of
 from semseal.runtime.audit.matrix import FULL, QUICK
+from semseal.runtime.audit.practice import known_db
 from semseal.runtime.audit.recorded import audit_recording
 from semseal.runtime.audit.run import audit
 from semseal.runtime.audit.scene import Scene
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.channel import awgn, draw_noise
-from semseal.runtime.defense.defenses import DEFENSES, MODES
+from semseal.runtime.defense.defenses import BY_NAME, DEFENSES, MODES
 from semseal.runtime.defense.superposition import CLOUD_POWER, cancel, superpose
 from semseal.runtime.defense.symbols import permute, restore
 from semseal.runtime.errors import AuditError
@@ -187,6 +188,23 @@ def test_an_audit_sets_rivals_beside_the_modes(small_bundle, tmp_path):
     assert (tmp_path / "costs.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize(("snr_db", "channel"), [(0.0, "awgn"), (10.0, "awgn"), (np.inf, "awgn"), (10.0, "rayleigh")])
+def test_eve_knows_how_much_noise_an_undone_defence_leaves(small_bundle, snr_db, channel):
+    """More than she received: that of the clouds she mistakes, and all of it louder."""
+    images = open_pictures("photos", "valid").take(24, 32, 24)
+    asked = dataclasses.replace(QUICK, pictures=12, channels=(channel,), eve_antennas=2)
+    scene = Scene(open_bundle(small_bundle), images[:12], images[12:], asked)
+    clouds = BY_NAME["superposition"]
+    for defense in DEFENSES:
+        if not defense.keyless:
+            assert known_db(scene, defense, snr_db) == scene.combined_db(snr_db)
+    left = scene.received_rows(scene.images, clouds, snr_db, 1)[:, 0] - scene.clean_rows(scene.images)
+    found = known_db(scene, clouds, snr_db)
+    assert found == pytest.approx(-10 * np.log10(2 * np.square(left).mean()), abs=1.5)
+    assert found < scene.combined_db(snr_db) - 3
+    assert found == known_db(scene, clouds, snr_db)
+
+
 def test_costs_that_are_damaged_are_named(small_bundle, tmp_path):
     images = open_pictures("photos", "valid").take(12, 32, 24)
     scene = Scene(open_bundle(small_bundle), images, images, dataclasses.replace(QUICK, pictures=12))
@@ -206,3 +224,21 @@ def test_a_digital_link_is_refused_before_anything_is_measured_where_it_cannot_b
     with pytest.raises(AuditError, match="no use for a rayleigh channel"):
         audit([small_bundle], "photos", tmp_path / "out", dataclasses.replace(asked, channels=("rayleigh",)))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_the_digital_link_is_asked_for_no_snr_that_it_cannot_be_had_at(edge_bundle, tmp_path):
+    """Leaving it out is no way: Bob is measured under every defence of the folder, at every SNR."""
+    pytest.importorskip("sionna", reason="sionna-no-rt is not installed: in the source folder, pip install '.[radio]'")
+    out = tmp_path / "out"
+    asked = dataclasses.replace(
+        QUICK, pictures=6, attacker_pictures=40, attacks=("no-key",), defenses=("none", "digital"), main_snrs=(20.0,)
+    )
+    audit([edge_bundle], "photos", out, asked)
+    before = sorted(file.name for file in (out / "cells").iterdir())
+    for defenses in (("none",), ("none", "digital")):
+        lower = dataclasses.replace(asked, defenses=defenses, main_snrs=(-20.0,))
+        with pytest.raises(AuditError, match="slow enough for -20 dB") as raised:
+            audit([edge_bundle], "photos", out, lower)
+        assert "choose another --out" in raised.value.hint
+        assert sorted(file.name for file in (out / "cells").iterdir()) == before
+    audit([edge_bundle], "photos", tmp_path / "other", dataclasses.replace(asked, defenses=("none",), main_snrs=(-20.0,)))

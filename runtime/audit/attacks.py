@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from semseal.runtime.attacks import accumulate, blackbox, bruteforce, learned, ordering, reuse, rowmatching, whitebox
 from semseal.runtime.audit import games, generative, integrity, people, sidechannel
-from semseal.runtime.audit.practice import schemes_of, simulate, under_one_key
+from semseal.runtime.audit.practice import known_db, schemes_of, simulate, under_one_key
 from semseal.runtime.audit.results import GameResult
 from semseal.runtime.audit.roworder import has_schemes, in_order, row_model
 from semseal.runtime.audit.scene import Images, Rows, Scene
@@ -98,15 +98,15 @@ def _no_key(scene: Scene, cell: Cell, _: Advance) -> Images:
 
 def _row_ordering(scene: Scene, cell: Cell, _: Advance) -> Images:
     received = scene.received_rows(scene.images, DEFENSES[cell.defense], snr_of(cell), 1)
-    return _ordered(scene, cell, row_model(scene, snr_of(cell)), received)
+    return _ordered(scene, cell, _row_model(scene, cell), received)
 
 
 def _brute_force(scene: Scene, cell: Cell, _: Advance) -> Images:
     received = scene.received_rows(scene.images, DEFENSES[cell.defense], snr_of(cell), 1)
     permutations, swapped = schemes_of(scene, DEFENSES[cell.defense])
-    rows = []
+    model, rows = _row_model(scene, cell), []
     for group in received:
-        found = bruteforce.search(row_model(scene, snr_of(cell)), list(group), permutations, swapped)
+        found = bruteforce.search(model, list(group), permutations, swapped)
         rows.append(ordering.arrange(group.reshape(-1, group.shape[2]), found.order))
     return _decoded(scene, cell, np.concatenate(rows))
 
@@ -114,7 +114,7 @@ def _brute_force(scene: Scene, cell: Cell, _: Advance) -> Images:
 def _row_matching(scene: Scene, cell: Cell, advance: Advance) -> Images:
     few, settings = scene.images[: scene.settings.optimised_pictures], scene.settings.matching
     received = scene.received_rows(few, DEFENSES[cell.defense], snr_of(cell), 1)
-    rows = in_order(row_model(scene, snr_of(cell)), received).reshape(received.shape)
+    rows = in_order(_row_model(scene, cell), received).reshape(received.shape)
     told = _in_seconds(advance, ROW_MATCHING_S)
     found = rowmatching.invert(scene.surrogate_on_air, rows, scene.mean_picture, settings, settings.steps // 3, advance=told)
     return scene.best_order(found.reshape(-1, *found.shape[2:]), received.shape[1])
@@ -168,7 +168,8 @@ def _four_packets(scene: Scene, cell: Cell, _: Advance) -> Images:
     defense, snr = DEFENSES[cell.defense], snr_of(cell)
     packets = np.stack([scene.received_rows(scene.images, defense, snr, 10 + k) for k in range(REPEATS)], axis=1)
     groups, repeats, streams, h, r = packets.shape
-    one, four = row_model(scene, snr), row_model(scene, snr + accumulate.gain_db(REPEATS))
+    known = known_db(scene, defense, snr)
+    one, four = row_model(scene, known), row_model(scene, known + accumulate.gain_db(REPEATS))
     mean = np.stack([accumulate.average(one, group.reshape(repeats, streams * h, r)) for group in packets])
     return _ordered(scene, cell, four, mean.reshape(groups, streams, h, r))
 
@@ -184,6 +185,10 @@ def _decoded(scene: Scene, cell: Cell, rows: Rows) -> Images:
     """The rows [n, h, r] of all images, undefended as Eve believes, through Bob's decoder."""
     defense = DEFENSES[cell.defense]
     return scene.decode(rows, scene.known_scales(defense), scene.told_db(defense, snr_of(cell)))
+
+
+def _row_model(scene: Scene, cell: Cell) -> ordering.RowModel:
+    return row_model(scene, known_db(scene, DEFENSES[cell.defense], snr_of(cell)))
 
 
 def _ordered(scene: Scene, cell: Cell, model: ordering.RowModel, received: Rows) -> Images:

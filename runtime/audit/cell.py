@@ -18,7 +18,7 @@ from semseal.runtime.audit.attacks import BY_NAME, Answer
 from semseal.runtime.audit.on_air import NAMES as ON_AIR
 from semseal.runtime.audit.on_air import OnAir
 from semseal.runtime.audit.results import GameResult, Reconstructions
-from semseal.runtime.audit.scene import Images, Scene
+from semseal.runtime.audit.scene import Images, Scene, finite
 from semseal.runtime.audit.settings import Advance, Cell, snr_name
 from semseal.runtime.defense.defenses import BY_NAME as DEFENSES
 from semseal.runtime.errors import AuditError
@@ -56,7 +56,8 @@ def answer(scene: Scene, cell: Cell, advance: Advance = lambda seconds: None) ->
         return scene.bob(DEFENSES[cell.defense])
     if cell.attack == "mean-picture":
         return np.broadcast_to(scene.mean_picture, scene.images.shape).astype(np.float32), None
-    return BY_NAME[cell.attack].run(scene, cell, advance), None
+    found = BY_NAME[cell.attack].run(scene, cell, advance)
+    return found if isinstance(found, tuple) else finite(found), None
 
 
 def measure(scene: Scene, cell: Cell, file: Path, advance: Advance = lambda seconds: None) -> None:

@@ -23,6 +23,7 @@ CODEC = "webp"
 MARGIN_DB = 2.0  # of SNR: so much less, and capacity would be what is sent
 TAG_BYTES = 16
 NONCE = bytes(12)  # each key seals one picture
+WITHOUT_IT = "leave out --defense digital; where --out holds it already, choose another --out"  # every SNR of a folder has it
 KEPT_FILES = 4096  # of pictures that are sent again, under another key
 
 Images = NDArray[np.float32]
@@ -34,7 +35,7 @@ def fastest(snr_db: float) -> Mcs:
     allowed = capacity(snr_db - MARGIN_DB)
     found = next((mcs for mcs in table() if mcs.efficiency <= allowed), None)
     if found is None:
-        raise AuditError(f"no modulation and code rate of 5G is slow enough for {snr_db:g} dB", "leave out --defense digital")
+        raise AuditError(f"no modulation and code rate of 5G is slow enough for {snr_db:g} dB", WITHOUT_IT)
     return found
 
 
@@ -51,7 +52,7 @@ class DigitalLink:
         except ValueError:
             framing = None
         if framing is None or framing.payload_bytes <= TAG_BYTES:
-            raise AuditError(f"a digital frame in {symbols} channel uses carries no byte", "leave out --defense digital")
+            raise AuditError(f"a digital frame in {symbols} channel uses carries no byte", WITHOUT_IT)
         self._modem = Modem(framing)
 
     @property

@@ -14,7 +14,7 @@ import hashlib
 import numpy as np
 from semseal.runtime.attacks import flow, generative
 from semseal.runtime.audit.networks import trained
-from semseal.runtime.audit.practice import simulate
+from semseal.runtime.audit.practice import known_db, simulate
 from semseal.runtime.audit.roworder import has_schemes, in_order, row_model
 from semseal.runtime.audit.scene import Images, Rows, Scene
 from semseal.runtime.audit.settings import Advance, Cell, Settings, snr_of
@@ -37,7 +37,7 @@ def guided(scene: Scene, cell: Cell, advance: Advance) -> Images:
         prior,
         scene.surrogate if known else scene.surrogate_on_air,
         received,
-        scene.combined_db(snr),
+        known_db(scene, defense, snr),
         scene.bundle.h,
         generative.GuidedSettings(settings.generative_levels, settings.generative_pulls, settings.generative_refined),
         settings.seed,
@@ -77,7 +77,7 @@ def _received(scene: Scene, images: Images, defense: Defense, snr: float) -> Row
     """Rows [n, h, r] as they were sent without the defence, as far as they can be put in order."""
     rows = scene.received_rows(images, defense, snr, 1)
     if has_schemes(defense):
-        return in_order(row_model(scene, snr), rows)
+        return in_order(row_model(scene, known_db(scene, defense, snr)), rows)
     return rows.reshape(-1, *rows.shape[2:])
 
 

@@ -123,7 +123,7 @@ def _grouped(rows: Rows, defense: Defense) -> Rows:
 def _ordered(scene: Scene, rows: Rows, defense: Defense, snr_db: float) -> ordering.Order:
     """Where the rows [streams * h, r] of a group are, by their order where a defence moves them; else where they were."""
     if has_schemes(defense):
-        return ordering.order(row_model(scene, snr_db), rows, defense.streams)
+        return ordering.order(row_model(scene, scene.combined_db(snr_db)), rows, defense.streams)
     return np.arange(len(rows)).reshape(defense.streams, -1)
 
 

@@ -157,7 +157,13 @@ def check(found: list[Link], settings: Settings) -> None:
     for link in found:
         taps(link.bundle)
         check_engines(link, settings)
-        if any(BY_NAME[name].digital for name in settings.defenses):
+    check_digital(found, settings)
+
+
+def check_digital(found: list[Link], settings: Settings) -> None:
+    """Make the digital link that is asked for at every place, so that one that cannot be had is told before it is measured."""
+    if any(BY_NAME[name].digital for name in settings.defenses):
+        for link in found:
             for snr_db in link.main_snrs:
                 for main_channel, _ in link.channels:
                     digital_link(link.bundle, main_channel, snr_db)

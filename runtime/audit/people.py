@@ -77,7 +77,7 @@ def _decoded(scene: Scene, rows: Rows, images: Images, defense: Defense, snr_db:
     elif practises:
         found = scene.received_rows(images, plain, snr_db, DRAW + 2)[:, 0]
     else:
-        model, pools = row_model(scene, snr_db), rows.reshape(len(rows), -1, rows.shape[3])
+        model, pools = row_model(scene, scene.combined_db(snr_db)), rows.reshape(len(rows), -1, rows.shape[3])
         found = np.stack([ordering.arrange(pool, ordering.order(model, pool, defense.streams)[:1])[0] for pool in pools])
     if practises and scene.knows_scales(defense):
         scales = scene.attacker_scales[: len(images)]

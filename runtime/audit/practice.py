@@ -2,6 +2,7 @@
 
 schemes_of       the scheme sets of Alice's key, for an Eve who has them
 simulate         practice for the learned inverses: clean rows under random keys, with noise
+known_db         the SNR of what she works with
 under_one_key    many packets under one V or key stream, which a transmitter refuses to send
 """
 
@@ -14,6 +15,8 @@ from semseal.runtime.audit.scene import Rows, Scene, undone
 from semseal.runtime.defense import index, mix
 from semseal.runtime.defense.defenses import Defense
 from semseal.runtime.defense.schemes import scheme_sets
+
+MEASURED_ON = 32  # images, for an SNR
 
 
 def schemes_of(scene: Scene, defense: Defense) -> tuple[NDArray[np.int32], NDArray[np.bool_] | None]:
@@ -59,6 +62,19 @@ def simulate(scene: Scene, defense: Defense, snr: float) -> learned.Simulate:
         return received.view(np.float32).reshape(batch, len(frames), *frames[0].shape[1:])
 
     return draw
+
+
+def known_db(scene: Scene, defense: Defense, snr: float) -> float:
+    """Eve's SNR behind all of her antennas, and behind a defence without a key once she has undone it.
+
+    What that leaves beside the symbols she measures on images of hers, the first of them.
+    """
+    if not defense.keyless:
+        return scene.combined_db(snr)
+    chosen = np.arange(min(MEASURED_ON, len(scene.attacker_rows)))
+    rng = np.random.default_rng([scene.settings.seed, 24])
+    left = simulate(scene, defense, snr)(chosen[:, None], rng)[:, 0] - scene.attacker_rows[chosen]
+    return float(-10 * np.log10(2 * np.square(left, dtype=np.float64).mean()))  # of symbols of power 1
 
 
 def under_one_key(scene: Scene, defense: Defense, clean: Rows, snr: float) -> NDArray[np.float32]:

@@ -27,7 +27,7 @@ from semseal.runtime.audit.recordedscene import Case, RecordedScene, attackers, 
 from semseal.runtime.audit.recording import Recording, read_recording
 from semseal.runtime.audit.results import Reconstructions
 from semseal.runtime.audit.run import PACKAGES
-from semseal.runtime.audit.scene import QUIET_DB, Images
+from semseal.runtime.audit.scene import QUIET_DB, Images, finite
 from semseal.runtime.audit.settings import Settings
 from semseal.runtime.audit.taken import MIN_PICTURES
 from semseal.runtime.audit.verdict import control_won, judge_pictures, with_control, word_of
@@ -164,7 +164,7 @@ def _attacked(case: Case, supposed: Sequence[str], left_out: dict[str, str]) -> 
     attacks = [BY_NAME[name] for name in case.settings.attacks]
     scenes = {streams: RecordedScene(case, chosen) for streams, chosen in case.choices.items()}
     anew = RecordedScene(case, case.largest, anew=True)
-    if any(attack.optimised for attack in attacks) and (reason := anew.why_no_gradient()):
+    if any(attack.optimised for attack in attacks) and (reason := anew.agreement_or_reason()[1]):
         left_out |= {attack.name: reason for attack in attacks if attack.optimised}
         attacks = [attack for attack in attacks if not attack.optimised]
     work: list[tuple[Key, RecordedScene, str]] = []
@@ -183,7 +183,7 @@ def _attacked(case: Case, supposed: Sequence[str], left_out: dict[str, str]) -> 
             cell = case.place.cell(key[0], defense, snr_db)
             answer = BY_NAME[key[0]].run(scene, cell, lambda seconds: None)
             assert not isinstance(answer, tuple)  # no game is recorded
-            found[key] = answer
+            found[key] = finite(answer)
             progress.advance(bar, BY_NAME[key[0]].cost(case.settings))
     return found
 

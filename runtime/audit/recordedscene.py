@@ -21,7 +21,7 @@ from semseal.runtime.audit.settings import Place, Settings
 from semseal.runtime.audit.taken import MIN_ATTACKER_PICTURES, take_attacker_images
 from semseal.runtime.bundle import Bundle
 from semseal.runtime.defense.defenses import Defense
-from semseal.runtime.errors import AuditError, GraphError, PictureError
+from semseal.runtime.errors import AuditError, PictureError
 from semseal.runtime.files import shown
 from semseal.runtime.frame import power
 from semseal.runtime.net import sources
@@ -82,16 +82,6 @@ class RecordedScene(Scene):
 
     def best_order(self, answers: Images, streams: int) -> Images:
         return super().best_order(answers, streams) if self._scored else answers
-
-    def why_no_gradient(self) -> str:
-        """Why attacks that differentiate the transmitter do not count here; empty if they do."""
-        if reason := self.why_unsupported():
-            return reason
-        try:
-            self.surrogate_agreement_db()
-        except GraphError as error:
-            return error.message
-        return ""
 
 
 def pictures_sent(

@@ -21,6 +21,6 @@ def in_order(model: ordering.RowModel, received: Rows) -> Rows:
 
 
 @lru_cache(maxsize=2)  # of one packet and of four; a scene is large, so no more are held
-def row_model(scene: Scene, snr: float) -> ordering.RowModel:
-    """What the attacker's images say about rows at Eve's SNR."""
-    return ordering.fit(scene.attacker_rows, scene.combined_db(snr), max_distance=bruteforce.SCORED_DISTANCES)
+def row_model(scene: Scene, known_db: float) -> ordering.RowModel:
+    """What the attacker's images say about rows at the SNR of what Eve works with."""
+    return ordering.fit(scene.attacker_rows, known_db, max_distance=bruteforce.SCORED_DISTANCES)

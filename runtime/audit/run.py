@@ -23,7 +23,7 @@ from semseal.runtime.audit.cell import file_name, is_game, measure, read_games, 
 from semseal.runtime.audit.code import digest_of_code
 from semseal.runtime.audit.cost import costs_of
 from semseal.runtime.audit.gate import check_budgets, judge
-from semseal.runtime.audit.links import Link, channel_uses, check, links, taps, with_earlier
+from semseal.runtime.audit.links import Link, channel_uses, check, check_digital, links, taps, with_earlier
 from semseal.runtime.audit.markdown import markdown_tables
 from semseal.runtime.audit.matrix import FULL, both, cells
 from semseal.runtime.audit.report import write_first_look, write_report
@@ -32,11 +32,11 @@ from semseal.runtime.audit.scene import CPU_ENGINES, Images
 from semseal.runtime.audit.settings import Cell, Place, Settings, eve_at
 from semseal.runtime.audit.taken import MIN_PICTURES, Taken, take_pictures
 from semseal.runtime.audit.verdict import Games, Pictures, air_rows, count_figures, game_rows, orderings, picture_rows
-from semseal.runtime.audit.wording import optimised
+from semseal.runtime.audit.wording import listed, optimised
 from semseal.runtime.audit.work import Work, scene_of
 from semseal.runtime.bundle import Bundle, open_bundle
 from semseal.runtime.environment import Environment, environment
-from semseal.runtime.errors import AuditError, GraphError
+from semseal.runtime.errors import AuditError
 from semseal.runtime.files import shown, write_atomically
 from semseal.runtime.progress import told
 
@@ -80,6 +80,7 @@ def audit(
     identity = _identity(found, data, taken)
     _claim(out, identity)
     everything, everywhere, known = _with_earlier(settings, found, out)
+    check_digital(everywhere, everything)  # Bob's is measured under every defence of the folder, at every SNR
     skipped |= known.skipped if known else {}
     agreement = dict(known.surrogate_agreement_db) if known else {}
     networks = (out / "networks").absolute()
@@ -101,8 +102,7 @@ def audit(
     pictures, games = _read(out / "cells", [cell for place in places for cell in _kept(everything, place)])
     results = summarise(pictures, games, everywhere, data, everything, skipped, agreement)
     results = replace(results, gate=judge(budgets or {}, results, settings, asked))
-    compared = _compared(works, results, pictures, out / "costs.json")
-    _write(out, results, pictures, images, compared)
+    _write(out, results, pictures, images, _compared(works, results, pictures, out / "costs.json"))
     return results
 
 
@@ -231,13 +231,10 @@ def _unsupported(work: Work, agreement: dict[str, float]) -> str:
     place = work.place
     if _words(place) in agreement:
         return ""
-    if reason := scene_of(work).why_unsupported():
-        return reason
-    try:
-        agreement[_words(place)] = round(scene_of(work).surrogate_agreement_db(), 1)
-    except GraphError as error:
-        return error.message
-    return ""
+    found, reason = scene_of(work).agreement_or_reason()
+    if found is not None:
+        agreement[_words(place)] = round(found, 1)
+    return reason
 
 
 def _with_earlier(settings: Settings, found: list[Link], out: Path) -> tuple[Settings, list[Link], Results | None]:
@@ -360,17 +357,28 @@ def _digest_of_graphs(bundle: Bundle) -> str:
 
 def _claim(out: Path, identity: dict[str, Any]) -> None:
     """Make the folder of this audit, or check that it is this audit's."""
-    text = json.dumps(identity, indent=1) + "\n"
-    file = out / "audit.json"
-    if file.exists() and file.read_text() != text:
+    text, file = json.dumps(identity, indent=1) + "\n", out / "audit.json"
+    if file.exists():
+        wanted = json.loads(text)
         try:
-            found = json.loads(file.read_text())
-        except ValueError:
+            found = dict(json.loads(file.read_text()))
+        except (ValueError, TypeError):
             raise AuditError(f"{file} is damaged", "choose another --out") from None
-        differing = ", ".join(name for name in identity if found.get(name) != json.loads(text)[name])
-        older = "another version of semseal measured it: " if found.get("code") != identity["code"] else ""
-        raise AuditError(f"{out} holds another audit: {differing} differ", f"{older}choose another --out")
+        if differing := [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]:
+            raise _another_audit(out, differing)
     if out.is_file() or (out.is_dir() and not file.exists() and any(out.iterdir())):
         raise AuditError(f"{out} is neither empty nor an audit", "choose another --out")
     (out / "cells").mkdir(parents=True, exist_ok=True)
     write_atomically(file, text.encode())
+
+
+def _another_audit(out: Path, differing: list[str]) -> AuditError:
+    """``differing`` are those of the fields of ``_identity`` in which this audit is not the one in ``out``."""
+    verb = "differ" if len(differing) > 1 or differing[0].endswith("s") else "differs"
+    if "code" in differing:
+        fix = "another version of semseal measured it: choose another --out"
+    elif differing == ["environment"]:
+        fix = "another machine, or other versions of libraries, measured it: choose another --out"
+    else:
+        fix = "give the options that it was measured with, or choose another --out"
+    return AuditError(f"{out} holds another audit: {listed([f'the {name}' for name in differing])} {verb}", fix)

@@ -154,6 +154,15 @@ class Scene:
         deployed = open_engine(self.engine, self.bundle.program("transmitter", self.precision, self.engine))
         return why_unsupported(self.bundle.graph("transmitter", self.precision), deployed, inputs)
 
+    def agreement_or_reason(self) -> tuple[float | None, str]:
+        """``surrogate_agreement_db``; or None, and why attacks that differentiate the transmitter do not count here."""
+        if reason := self.why_unsupported():
+            return None, reason
+        try:
+            return self.surrogate_agreement_db(), ""
+        except GraphError as error:
+            return None, error.message
+
     @cached_property
     def scales(self) -> NDArray[np.float32]:
         """Of every image that is sent, as its header says; 1 for models without."""
@@ -306,7 +315,7 @@ class Scene:
             index = np.arange(len(part) * self.bundle.h, dtype=np.int32).reshape(len(part), -1)
             told = [known[chosen].astype(np.float32)] if self.bundle.has_scale else []
             out.append(self._decode(part, index, *told))
-        return np.concatenate(out)
+        return finite(np.concatenate(out))
 
     def _noise(self, rows: Rows, snr_db: float | None) -> NDArray[np.float64]:
         """The noise power in a symbol of each image, [n]: as Eve knows it, or as she measures it after her equaliser."""
@@ -356,7 +365,8 @@ class Scene:
         else:
             found = [taken.image for taken in self._receiver.receive_each(self._revealed(defense, frames, received))]
         grey = np.full(self.images.shape[1:], 0.5, np.float32)
-        return np.stack([grey if image is None else image for image in found]), np.array([image is not None for image in found])
+        pictures = finite(np.stack([grey if image is None else image for image in found]))
+        return pictures, np.array([image is not None for image in found])
 
     def _revealed(self, defense: Defense, frames: list[Frame], received: Symbols) -> list[Frame]:
         """The frames with their received symbols, without what a comparator did to them."""
@@ -382,6 +392,12 @@ class Scene:
         keep, turn = (metrics.psnr(sent, p.reshape(answers.shape)).reshape(-1, 2).sum(1) for p in (pairs, swapped))
         best: Images = np.where((keep >= turn)[:, None, None, None, None], pairs, swapped).reshape(answers.shape)
         return best
+
+
+def finite(pictures: Images) -> Images:
+    """Pictures that can be scored: grey where a decoder or a network gave no number, the end of the range for infinity."""
+    found: Images = np.nan_to_num(pictures, nan=0.5, posinf=1.0, neginf=0.0)
+    return found
 
 
 def undone(received: Symbols, defense: Defense) -> Symbols:

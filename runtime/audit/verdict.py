@@ -7,9 +7,9 @@
 A figure is a cell's mean matching advantage, or what one game gave. It "sees" when it is above chance and chance does not
 explain it: of the audits of a defence that leaks nothing, at most one in a hundred has such a figure, however many figures they
 have. To beat the mean picture is not required: an Eve whose guesses are poor may still know which picture was sent. A figure
-says "nothing" when its whole interval is next to nothing and chance explains what there is, and is "open" in between: a few
-pictures or trials cannot show that nothing leaks. Where the positive control of the attack did not win clearly, and the attack
-did not see, the figure is "void".
+says "nothing" when its whole interval is next to nothing, chance explains what there is, and no single picture stands out from
+the others; it is "open" in between: a few pictures or trials cannot show that nothing leaks. Where the positive control of the
+attack did not win clearly, and the attack did not see, the figure is "void".
 
 A defence falls when any figure sees. It is undecided when any is open, and holds when all say nothing; with gaps when some are
 void or were not measured. What is void, open or not measured never counts in its favour.
@@ -19,6 +19,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from semseal.runtime import metrics
 from semseal.runtime.audit import on_air, paper
 from semseal.runtime.audit.attacks import ATTACKS, BY_NAME
@@ -43,6 +45,7 @@ MIN_PICTURES_FOR_NOTHING = 12  # or pairs: the interval of fewer is not trusted 
 MIN_CONTROL_DB = 1.0  # above the mean picture, paired, by the lower end of the interval
 MIN_CONTROL_VALUE = 0.9  # of a game, rate or area
 MAX_NOTHING_DB = 0.5  # of matching advantage, or disadvantage
+MAX_NOTHING_PICTURE_DB = 1.0  # of one picture, where it is further from the others than chance explains
 MAX_NOTHING_AREA = 0.6  # and at least 0.4: an Eve who is always wrong knows as much
 MAX_NOTHING_RATE = 0.02
 MAX_NOTHING_CLASSES = 0.1  # of a balanced accuracy, above chance
@@ -50,7 +53,8 @@ MIN_CONTROL_CLASSES = 0.1  # of what there is between chance and always right, b
 MAX_T = 4.5  # above it a test on times has found a leak, by dudect's authors; one above SURE_T they call definite
 SURE_T = 10.0
 MIN_CALLS_FOR_NOTHING = 100_000
-MAX_NOTHING_TIMES_CHANCE = 3  # or that rate, where it is higher
+MAX_NOTHING_TIMES_CHANCE = 3  # or MAX_NOTHING_RATE, where it is higher
+MAX_NOTHING_ABOVE_CHANCE = 0.15  # of a rate, whatever it is: of few pictures, three times chance is much
 
 Pictures = Mapping[Cell, Reconstructions]
 Games = Mapping[Cell, tuple[GameResult, ...]]
@@ -206,8 +210,18 @@ def judge_pictures(found: Reconstructions, among: int) -> str:
     """The verdict on the matching advantage of an attack, one of ``among`` figures, before its control counts."""
     scores = found.advantage.round(6)  # an Eve who gives one answer to everything has rounding errors only
     advantage = metrics.mean(scores)
-    bounded = advantage.half_width is not None and abs(advantage.value) + advantage.half_width < MAX_NOTHING_DB
-    return _judge(metrics.p_value_of_mean(scores), bounded and advantage.n >= MIN_PICTURES_FOR_NOTHING, among)
+    bounded = (
+        advantage.n >= MIN_PICTURES_FOR_NOTHING
+        and advantage.half_width is not None
+        and abs(advantage.value) + advantage.half_width < MAX_NOTHING_DB
+        and not _one_stands_out(scores, among)
+    )
+    return _judge(metrics.p_value_of_mean(scores), bounded, among)
+
+
+def _one_stands_out(scores: NDArray[np.float64], among: int) -> bool:
+    """Whether Eve may have got one picture of many, which the mean does not show."""
+    return scores.max() > MAX_NOTHING_PICTURE_DB and metrics.p_value_of_largest(scores) < MAX_SUSPICIONS / among
 
 
 def _judge_game(game: GameResult, among: int) -> str:
@@ -222,7 +236,8 @@ def _judge_game(game: GameResult, among: int) -> str:
         return _judge(game.p_value, bounded, among)
     if game.measure == "rate":
         p_value = metrics.p_value_of_rate(round(game.value * game.trials), game.trials, game.chance)
-        bounded = game.high < max(MAX_NOTHING_TIMES_CHANCE * game.chance, MAX_NOTHING_RATE)
+        most = max(MAX_NOTHING_TIMES_CHANCE * game.chance, MAX_NOTHING_RATE)
+        bounded = game.high < min(most, game.chance + MAX_NOTHING_ABOVE_CHANCE)
     else:
         p_value = metrics.p_value_of_auc(game.value, game.trials // 2, game.trials - game.trials // 2)
         bounded = game.low > 1 - MAX_NOTHING_AREA and game.high < MAX_NOTHING_AREA

@@ -34,7 +34,7 @@ def headline(results: Results) -> list[str]:
 
 def _falls(attack: str | None, group: list[Verdict]) -> str:
     """That the defences of ``group`` fall to ``attack``, or to games alone."""
-    names = _listed([BY_NAME[verdict.defense].title for verdict in group])
+    names = listed([BY_NAME[verdict.defense].title for verdict in group])
     text = f"{names[0].upper()}{names[1:]} fall{'s' if len(group) == 1 else ''}"
     if attack is None:
         return f"{text}: Eve gets no picture, but wins games without the key."
@@ -64,7 +64,7 @@ def _stands(verdict: Verdict) -> str:
     return text + ". That is no proof."
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
@@ -93,7 +93,7 @@ def limits(results: Results) -> list[str]:
     void = sorted({name for verdict in found for name in verdict.void})
     if void:
         said.append(
-            f"Void, in whole or in part: {_listed(void)}. Each failed, or was not tried, where it must win, so its low figures "
+            f"Void, in whole or in part: {listed(void)}. Each failed, or was not tried, where it must win, so its low figures "
             "show nothing."
         )
     missing = sorted({name for verdict in found for name in verdict.missing})
@@ -101,13 +101,13 @@ def limits(results: Results) -> list[str]:
         everywhere = len(results.bundles) * len(settings.eve_snrs) * len(settings.precisions) == 1
         measured = {row.attack for row in results.judged}
         if never := [name for name in missing if name not in measured]:
-            said.append(f"Not measured: {_listed(never)}.")
+            said.append(f"Not measured: {listed(never)}.")
         if partly := [name for name in missing if name in measured]:
-            said.append(f"Not measured under every defence{'' if everywhere else ' and at every place'}: {_listed(partly)}.")
+            said.append(f"Not measured under every defence{'' if everywhere else ' and at every place'}: {listed(partly)}.")
     said += _apart(results)
     gains = [(verdict.defense, verdict.misuse.matching_advantage_db) for verdict in found if verdict.misuse]
     if gains:
-        told = _listed([f"{gain:.1f} dB under {BY_NAME[name].title}" for name, gain in gains])
+        told = listed([f"{gain:.1f} dB under {BY_NAME[name].title}" for name, gain in gains])
         said.append(
             f"Not judged: one key for several packets, which semseal never sends. It gives Eve a matching advantage of {told}."
         )
@@ -124,9 +124,9 @@ def _apart(results: Results) -> list[str]:
             if row.verdict == "sees":
                 seen.setdefault(BY_NAME[row.defense].title, []).append(row.name)
         for title, names in seen.items():
-            said.append(f"Apart from eavesdropping, under {title} {attack.apart} ({_listed(list(dict.fromkeys(names)))}).")
+            said.append(f"Apart from eavesdropping, under {title} {attack.apart} ({listed(list(dict.fromkeys(names)))}).")
         if unclear := {row.name for row in rows if row.verdict in ("open", "void")}:
-            said.append(f"Apart from eavesdropping, {attack.name} is undecided or void for {_listed(sorted(unclear))}.")
+            said.append(f"Apart from eavesdropping, {attack.name} is undecided or void for {listed(sorted(unclear))}.")
     return said
 
 
@@ -134,7 +134,7 @@ def optimised(results: Results | None = None) -> str:
     """The attacks that take few pictures; of ``results`` those that were measured, "" for none."""
     measured = None if results is None else {row.attack for row in results.judged}
     names = [attack.name for attack in ATTACKS if attack.optimised and (measured is None or attack.name in measured)]
-    return _listed(names) if names else ""
+    return listed(names) if names else ""
 
 
 def convincing(row: PictureRow) -> str:
