@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from semseal.runtime.bundle import MANIFEST, SIGNATURE, Bundle, is_packaged
 from semseal.runtime.errors import BundleError
-from semseal.runtime.files import check_writable, write_atomically
+from semseal.runtime.files import check_file_writable, write_atomically
 
 LABEL = b"semseal/v1/model-signing"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -50,10 +50,11 @@ def write_model_signature(bundle: Bundle, path: Path, owner: Ed25519PrivateKey) 
         raise BundleError(
             f"{path} lies in the bundle, which would have a file then that it does not list", "choose another --oms"
         )
-    check_writable(path)
+    public = path.with_name(f"{path.name}.pem")
+    for file in (path, public):
+        check_file_writable(file)
     key, statement = signing_key(owner), _statement(bundle)
     pem = public_pem(key)
-    public = path.with_name(f"{path.name}.pem")
     write_atomically(public, pem)
     write_atomically(path, _signed(statement, key, pem))
     return public

@@ -34,6 +34,7 @@ from semseal.runtime.files import shown
 from semseal.runtime.keycommands import keygen, keys
 from semseal.runtime.net.commands import receive, send
 from semseal.runtime.options import (
+    BUNDLE,
     FILE,
     FOLDER,
     PLAN_ENGINES,
@@ -120,7 +121,7 @@ def train(
         "semseal export bundle --triton models --oms bundle.sig",
     )
 )
-@click.argument("source", metavar="RUN|BUNDLE")
+@click.argument("source", type=BUNDLE, metavar="RUN|BUNDLE")
 @click.option("--size", type=Size(), metavar="HEIGHTxWIDTH", help="of the pictures, multiples of 4  [default: as trained]")
 @click.option(
     "--calibration", metavar="SPEC", help="pictures that int8 is calibrated on and parity measured on  [default: photos]"
@@ -225,7 +226,7 @@ def pack(transmitter: Path, receiver: Path, snr: float, bundle: Path, sign: Path
 
 
 @cli.command(epilog=example("semseal build edge --out link --engine tensorrt-rtx --capability 86 --capability 120"))
-@click.argument("source", metavar="BUNDLE")
+@click.argument("source", type=BUNDLE, metavar="BUNDLE")
 @written
 @click.option("--engine", required=True, type=PLAN_ENGINES, help="the engine that runs the plans")
 def build(source: str, bundle: Path, engine: str, capabilities: tuple[int, ...], sign: Path | None, force: bool) -> None:
@@ -362,7 +363,7 @@ REFUSALS = {
     errno.ENOSPC: "free some space there, or choose another folder",
     errno.EDQUOT: "free some space there, or choose another folder",
     errno.EFBIG: "raise the limit of file sizes (ulimit -f), or choose another file system",
-    errno.ENOTDIR: "a part of this name is a file: choose another folder",
+    errno.ENOTDIR: "a part of this name is a file, or a link that leads nowhere: choose another folder",
     errno.EISDIR: "this is a folder: choose the name of a file",
     errno.ENOENT: "check the name; a folder that a file goes into must be there",
     errno.EEXIST: "choose another name",

@@ -37,7 +37,7 @@ from semseal.runtime.audit.work import Work, scene_of
 from semseal.runtime.bundle import Bundle, open_bundle
 from semseal.runtime.environment import Environment, environment
 from semseal.runtime.errors import AuditError, GraphError
-from semseal.runtime.files import shown, write_atomically
+from semseal.runtime.files import check_writable, shown, write_atomically
 from semseal.runtime.progress import told
 
 # that figures depend on
@@ -74,6 +74,7 @@ def audit(
     _check_counts(settings)
     check(found, settings)
     check_budgets(budgets or {}, settings)
+    check_folder(out)
     taken, data = take_pictures(data, settings, opened[0].height, opened[0].width), shown(data)
     images, attacker_images, settings, skipped = taken.images, taken.attacker_images, taken.settings, taken.skipped
     skipped |= _unasked(taken, settings)
@@ -358,6 +359,13 @@ def _digest_of_graphs(bundle: Bundle) -> str:
     return hashlib.sha256(json.dumps(graphs, sort_keys=True).encode()).hexdigest()
 
 
+def check_folder(out: Path) -> None:
+    """Raises AuditError, or OSError, for a folder that no audit can be written to: before pictures are read."""
+    if out.is_file() or (out.is_dir() and not (out / "audit.json").exists() and any(out.iterdir())):
+        raise AuditError(f"{out} is neither empty nor an audit", "choose another --out")
+    check_writable(out / "results.json")
+
+
 def _claim(out: Path, identity: dict[str, Any]) -> None:
     """Make the folder of this audit, or check that it is this audit's."""
     text = json.dumps(identity, indent=1) + "\n"
@@ -370,7 +378,5 @@ def _claim(out: Path, identity: dict[str, Any]) -> None:
         differing = ", ".join(name for name in identity if found.get(name) != json.loads(text)[name])
         older = "another version of semseal measured it: " if found.get("code") != identity["code"] else ""
         raise AuditError(f"{out} holds another audit: {differing} differ", f"{older}choose another --out")
-    if out.is_file() or (out.is_dir() and not file.exists() and any(out.iterdir())):
-        raise AuditError(f"{out} is neither empty nor an audit", "choose another --out")
     (out / "cells").mkdir(parents=True, exist_ok=True)
     write_atomically(file, text.encode())
