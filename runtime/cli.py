@@ -17,6 +17,7 @@ import functools
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -154,6 +155,7 @@ def export(
     else:
         chosen = _chosen(options)
         check_free(bundle, force)  # before the minutes that the rest takes
+        _check_places(bundle, triton, oms)
         key = owner_key(sign)
         made = _made(source, size, bundle, **chosen, calibration=calibration or "photos", signing_key=key, force=force)
         _print_made(made, key)
@@ -168,7 +170,18 @@ def export(
         from semseal.export.oms import write_model_signature
 
         public = write_model_signature(made, oms, key)
-        _say(f"signed; model_signing verify key {made.path} --signature {oms} --public_key {public}")
+        verify = ("model_signing", "verify", "key", made.path, "--signature", oms, "--public_key", public)
+        _say(f"signed; {shlex.join(map(str, verify))}")
+
+
+def _check_places(bundle: Path, triton: Path | None, oms: Path | None) -> None:
+    from semseal.export import oms as signature
+    from semseal.export import triton as repository
+
+    if triton is not None:
+        repository.check_place(triton, bundle)
+    if oms is not None:
+        signature.check_place(oms, bundle)
 
 
 def _made(source: str, size: tuple[int, int] | None, bundle: Path, **deployed: Any) -> "Bundle":
@@ -196,6 +209,8 @@ def _check_goals(
     if triton is None and any(serving.values()):
         raise click.UsageError("--triton-engine, --triton-defense and --triton-pixels are for --triton DIR")
     if bundle is not None:
+        if serving["engine"] == "tensorrt" and "tensorrt" not in options["engines"]:
+            raise click.UsageError("--triton-engine tensorrt serves the bundle's plans: give --engine tensorrt, too")
         return
     if triton is None and oms is None:
         raise click.UsageError("nothing to write: give --out BUNDLE, or of a bundle that is there --triton DIR or --oms SIG")

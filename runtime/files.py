@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import secrets
+import shlex
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -123,10 +124,15 @@ def expanded(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # unlike pathlib's it leaves ``~`` as it is where there is no home
 
 
+def word(path: str | Path) -> str:
+    """A name as one word of a shell's command, in a hint that can be pasted."""
+    return shlex.quote(str(path))
+
+
 def keep_private(path: Path) -> str:
     """The hint for a file with a secret that others can read."""
     return (
-        f"chmod 600 {path}; if it is a mounted secret, mount it so: mode: 0400 in the compose file (and its uid), "
+        f"chmod 600 {word(path)}; if it is a mounted secret, mount it so: mode: 0400 in the compose file (and its uid), "
         "defaultMode: 0400 in the pod"
     )
 

@@ -195,10 +195,10 @@ def test_places_that_are_refused(file, tmp_path):
         with pytest.raises(KeyFileError, match="can be read by other users\nhint: chmod 600"):
             read_keyset(file)
     file.chmod(0o600)
-    for mode in (0o777, 0o1777, 0o702):
+    for mode, fix in ((0o777, "chmod go-w"), (0o1777, "keep it in a folder of your own: mkdir -m 700 "), (0o702, "chmod go-w")):
         tmp_path.chmod(mode)
         for use in (read_keyset, lambda path: write_keyset(path.with_name("new"), new_keyset("one-way", None))):
-            with pytest.raises(KeyFileError, match=r"folder that other users can write.*\nhint: chmod go-w"):
+            with pytest.raises(KeyFileError, match=rf"folder that other users can write.*\nhint: {fix}"):
                 use(file)
     tmp_path.chmod(0o700)
     file.write_bytes(text(read_keyset(file)) + b" " * 2**16)

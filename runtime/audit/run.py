@@ -71,10 +71,9 @@ def audit(
     opened = [open_bundle(path) for path in bundles]
     settings = _with_middle(settings, opened)
     found = links(opened, settings)
-    _check_counts(settings)
+    _check_asked(settings, out)
     check(found, settings)
     check_budgets(budgets or {}, settings)
-    check_folder(out)
     taken, data = take_pictures(data, settings, opened[0].height, opened[0].width), shown(data)
     images, attacker_images, settings, skipped = taken.images, taken.attacker_images, taken.settings, taken.skipped
     skipped |= _unasked(taken, settings)
@@ -178,7 +177,9 @@ def _with_middle(settings: Settings, bundles: list[Bundle]) -> Settings:
     return replace(settings, main_snrs=tuple(wide)) if len(wide) == 1 and not settings.main_snrs else settings
 
 
-def _check_counts(settings: Settings) -> None:
+def _check_asked(settings: Settings, out: Path) -> None:
+    """What can be told before pictures are read and engines opened."""
+    check_folder(out)
     for count in (settings.pictures, settings.optimised_pictures):
         if count < MIN_PICTURES or count % 2:
             raise AuditError(
