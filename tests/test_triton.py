@@ -275,8 +275,8 @@ def test_from_the_shell_and_again(tmp_path):
 
 def test_a_repository_lies_outside_of_its_bundle(tmp_path, signed):
     bundle = signed()
-    (tmp_path / "link").symlink_to(bundle.path)
-    for inside in (bundle.path / "models", bundle.path, tmp_path / "link" / "models"):
+    (tmp_path / "alias").symlink_to(bundle.path)
+    for inside in (bundle.path / "models", bundle.path, tmp_path / "alias" / "models"):
         with pytest.raises(BundleError, match="lies in the bundle"):
             write_repository(bundle, inside)
     assert not (bundle.path / "models").exists()
