@@ -75,7 +75,7 @@ def verify(public: str, manifest: bytes, signature: bytes) -> None:
         raise SigningError(
             f"the signature is not that of {public}: the bundle was changed, or another owner made it",
             f"make it again on that owner's machine, or, if you trust who made it, pin their line: "
-            f"export {VARIABLE}={PUBLIC}... or owner=",
+            f"export {VARIABLE}={PUBLIC}... or owner= (--owner)",
         ) from None
 
 
@@ -142,8 +142,8 @@ def pinned_owner(owner: str | Path | None = None) -> str:
     if public is None or not os.path.exists(public):
         raise SigningError(
             "no owner is pinned on this machine",
-            f"get the line {PUBLIC}... from the bundle's owner (owner.pub there), then export {VARIABLE}=..., pass owner="
-            + ("" if public is None else f", or save it as {public}"),
+            f"get the line {PUBLIC}... from the bundle's owner (owner.pub there), then export {VARIABLE}=..., or pass "
+            "owner= (--owner)" + ("" if public is None else f", or save it as {public}"),
         )
     return _read_public(public)
 

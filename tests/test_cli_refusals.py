@@ -205,6 +205,7 @@ from test_cli import semseal
         ),
         (["check", "no such"], 3, "semseal export RUN --out 'no such', or"),
         (["check", "edge", "--keys", "no such"], 3, "hint: make one: semseal keygen 'no such'"),
+        (["keygen", "/dev/null/k"], 3, "Not a directory: /dev/null/k"),
         (["keygen", "no such/k"], 3, "no such'\n"),
         (["export", "edge", "--oms", "gone/edge.sig"], 3, "No such file or directory: gone/edge.sig"),
         (["demo", "--out", "/dev/null/demo"], 3, "hint: a part of this name is a file"),

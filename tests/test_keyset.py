@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -474,3 +475,11 @@ def test_what_a_power_failure_left_is_removed_by_the_next_writer(file):
     (file.parent / ".a.key.new").write_bytes(b"half")
     change_keyset(file, lambda old: rotate(old, new_key(), 1))
     assert os.listdir(file.parent) == ["a.key"]
+
+
+def test_dates_of_any_year_can_be_read_again(file):
+    for year in (1, 999, 1969, 9999):
+        named = file.with_name(f"{year}.key")
+        begins = int((datetime(year, 1, 1, tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds())
+        write_keyset(named, new_keyset("one-way", None, not_before=begins))
+        assert read_keyset(named).keys[0].not_before == begins

@@ -42,7 +42,7 @@ def read_key(path: Path) -> bytes:
             f"cannot read the key file {path}: {error.strerror}", "let the user who runs this own it, with mode 0400 or 0600"
         ) from None
     if lines is None:
-        raise KeyFileError(f"{path} can be read by other users", f"{keep_private(path)}; or pass key= its 32 bytes")
+        raise KeyFileError(f"{path} can be read by other users", f"{keep_private(path)}; or, in Python, pass key= its 32 bytes")
     if len(lines) != 2 or lines[0] != _FORMAT:
         raise KeyFileError(f"{path} is not a key file, or is damaged", _RESTORE)
     try:

@@ -229,7 +229,9 @@ def parse(data: bytes, path: Path) -> Keyset:
 
 def written(when: int | None) -> str | None:
     """A time as it stands in a keyset."""
-    return None if when is None else datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return (
+        None if when is None else f"{datetime.fromtimestamp(when, UTC).replace(tzinfo=None).isoformat()}Z"
+    )  # four digits a year
 
 
 def _another(path: Path) -> str:

@@ -83,7 +83,7 @@ def _folder(path: Path) -> Iterator[int]:
     where = path.absolute().parent
     try:
         handle = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         raise KeyFileError(f"{path}: its folder does not exist", f"mkdir -p -m 700 {word(where)}") from None
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
