@@ -151,7 +151,9 @@ class Cluster(click.ParamType):
 @click.option("--delay-spread", type=POSITIVE, metavar="NS", help="over tdl and cdl, in ns  [default: 100]")
 @click.option("--speed", type=NumberRange(0), metavar="KMH", help="over tdl and cdl, in km/h  [default: 3]")
 @click.option(
-    "--jobs", type=click.IntRange(1), help="cells at once, which share the cores  [default: 1, on a cluster one for each core]"
+    "--jobs",
+    type=click.IntRange(1, 4096),
+    help="cells at once, which share the cores  [default: 1, on a cluster one for each core]",
 )
 @click.option("--cluster", type=Cluster(), help="measure on a Ray cluster: local, which is this machine, or ray://HOST:PORT")
 @click.option(

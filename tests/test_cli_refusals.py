@@ -185,6 +185,7 @@ from test_cli import semseal
         (["train", "--preset", "photos-10db", "--data", "photos", "--out", "run", "--steps", "0"], 2, "steps must be above 0"),
         (["train", "--preset", "photos-10db", "--data", "folder:gone", "--out", "run"], 3, "hint: check the name"),
         (["export", "run", "--out", "bundle", "--capability", "86"], 2, "--capability is for"),
+        (["audit", "edge", "--data", "photos", "--out", "r", "--jobs", "9" * 20], 2, "is not in the range"),
         (["check", ""], 2, "the name is empty"),
         (["check", "edge", "--folder", ""], 2, "the name is empty"),
         (["audit", "edge", "", "--data", "photos", "--out", "r"], 2, "the name is empty"),

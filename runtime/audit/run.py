@@ -293,7 +293,7 @@ def _in_processes(missing: list[tuple[Cell, Work]], folder: Path, jobs: int) -> 
     """The cells in the order in which they are done, by ``jobs`` processes."""
     tasks = (delayed(_measure)(work, cell, folder / file_name(cell)) for cell, work in missing)
     # copy on write: torch takes no read-only array
-    with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=_threads(jobs), mmap_mode="c"):
+    with parallel_config("loky", n_jobs=min(jobs, max(2, len(missing))), inner_max_num_threads=_threads(jobs), mmap_mode="c"):
         yield from Parallel(return_as="generator_unordered")(tasks)
 
 
