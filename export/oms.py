@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from semseal.runtime.bundle import MANIFEST, SIGNATURE, Bundle, is_packaged
 from semseal.runtime.errors import BundleError
-from semseal.runtime.files import check_writable, write_atomically
+from semseal.runtime.files import check_file_writable, write_atomically
 
 LABEL = b"semseal/v1/model-signing"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -46,16 +46,23 @@ def write_model_signature(bundle: Bundle, path: Path, owner: Ed25519PrivateKey) 
 
     Raises BundleError for a bundle that does not hold, for a folder with other files in it, and for a path in the bundle.
     """
-    if path.absolute().parent.resolve().is_relative_to(bundle.path.resolve()):
+    public = check_place(path, bundle.path)
+    key, statement = signing_key(owner), _statement(bundle)
+    pem = public_pem(key)
+    write_atomically(public, pem)
+    write_atomically(path, _signed(statement, key, pem))
+    return public
+
+
+def check_place(path: Path, bundle: Path) -> Path:
+    """Where the public key of a signature at ``path`` goes. Raises BundleError for a path in the bundle; OSError."""
+    if path.absolute().parent.resolve().is_relative_to(bundle.resolve()):
         raise BundleError(
             f"{path} lies in the bundle, which would have a file then that it does not list", "choose another --oms"
         )
-    check_writable(path)
-    key, statement = signing_key(owner), _statement(bundle)
-    pem = public_pem(key)
     public = path.with_name(f"{path.name}.pem")
-    write_atomically(public, pem)
-    write_atomically(path, _signed(statement, key, pem))
+    for file in (path, public):
+        check_file_writable(file)
     return public
 
 

@@ -71,14 +71,14 @@ def write_repository(
     that lie in ``out`` stay. A model that is there already gets a further version, or is left as it is where its newest version
     is the same file. ``force`` replaces a model that is there, with all of its versions.
 
-    Raises BundleError for what the bundle does not have, for an engine that Triton has no back end for, and where a model of
-    that name is there that takes or gives something else.
+    Raises BundleError for what the bundle does not have, a folder in the bundle, an engine that Triton has no back end for, and
+    where a model of that name is there that takes or gives something else.
     """
     if engine not in BACKENDS:
         raise BundleError(
             f"Triton has no back end for {engine}", f"serve the link on one of {', '.join(BACKENDS)}: --triton-engine"
         )
-    check_writable(out)
+    check_place(out, bundle.path)
     kinds = ("-mix" if BY_NAME[defense].mixes else "") + ("-pixels" if pixels else "")
     prepared = []
     for precision in precisions:
@@ -91,6 +91,15 @@ def write_repository(
             _write(out / name, program, config, bundle.digest.hex(), digests, BACKENDS[engine][0])
             for (name, program, config), digests in zip(prepared, written, strict=True)
         ]
+
+
+def check_place(out: Path, bundle: Path) -> None:
+    """Raises BundleError for a repository in the bundle that it is made of; OSError where it cannot be written."""
+    if out.resolve().is_relative_to(bundle.resolve()):
+        raise BundleError(
+            f"{out} lies in the bundle, which would have files then that it does not list", "choose another --triton"
+        )
+    check_writable(out)
 
 
 def rows_of_each_image(graph: bytes) -> bytes:
@@ -173,7 +182,7 @@ def _prepare(model: Path, config: str, force: bool) -> dict[int, str]:
         return {}
     try:
         there = (model / "config.pbtxt").read_text(errors="replace")
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         there = ""
     # its name and the digests are of that model and its versions; all else is how it is asked
     body = "".join(

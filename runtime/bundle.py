@@ -34,7 +34,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from semseal.runtime import signing
 from semseal.runtime.errors import BundleError, GraphError
-from semseal.runtime.files import check_writable, expanded, named, write_atomically
+from semseal.runtime.files import check_writable, expanded, named, word, write_atomically
 from semseal.runtime.mixing import with_mix
 from semseal.runtime.onnxfile import check_onnx
 from semseal.runtime.pixels import with_pixels
@@ -166,7 +166,7 @@ class Bundle:
             there = ", ".join(file for file in self.manifest["files"] if file.endswith(".engine"))
             raise BundleError(
                 f"{self.path} holds no {engine} engine for {side} {precision}, it has {there or 'none'}",
-                f"semseal build {self.name} --out OTHER --engine {engine}"
+                f"semseal build {word(self.name)} --out OTHER --engine {engine}"
                 if precision in self.manifest["precisions"]
                 else self._remake(),
             )
@@ -190,7 +190,7 @@ class Bundle:
         """How to have this bundle with what it lacks."""
         if is_packaged(self.path):
             return "take what the packaged bundle has, or train and export a link of your own"
-        return f"make the bundle again: {_command(self.manifest)} --out {self.path} --force"
+        return f"make the bundle again: {_command(self.manifest)} --out {word(self.path)} --force"
 
 
 def open_bundle(path: Path | str, owner: str | Path | None = None) -> Bundle:
@@ -331,7 +331,7 @@ def parse_manifest(path: Path, text: bytes) -> Bundle:
         raise BundleError(
             f"{path / MANIFEST} is not of bundle format {FORMAT}, which this version of semseal reads"
             + ("; it holds version 1 of mix, whose frames give pictures away where there is little noise" if old else ""),
-            f"make the bundle again: {_command(manifest)} --out {path} --force",
+            f"make the bundle again: {_command(manifest)} --out {word(path)} --force",
         )
     bundle = Bundle(path, manifest)
     try:
@@ -430,7 +430,7 @@ def no_bundle(path: Path, reason: str) -> BundleError:
     """The error for what is not there, or is no bundle for this reason."""
     packaged = ", ".join(sorted(folder.name for folder in MODELS.iterdir()))
     message = f"{path} is not a bundle: {reason}" if os.path.lexists(path) else f"there is no bundle {path}"
-    return BundleError(message, f"make one: {_EXPORT} --out {path}, or take a packaged one: {packaged}")
+    return BundleError(message, f"make one: {_EXPORT} --out {word(path)}, or take a packaged one: {packaged}")
 
 
 def _reason(error: OSError) -> str:

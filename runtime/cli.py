@@ -17,6 +17,7 @@ import functools
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from semseal.runtime.files import shown
 from semseal.runtime.keycommands import keygen, keys
 from semseal.runtime.net.commands import receive, send
 from semseal.runtime.options import (
+    BUNDLE,
     FILE,
     FOLDER,
     PLAN_ENGINES,
@@ -120,7 +122,7 @@ def train(
         "semseal export bundle --triton models --oms bundle.sig",
     )
 )
-@click.argument("source", metavar="RUN|BUNDLE")
+@click.argument("source", type=BUNDLE, metavar="RUN|BUNDLE")
 @click.option("--size", type=Size(), metavar="HEIGHTxWIDTH", help="of the pictures, multiples of 4  [default: as trained]")
 @click.option(
     "--calibration", metavar="SPEC", help="pictures that int8 is calibrated on and parity measured on  [default: photos]"
@@ -153,6 +155,7 @@ def export(
     else:
         chosen = _chosen(options)
         check_free(bundle, force)  # before the minutes that the rest takes
+        _check_places(bundle, triton, oms)
         key = owner_key(sign)
         made = _made(source, size, bundle, **chosen, calibration=calibration or "photos", signing_key=key, force=force)
         _print_made(made, key)
@@ -167,7 +170,18 @@ def export(
         from semseal.export.oms import write_model_signature
 
         public = write_model_signature(made, oms, key)
-        _say(f"signed; model_signing verify key {made.path} --signature {oms} --public_key {public}")
+        verify = ("model_signing", "verify", "key", made.path, "--signature", oms, "--public_key", public)
+        _say(f"signed; {shlex.join(map(str, verify))}")
+
+
+def _check_places(bundle: Path, triton: Path | None, oms: Path | None) -> None:
+    from semseal.export import oms as signature
+    from semseal.export import triton as repository
+
+    if triton is not None:
+        repository.check_place(triton, bundle)
+    if oms is not None:
+        signature.check_place(oms, bundle)
 
 
 def _made(source: str, size: tuple[int, int] | None, bundle: Path, **deployed: Any) -> "Bundle":
@@ -195,6 +209,8 @@ def _check_goals(
     if triton is None and any(serving.values()):
         raise click.UsageError("--triton-engine, --triton-defense and --triton-pixels are for --triton DIR")
     if bundle is not None:
+        if serving["engine"] == "tensorrt" and "tensorrt" not in options["engines"]:
+            raise click.UsageError("--triton-engine tensorrt serves the bundle's plans: give --engine tensorrt, too")
         return
     if triton is None and oms is None:
         raise click.UsageError("nothing to write: give --out BUNDLE, or of a bundle that is there --triton DIR or --oms SIG")
@@ -225,7 +241,7 @@ def pack(transmitter: Path, receiver: Path, snr: float, bundle: Path, sign: Path
 
 
 @cli.command(epilog=example("semseal build edge --out link --engine tensorrt-rtx --capability 86 --capability 120"))
-@click.argument("source", metavar="BUNDLE")
+@click.argument("source", type=BUNDLE, metavar="BUNDLE")
 @written
 @click.option("--engine", required=True, type=PLAN_ENGINES, help="the engine that runs the plans")
 def build(source: str, bundle: Path, engine: str, capabilities: tuple[int, ...], sign: Path | None, force: bool) -> None:
@@ -362,7 +378,7 @@ REFUSALS = {
     errno.ENOSPC: "free some space there, or choose another folder",
     errno.EDQUOT: "free some space there, or choose another folder",
     errno.EFBIG: "raise the limit of file sizes (ulimit -f), or choose another file system",
-    errno.ENOTDIR: "a part of this name is a file: choose another folder",
+    errno.ENOTDIR: "a part of this name is a file, or a link that leads nowhere: choose another folder",
     errno.EISDIR: "this is a folder: choose the name of a file",
     errno.ENOENT: "check the name; a folder that a file goes into must be there",
     errno.EEXIST: "choose another name",

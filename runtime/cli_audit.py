@@ -16,9 +16,10 @@ from semseal.runtime.bundle import PRECISIONS
 from semseal.runtime.channel import CHANNELS, MAX_SNR_DB
 from semseal.runtime.defense.defenses import BY_NAME
 from semseal.runtime.engine import ENGINES
-from semseal.runtime.files import check_writable
+from semseal.runtime.files import check_file_writable
 from semseal.runtime.ofdm import ESTIMATIONS, Radio
 from semseal.runtime.options import (
+    BUNDLE,
     FOLDER,
     NEW_FILE,
     POSITIVE,
@@ -86,7 +87,7 @@ class Cluster(click.ParamType):
         "semseal audit edge --recording air --sent photographs --data photos --out recorded --quick",
     )
 )
-@click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...")
+@click.argument("bundles", nargs=-1, required=True, type=BUNDLE, metavar="BUNDLE...")
 @click.option("--data", required=True, metavar="SPEC", help="photos, celeba:FOLDER or folder:FOLDER")
 @click.option("--out", "folder", required=True, type=FOLDER, metavar="DIR", help="folder of the results")
 @click.option("--quick", is_flag=True, help="few pictures and steps: minutes on 2 cores, wide intervals")
@@ -150,7 +151,9 @@ class Cluster(click.ParamType):
 @click.option("--delay-spread", type=POSITIVE, metavar="NS", help="over tdl and cdl, in ns  [default: 100]")
 @click.option("--speed", type=NumberRange(0), metavar="KMH", help="over tdl and cdl, in km/h  [default: 3]")
 @click.option(
-    "--jobs", type=click.IntRange(1), help="cells at once, which share the cores  [default: 1, on a cluster one for each core]"
+    "--jobs",
+    type=click.IntRange(1, 4096),
+    help="cells at once, which share the cores  [default: 1, on a cluster one for each core]",
 )
 @click.option("--cluster", type=Cluster(), help="measure on a Ray cluster: local, which is this machine, or ray://HOST:PORT")
 @click.option(
@@ -249,9 +252,10 @@ def _audit_paper(
         raise click.UsageError(f"{', '.join(given)}: not with --paper, which chooses that itself")
     if asked["white_box"] != "fast":
         raise click.UsageError("--white-box: not with --paper, which measures both")
-    from semseal.runtime.audit.whole import audit_everything, estimates
+    from semseal.runtime.audit.whole import audit_everything, check_ends, estimates
 
     paths = [Path(name) for name in bundles]
+    check_ends(data, folder)
     left = estimates(paths, folder, settings)
     for estimate in left:
         out.print(f"{estimate.part.title}: {estimate.cells} cells, about {_hours(estimate.seconds)} on two cores")
@@ -328,7 +332,7 @@ def _check_gate(settings: "Settings", budgets: tuple[tuple[str, float], ...], ju
     if junit is not None and not junit.absolute().parent.is_dir():
         raise click.UsageError(f"--junit {junit}: the folder {junit.parent} is not there")
     if junit is not None:
-        check_writable(junit)  # before the minutes or hours that the audit takes
+        check_file_writable(junit)  # before the minutes or hours that the audit takes
     try:
         check_budgets(dict(budgets), settings)
     except AuditError as error:

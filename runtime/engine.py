@@ -31,6 +31,7 @@ from semseal.runtime.libraries import forks, load_onnxruntime, load_openvino, ne
 _SMALL = 2**17  # bytes of an input, below which a copy costs less than telling OpenVINO where it lies
 
 ON_CPU = ("onnxruntime-cpu", "openvino")
+MAX_THREADS = 512  # of one engine: thousands take a minute to start, or all memory
 ENGINES = (*ON_CPU, "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx")
 
 
@@ -40,8 +41,8 @@ def open_engine(name: str, program: bytes, threads: int | None = None) -> Engine
     ``threads`` limits the CPU threads (None: all cores); an engine on a GPU has none to limit. Raises EngineError for an
     engine that cannot be had: nothing else runs in its place.
     """
-    if threads is not None and threads < 1:
-        raise EngineError(f"threads must be at least 1, got {threads}", "leave it out to use every core")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise EngineError(f"threads must be from 1 to {MAX_THREADS}, got {threads}", "leave it out to use every core")
     if name == "onnxruntime-cpu":
         return never_freed_by_a_child(_onnxruntime_cpu(program, threads))
     if name == "openvino":

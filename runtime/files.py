@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import secrets
+import shlex
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
     Raises OSError with ``path``, where the disk is full too; nothing is changed then.
     """
+    _check_is_file(path)
     partial = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     with named(path):
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less the process's umask
@@ -74,13 +76,32 @@ def append(path: Path, data: bytes) -> None:
 def check_writable(path: Path) -> None:
     """Raises OSError with ``path`` unless a file or folder of that name can be made: now, not after minutes of work."""
     parent = path.absolute().parent
-    while not os.path.exists(parent):
+    while not os.path.lexists(parent):
         parent = parent.parent
     if not parent.is_dir():
         raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     with named(path):
         # os.access tells root that everything can be written, also in /sys
         tempfile.TemporaryFile(dir=parent, prefix=".room.").close()
+
+
+def check_file_writable(path: Path) -> None:
+    """Raises OSError with ``path`` unless ``write_atomically`` could write it now, if there is room; its folder is not made."""
+    with named(path):
+        os.stat(path.absolute().parent)
+    check_writable(path)
+    _check_is_file(path)
+
+
+def _check_is_file(path: Path) -> None:
+    """Raises OSError with ``path`` where a new file would take the place of a device, or of a link such as /dev/stdout."""
+    try:
+        kind = os.stat(path).st_mode
+        opened = os.path.islink(path) and os.readlink(path).startswith(("/proc/", "/dev/"))
+    except OSError:  # nothing there, or a link that leads nowhere
+        return
+    if opened or not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # the system refuses a folder by itself
+        raise OSError(errno.EEXIST, "A device, pipe or socket has this name", str(path))
 
 
 def check_room(folder: Path, sizes: Sequence[int]) -> None:
@@ -103,10 +124,15 @@ def expanded(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # unlike pathlib's it leaves ``~`` as it is where there is no home
 
 
+def word(path: str | Path) -> str:
+    """A name as one word of a shell's command, in a hint that can be pasted."""
+    return shlex.quote(str(path))
+
+
 def keep_private(path: Path) -> str:
     """The hint for a file with a secret that others can read."""
     return (
-        f"chmod 600 {path}; if it is a mounted secret, mount it so: mode: 0400 in the compose file (and its uid), "
+        f"chmod 600 {word(path)}; if it is a mounted secret, mount it so: mode: 0400 in the compose file (and its uid), "
         "defaultMode: 0400 in the pod"
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from semseal.runtime.files import shown
+from semseal.runtime.files import shown, word
 from semseal.runtime.options import NEW_FILE, NumberRange, UserPath, example
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def keygen(file: Path, two_way: bool, require: str, not_before: datetime | None,
     write_keyset(file, new_keyset(direction, required, _seconds(not_before), _seconds(not_after)))
     _say(f"{file}: new key, mode 0600; whoever has this file can read the link")
     if two_way:
-        _say(f"make the other end's file, which is another: semseal keys peer {file} OTHER")
+        _say(f"make the other end's file, which is another: semseal keys peer {word(file)} OTHER")
 
 
 @click.group(epilog=example("semseal keys list alice.key", "semseal keys rotate alice.key"))
@@ -111,7 +111,7 @@ def rotate(file: Path, overlap: float, not_before: datetime | None, not_after: d
 
     key = new_key(_seconds(not_before), _seconds(not_after))
     keyset = change_keyset(file, lambda old: rotated(old, key, overlap))
-    _say(f"{file}: new primary key {key.id}; bring it to the other end: semseal keys peer {file} OTHER")
+    _say(f"{file}: new primary key {key.id}; bring it to the other end: semseal keys peer {word(file)} OTHER")
     for old in keyset.usable[1:]:
         _say(f"  {old.id}  {_life(old)}")
 
@@ -126,9 +126,9 @@ def revoke(file: Path, key_id: str) -> None:
 
     keyset = change_keyset(file, lambda old: revoked(old, key_id))
     gone = next(key.id for key in keyset.keys if key.id.startswith(key_id))
-    _say(f"{file}: key {gone} is revoked; bring it to the other end: semseal keys peer {file} OTHER")
+    _say(f"{file}: key {gone} is revoked; bring it to the other end: semseal keys peer {word(file)} OTHER")
     if keyset.primary is None:
-        _say(f"there is no key left to send with: semseal keys rotate {file}")
+        _say(f"there is no key left to send with: semseal keys rotate {word(file)}")
 
 
 @keys.command(epilog=example("semseal keys peer alice.key bob.key"))

@@ -198,7 +198,7 @@ class Transmitter:
             if required is not None and required != self.defense:
                 raise KeyFileError(
                     f"its keyset requires {required}, and this transmitter's defense is {self.defense!r}",
-                    f"Transmitter(..., defense={required!r}), or a keyset for every defence: semseal keygen FILE --require any",
+                    f"defense={required!r} (--defense {required}), or a keyset for all: semseal keygen FILE --require any",
                 )
             sets = scheme_sets(key.secret, self.bundle.h) if key and (defense.permutes or defense.substitutes) else None
             sealer = HeaderSealer(None if key is None else key.secret, self.bundle.digest, "" if key is None else key.id)

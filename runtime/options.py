@@ -10,7 +10,7 @@ import click
 from semseal.runtime.bundle import PRECISIONS
 from semseal.runtime.channel import MAX_SNR_DB
 from semseal.runtime.defense.defenses import MODES
-from semseal.runtime.engine import ENGINES
+from semseal.runtime.engine import ENGINES, MAX_THREADS
 from semseal.runtime.files import expanded
 
 
@@ -18,9 +18,26 @@ class UserPath(click.Path):
     """A path; ``~`` at its start is the home folder, which no shell puts there behind ``--out=``."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(expanded(value), param, ctx)
+        return super().convert(expanded(_given(self, value, param, ctx)), param, ctx)
 
 
+class BundleName(click.ParamType):
+    """A bundle's folder, or the name of a packaged one."""
+
+    name = "bundle"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(_given(self, value, param, ctx))
+
+
+def _given(kind: click.ParamType, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    """The name as it was given, but not an empty one: to the system that is the current folder."""
+    if value == "":
+        kind.fail("the name is empty; was a variable of the shell not set?", param, ctx)
+    return value
+
+
+BUNDLE = BundleName()
 FOLDER = UserPath(file_okay=False, path_type=Path)
 FILE = UserPath(exists=True, dir_okay=False, path_type=Path)
 NEW_FILE = UserPath(dir_okay=False, path_type=Path)
@@ -54,6 +71,7 @@ class EveSnr(NumberRange):
 SEED = click.IntRange(0, 2**63 - 1)  # what NumPy and PyTorch take
 SNR = NumberRange(-MAX_SNR_DB, MAX_SNR_DB)
 POSITIVE = NumberRange(0, min_open=True)
+THREADS = click.IntRange(1, MAX_THREADS)
 
 
 class LazyChoice(click.ParamType):

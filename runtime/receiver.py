@@ -229,7 +229,7 @@ class Receiver:
         if (required := self._required) is not None and header.mode != required:
             raise HeaderError(
                 f"its defence is {header.mode}, and this receiver requires {required}",
-                f"send it by Transmitter(..., defense={required!r})",
+                f"send it by Transmitter(..., defense={required!r}), or semseal send --defense {required}",
             )
         wanted = self.bundle.n_symbols
         if BY_NAME[header.mode].mixes:

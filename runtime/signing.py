@@ -19,7 +19,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from semseal.runtime.errors import SigningError
-from semseal.runtime.files import expanded, keep_private, read_secret, write_once
+from semseal.runtime.files import expanded, keep_private, read_secret, word, write_once
 
 SIGNATURE_SIZE = 64
 LABEL = b"semseal/v1/bundle\0"
@@ -75,7 +75,7 @@ def verify(public: str, manifest: bytes, signature: bytes) -> None:
         raise SigningError(
             f"the signature is not that of {public}: the bundle was changed, or another owner made it",
             f"make it again on that owner's machine, or, if you trust who made it, pin their line: "
-            f"export {VARIABLE}={PUBLIC}... or owner=",
+            f"export {VARIABLE}={PUBLIC}... or owner= (--owner)",
         ) from None
 
 
@@ -120,7 +120,7 @@ def owner_key(path: Path | None = None) -> Ed25519PrivateKey:
         except OSError as error:
             raise SigningError(
                 f"{public}, which pins this machine's own key, cannot be made: {error.strerror}",
-                f"{_SIGN}, or --sign {private}",
+                f"{_SIGN}, or --sign {word(private)}",
             ) from None
     if _read_public(public) != public_text(key):
         raise SigningError(f"{public} pins another owner than {private}", "remove the one that is not wanted")
@@ -142,8 +142,8 @@ def pinned_owner(owner: str | Path | None = None) -> str:
     if public is None or not os.path.exists(public):
         raise SigningError(
             "no owner is pinned on this machine",
-            f"get the line {PUBLIC}... from the bundle's owner (owner.pub there), then export {VARIABLE}=..., pass owner="
-            + ("" if public is None else f", or save it as {public}"),
+            f"get the line {PUBLIC}... from the bundle's owner (owner.pub there), then export {VARIABLE}=..., or pass "
+            "owner= (--owner)" + ("" if public is None else f", or save it as {public}"),
         )
     return _read_public(public)
 
@@ -159,7 +159,7 @@ def _given(owner: str | Path, what: str) -> str:
 
 
 def _read_public(path: Path) -> str:
-    lines = _read_lines(path, stat.S_IWGRP | stat.S_IWOTH, ("can be changed by other users", f"chmod go-w {path}"))
+    lines = _read_lines(path, stat.S_IWGRP | stat.S_IWOTH, ("can be changed by other users", f"chmod go-w {word(path)}"))
     if len(lines) != 1:
         raise SigningError(f"{path} does not hold an owner's public key: one line, {PUBLIC}...", _PIN)
     _public_key(lines[0], str(path))
@@ -197,6 +197,8 @@ def _write_new(path: Path, text: str, mode: int) -> None:
     try:
         write_once(path, text, mode)
     except FileNotFoundError:
-        raise SigningError(f"cannot write {path}: its folder does not exist", f"mkdir -p {path.absolute().parent}") from None
+        raise SigningError(
+            f"cannot write {path}: its folder does not exist", f"mkdir -p {word(path.absolute().parent)}"
+        ) from None
     except FileExistsError:
         raise SigningError(f"{path} exists already, and a key is never overwritten", "choose another name") from None

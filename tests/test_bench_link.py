@@ -177,8 +177,10 @@ def test_a_fresh_process_tells_what_starting_costs(edge_bundle):
 def test_a_process_that_cannot_run_the_link_says_why(edge_bundle):
     with pytest.raises(EngineError, match="cannot be run"):
         Process(where(edge_bundle), python="/nowhere/python")
-    with pytest.raises(EngineError, match=r"could not run the link: (.|\n)*there is no bundle"):
+    with pytest.raises(EngineError, match=r"could not run the link: there is no bundle /nowhere\nhint: make one"):
         Process(where("/nowhere"))
+    with pytest.raises(EngineError, match=r"/bin/echo could not run the link: -P -c .*\nhint: give the python of"):
+        Process(where(edge_bundle), python="/bin/echo")
 
 
 def test_an_engine_that_is_not_here_is_an_error_where_nothing_else_runs(edge_bundle):

@@ -1,5 +1,7 @@
 """Bad input of every verb: one clear error, the exit code of its kind, and nothing left behind."""
 
+import os
+
 import pytest
 from test_cli import semseal
 
@@ -183,6 +185,33 @@ from test_cli import semseal
         (["train", "--preset", "photos-10db", "--data", "photos", "--out", "run", "--steps", "0"], 2, "steps must be above 0"),
         (["train", "--preset", "photos-10db", "--data", "folder:gone", "--out", "run"], 3, "hint: check the name"),
         (["export", "run", "--out", "bundle", "--capability", "86"], 2, "--capability is for"),
+        (["audit", "edge", "--data", "photos", "--out", "r", "--jobs", "9" * 20], 2, "is not in the range"),
+        (["check", ""], 2, "the name is empty"),
+        (["check", "edge", "--folder", ""], 2, "the name is empty"),
+        (["audit", "edge", "", "--data", "photos", "--out", "r"], 2, "the name is empty"),
+        (["demo", "--out", ""], 2, "the name is empty"),
+        (["export", "edge", "--out", "", "--size", "64x64", "--force"], 2, "the name is empty"),
+        (["send", "edge", "", "--keys", "k", "--to", "127.0.0.1:7000"], 2, "the name is empty"),
+        (["bench", "edge", "--against", ""], 2, "the name is empty"),
+        (["bench", "edge", "--threads", "100000"], 2, "100000 is not in the range"),
+        (["check", "edge", "--out", "gone/report"], 3, "No such file or directory: gone/report"),
+        (["export", "edge", "--size", "64x64", "--out", "b", "--oms", "b/sig"], 3, "b/sig lies in the bundle"),
+        (["export", "edge", "--size", "64x64", "--out", "b", "--oms", "gone/sig"], 3, "No such file or directory: gone/sig"),
+        (["export", "edge", "--size", "64x64", "--out", "b", "--triton", "b/models"], 3, "b/models lies in the bundle"),
+        (["export", "edge", "--size", "64x64", "--out", "b", "--triton", "/dev/null/m"], 3, "Not a directory: /dev/null/m"),
+        (
+            ["export", "edge", "--size", "64x64", "--out", "b", "--triton", "m", "--triton-engine", "tensorrt"],
+            2,
+            "give --engine",
+        ),
+        (["check", "no such"], 3, "semseal export RUN --out 'no such', or"),
+        (["check", "edge", "--keys", "no such"], 3, "hint: make one: semseal keygen 'no such'"),
+        (["keygen", "/dev/null/k"], 3, "Not a directory: /dev/null/k"),
+        (["keygen", "no such/k"], 3, "no such'\n"),
+        (["export", "edge", "--oms", "gone/edge.sig"], 3, "No such file or directory: gone/edge.sig"),
+        (["demo", "--out", "/dev/null/demo"], 3, "hint: a part of this name is a file"),
+        (["audit", "edge", "--data", "photos", "--out", "/dev/null/r", "--paper"], 3, "Not a directory: /dev/null/r"),
+        (["audit", "edge", "--data", "folder:gone", "--out", "r", "--paper"], 3, "gone is not a folder"),
         (["export", "--out", "bundle", "--precision", "fp32", "int8", "run"], 2, "unexpected extra argument"),
     ],
 )
@@ -191,4 +220,14 @@ def test_bad_input_is_one_clear_error_and_leaves_nothing(tmp_path, args, code, w
     assert done.returncode == code, done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+    assert "cells, about" not in done.stdout  # no estimate of what is refused
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("args", [("check", "edge", "--out", "pipe"), ("export", "edge", "--oms", "pipe")])
+def test_nothing_takes_the_place_of_a_pipe(tmp_path, args):
+    os.mkfifo(tmp_path / "pipe")
+    done = semseal(*args, cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert done.stderr == "error: A device, pipe or socket has this name: pipe\nhint: choose another name\n"
+    assert [(entry.name, entry.is_fifo()) for entry in tmp_path.iterdir()] == [("pipe", True)]

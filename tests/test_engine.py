@@ -195,7 +195,7 @@ def test_what_is_wrong_comes_with_a_hint():
         EngineError, match=r"engine must be one of onnxruntime-cpu, openvino, .* got 'onnx'\nhint: semseal doctor"
     ):
         open_engine("onnx", b"")
-    with pytest.raises(EngineError, match=r"threads must be at least 1, got 0\nhint: "):
+    with pytest.raises(EngineError, match=r"threads must be from 1 to 512, got 0\nhint: "):
         open_engine("onnxruntime-cpu", b"", threads=0)
     with pytest.raises(EngineError, match=r"threads=2 is for engines on the CPU; tensorrt-rtx runs on the GPU\nhint: "):
         open_engine("tensorrt-rtx", b"", threads=2)

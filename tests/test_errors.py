@@ -1,4 +1,5 @@
 import errno
+import os
 import pickle
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from semseal.runtime import errors
 from semseal.runtime.errors import SemsealError
-from semseal.runtime.files import write_atomically, write_once
+from semseal.runtime.files import check_file_writable, check_writable, write_atomically, write_once
 
 FAMILY = [kind for kind in vars(errors).values() if isinstance(kind, type)]
 
@@ -46,7 +47,7 @@ def test_what_does_not_fit_names_the_file_and_leaves_nothing(tmp_path, name):
     script = f"""
 import resource
 from pathlib import Path
-from semseal.runtime.files import write_atomically, write_once
+from semseal.runtime.files import check_file_writable, check_writable, write_atomically, write_once
 resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))
 path = Path("file")
 try:
@@ -67,3 +68,21 @@ def test_a_name_that_is_taken_is_refused(tmp_path):
         write_once(tmp_path / "file", "theirs", 0o600)
     assert caught.value.filename == str(tmp_path / "file")
     assert [file.read_text() for file in tmp_path.iterdir()] == ["mine"]
+
+
+def test_nothing_takes_the_place_of_a_device(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")  # as /dev/stdout is one, perhaps of a regular file
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    for name in (tmp_path / "pipe", tmp_path / "link", tmp_path / "stdout"):
+        before = os.lstat(name)
+        with pytest.raises(FileExistsError) as caught:
+            check_file_writable(name)
+        assert caught.value.filename == str(name)
+        with pytest.raises(FileExistsError):
+            write_atomically(name, b"")
+        assert os.lstat(name).st_ino == before.st_ino
+    check_file_writable(tmp_path / "nowhere")
+    with pytest.raises(NotADirectoryError):
+        check_writable(tmp_path / "nowhere" / "results.json")

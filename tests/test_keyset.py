@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -195,10 +196,10 @@ def test_places_that_are_refused(file, tmp_path):
         with pytest.raises(KeyFileError, match="can be read by other users\nhint: chmod 600"):
             read_keyset(file)
     file.chmod(0o600)
-    for mode in (0o777, 0o1777, 0o702):
+    for mode, fix in ((0o777, "chmod go-w"), (0o1777, "keep it in a folder of your own: mkdir -m 700 "), (0o702, "chmod go-w")):
         tmp_path.chmod(mode)
         for use in (read_keyset, lambda path: write_keyset(path.with_name("new"), new_keyset("one-way", None))):
-            with pytest.raises(KeyFileError, match=r"folder that other users can write.*\nhint: chmod go-w"):
+            with pytest.raises(KeyFileError, match=rf"folder that other users can write.*\nhint: {fix}"):
                 use(file)
     tmp_path.chmod(0o700)
     file.write_bytes(text(read_keyset(file)) + b" " * 2**16)
@@ -474,3 +475,11 @@ def test_what_a_power_failure_left_is_removed_by_the_next_writer(file):
     (file.parent / ".a.key.new").write_bytes(b"half")
     change_keyset(file, lambda old: rotate(old, new_key(), 1))
     assert os.listdir(file.parent) == ["a.key"]
+
+
+def test_dates_of_any_year_can_be_read_again(file):
+    for year in (1, 999, 1969, 9999):
+        named = file.with_name(f"{year}.key")
+        begins = int((datetime(year, 1, 1, tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds())
+        write_keyset(named, new_keyset("one-way", None, not_before=begins))
+        assert read_keyset(named).keys[0].not_before == begins

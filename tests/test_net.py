@@ -1,6 +1,7 @@
 """semseal send and semseal receive: real processes on real sockets."""
 
 import asyncio
+import os
 import re
 import secrets
 import shutil
@@ -244,6 +245,7 @@ def test_what_cannot_be_done_is_one_error_and_one_hint(tmp_path, mix_keys):
     write_pictures(tmp_path / "sent", 1)
     write_keyset(tmp_path / "other.key", new_keyset("one-way", "mix"))
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     taken = socket.socket()
     taken.bind(("127.0.0.1", 0))
     taken.listen()
@@ -266,6 +268,13 @@ def test_what_cannot_be_done_is_one_error_and_one_hint(tmp_path, mix_keys):
             (3, "cannot be looked up", (*send, "no-such-host.invalid:7000")),
             (2, "is not HOST:PORT", (*send, "7000")),
             (2, "is not HOST:PORT", (*send, "127.0.0.1:70000")),
+            (2, "is not HOST:PORT", (*send, "127.0.0.1:0")),
+            (2, "cannot be the name of a host", (*send, "a..b:7000")),
+            (3, "to [::1]:1 for 0 s: Connection refused\n", (*send, "[::1]:1", "--retry", "0")),
+            (3, f"cannot listen at {busy}: Address already in use", (*send, bob.to, "--metrics", busy)),
+            (3, "cannot listen at no-such-host.invalid:1", (*send, bob.to, "--metrics", "no-such-host.invalid:1")),
+            (3, "pipe is not a regular file", ("send", "edge", sent, "--keys", tmp_path / "pipe", "--to", bob.to)),
+            (3, "pipe is not a regular file", ("receive", "edge", "--keys", tmp_path / "pipe", "--listen", busy, *out)),
             (2, "--channel needs --snr", (*send, bob.to, "--channel", "rayleigh")),
             (3, "cannot listen at", (*receive, busy, *out, "--state", tmp_path / "s")),
             (3, "cannot listen at 192.0.2.1:7000", (*receive, "192.0.2.1:7000", *out, "--state", tmp_path / "s")),

@@ -271,3 +271,12 @@ def test_from_the_shell_and_again(tmp_path):
         names = [f"edge-{side}-mix-pixels-int8" for side in ("transmitter", "receiver")]
         lines = done.output.replace("\n", "").split(f"{tmp_path / 'models'}/")[1:]
         assert lines == [f"{name}: {end}" for name in names]
+
+
+def test_a_repository_lies_outside_of_its_bundle(tmp_path, signed):
+    bundle = signed()
+    (tmp_path / "alias").symlink_to(bundle.path)
+    for inside in (bundle.path / "models", bundle.path, tmp_path / "alias" / "models"):
+        with pytest.raises(BundleError, match="lies in the bundle"):
+            write_repository(bundle, inside)
+    assert not (bundle.path / "models").exists()

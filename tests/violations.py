@@ -262,6 +262,11 @@ def key_as_link(place):
     place.key.symlink_to(place.home / "real.key")
 
 
+def key_as_folder(place):
+    place.key.unlink()
+    place.key.mkdir()
+
+
 def left_beside_the_key(place):
     (place.home / ".alice.key.k3j2h1g0").write_bytes(b"")
 
@@ -455,6 +460,7 @@ VIOLATIONS = [
     ("P02", silent_graph), ("P03", stored_frame), ("P03", stored_recording),
     ("E02", unknown_operator), ("V02", another_version), ("K01", key_mode),
     ("K03", key_with_two_names), ("K04", equal_key), ("K05", key_in_an_open_folder), ("K06", key_as_link),
+    ("K06", key_as_folder),
     ("K07", left_beside_the_key), ("K07", left_beside_the_bundle), ("K07", left_in_the_bundle), ("K07", editors_copy),
     ("K08", owners_key), ("K08", owners_key_of_the_user), ("K09", damaged_key), ("K10", keyset_for_all),
     ("K11", keyset_of_yesterday), ("K11", keyset_without_a_primary), ("K12", keyset_for_one_direction), ("K13", old_key),

@@ -11,6 +11,7 @@ from typing import Any
 
 from semseal.runtime import channel, radio
 from semseal.runtime.errors import TrainingError
+from semseal.runtime.files import word
 
 MAX_SEED = 2**63 - 1  # that PyTorch takes
 MAX_FEATURES = 2**22  # floats of an image, as many as mix takes
@@ -132,7 +133,7 @@ class TrainConfig:
         if not path.is_file():
             raise TrainingError(
                 f"{run} is not a run: it has no config.json",
-                f"make one with semseal train --preset edge --data photos --out {run}",
+                f"make one with semseal train --preset edge --data photos --out {word(run)}",
             )
         try:
             fields: dict[str, Any] = json.loads(path.read_text())

@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from semseal.runtime import radio
 from semseal.runtime.errors import TrainingError
-from semseal.runtime.files import append, check_room, shown, write_atomically
+from semseal.runtime.files import append, check_room, shown, word, write_atomically
 from semseal.runtime.ofdm import Radio
 from semseal.runtime.pictures import Pictures, open_pictures
 from semseal.runtime.progress import told
@@ -108,7 +108,7 @@ def train(
         _loop(training, crops, valid.to(fabric.device), turn, start, out, progress)
     if fabric.global_rank == 0:
         progress.console.print(
-            shown(f"{out} is complete; next: semseal export {out} --out BUNDLE"), markup=False, soft_wrap=True
+            shown(f"{out} is complete; next: semseal export {word(out)} --out BUNDLE"), markup=False, soft_wrap=True
         )
 
 
@@ -214,7 +214,8 @@ def load_run(run: Path) -> Link:
     """
     if (run / CHECKPOINT).exists():
         raise TrainingError(
-            f"{run} is not finished", f"continue it: semseal train --out {run} --resume, with the options it was started with"
+            f"{run} is not finished",
+            f"continue it: semseal train --out {word(run)} --resume, with the options it was started with",
         )
     model = build(TrainConfig.read(run).model)
     _load_weights(model, _weights_of(run), run / WEIGHTS)
@@ -325,7 +326,7 @@ def _open_run(config: TrainConfig, out: Path, resume: bool, init: Path | None, f
                 "resume with the settings it was started with, or choose another --out",
             )
         if not checkpoint.exists() and (out / WEIGHTS).exists():
-            raise TrainingError(f"{out} is complete: nothing to resume", f"export it: semseal export {out} --out BUNDLE")
+            raise TrainingError(f"{out} is complete: nothing to resume", f"export it: semseal export {word(out)} --out BUNDLE")
         if checkpoint.exists():
             start = int(_read_checkpoint(checkpoint, torch.device("cpu"))["step"])
     elif resume:
@@ -445,7 +446,7 @@ def _weights_of(run: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise TrainingError(
             f"{path} not found: the run has reached no checkpoint yet",
-            f"continue it: semseal train --out {run} --resume, with the options it was started with",
+            f"continue it: semseal train --out {word(run)} --resume, with the options it was started with",
         )
     try:
         return load_file(path)

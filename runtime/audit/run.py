@@ -37,7 +37,7 @@ from semseal.runtime.audit.work import Work, scene_of
 from semseal.runtime.bundle import Bundle, open_bundle
 from semseal.runtime.environment import Environment, environment
 from semseal.runtime.errors import AuditError
-from semseal.runtime.files import shown, write_atomically
+from semseal.runtime.files import check_writable, shown, write_atomically
 from semseal.runtime.progress import told
 
 # that figures depend on
@@ -71,7 +71,7 @@ def audit(
     opened = [open_bundle(path) for path in bundles]
     settings = _with_middle(settings, opened)
     found = links(opened, settings)
-    _check_counts(settings)
+    _check_asked(settings, out)
     check(found, settings)
     check_budgets(budgets or {}, settings)
     taken, data = take_pictures(data, settings, opened[0].height, opened[0].width), shown(data)
@@ -177,7 +177,9 @@ def _with_middle(settings: Settings, bundles: list[Bundle]) -> Settings:
     return replace(settings, main_snrs=tuple(wide)) if len(wide) == 1 and not settings.main_snrs else settings
 
 
-def _check_counts(settings: Settings) -> None:
+def _check_asked(settings: Settings, out: Path) -> None:
+    """What can be told before pictures are read and engines opened."""
+    check_folder(out)
     for count in (settings.pictures, settings.optimised_pictures):
         if count < MIN_PICTURES or count % 2:
             raise AuditError(
@@ -288,7 +290,7 @@ def _in_processes(missing: list[tuple[Cell, Work]], folder: Path, jobs: int) -> 
     """The cells in the order in which they are done, by ``jobs`` processes."""
     tasks = (delayed(_measure)(work, cell, folder / file_name(cell)) for cell, work in missing)
     # copy on write: torch takes no read-only array
-    with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=_threads(jobs), mmap_mode="c"):
+    with parallel_config("loky", n_jobs=min(jobs, max(2, len(missing))), inner_max_num_threads=_threads(jobs), mmap_mode="c"):
         yield from Parallel(return_as="generator_unordered")(tasks)
 
 
@@ -355,6 +357,13 @@ def _digest_of_graphs(bundle: Bundle) -> str:
     return hashlib.sha256(json.dumps(graphs, sort_keys=True).encode()).hexdigest()
 
 
+def check_folder(out: Path) -> None:
+    """Raises AuditError, or OSError, for a folder that no audit can be written to: before pictures are read."""
+    if out.is_file() or (out.is_dir() and not (out / "audit.json").exists() and any(out.iterdir())):
+        raise AuditError(f"{out} is neither empty nor an audit", "choose another --out")
+    check_writable(out / "results.json")
+
+
 def _claim(out: Path, identity: dict[str, Any]) -> None:
     """Make the folder of this audit, or check that it is this audit's."""
     text, file = json.dumps(identity, indent=1) + "\n", out / "audit.json"
@@ -366,8 +375,6 @@ def _claim(out: Path, identity: dict[str, Any]) -> None:
             raise AuditError(f"{file} is damaged", "choose another --out") from None
         if differing := [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]:
             raise _another_audit(out, differing)
-    if out.is_file() or (out.is_dir() and not file.exists() and any(out.iterdir())):
-        raise AuditError(f"{out} is neither empty nor an audit", "choose another --out")
     (out / "cells").mkdir(parents=True, exist_ok=True)
     write_atomically(file, text.encode())
 

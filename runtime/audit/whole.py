@@ -20,11 +20,12 @@ from semseal.runtime.audit.gate import why_missing
 from semseal.runtime.audit.links import links
 from semseal.runtime.audit.matrix import cells
 from semseal.runtime.audit.results import Results
-from semseal.runtime.audit.run import audit, fits, seconds_of
+from semseal.runtime.audit.run import audit, check_folder, fits, seconds_of
 from semseal.runtime.audit.settings import Settings
 from semseal.runtime.bundle import open_bundle
 from semseal.runtime.defense.defenses import MODES
 from semseal.runtime.files import shown, write_atomically
+from semseal.runtime.pictures import open_pictures
 
 STRONGEST = ("none", "permute+substitute", "mix")  # no defence, the paper's, ours
 PAPERS = ("none", "permute", "substitute", "permute+substitute", "mix")
@@ -142,6 +143,14 @@ def estimates(bundles: Sequence[Path], out: Path, settings: Settings, parts: Seq
         counted |= missing.keys() if part.effort else set()
         found.append(Estimate(part, len(missing), sum(missing.values())))
     return tuple(found)
+
+
+def check_ends(data: str, out: Path, parts: Sequence[Part] = PARTS) -> None:
+    """Raises what the parts would raise for pictures that are not there and folders that they cannot write to."""
+    for part in parts:
+        check_folder(out / part.name)
+    for split in ("valid", "test"):
+        open_pictures(data, split)
 
 
 def audit_everything(

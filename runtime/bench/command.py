@@ -10,7 +10,7 @@ from rich.console import Console
 from semseal.runtime.defense.defenses import MODES
 from semseal.runtime.engine import ENGINES
 from semseal.runtime.files import check_writable
-from semseal.runtime.options import FOLDER, POSITIVE, PRECISION, NumberRange, example
+from semseal.runtime.options import BUNDLE, FOLDER, POSITIVE, PRECISION, THREADS, NumberRange, example
 
 
 @click.command(
@@ -20,7 +20,7 @@ from semseal.runtime.options import FOLDER, POSITIVE, PRECISION, NumberRange, ex
         "semseal bench bundle --against edge --engine openvino",
     )
 )
-@click.argument("bundle", metavar="BUNDLE")
+@click.argument("bundle", type=BUNDLE, metavar="BUNDLE")
 @click.option("--quick", is_flag=True, help="under mix only, 3 seconds for each form")
 @click.option("--engine", "engines", multiple=True, type=click.Choice(ENGINES), help="may be repeated  [default: those here]")
 @click.option(
@@ -34,11 +34,13 @@ from semseal.runtime.options import FOLDER, POSITIVE, PRECISION, NumberRange, ex
     type=click.IntRange(1, 64),
     help="images at once, all stages; may be repeated  [default: 1]",
 )
-@click.option("--threads", type=click.IntRange(1), help="of engines on the CPU  [default: all cores]")
+@click.option("--threads", type=THREADS, help="of engines on the CPU  [default: all cores]")
 @click.option("--seconds", type=NumberRange(0.1), help="for each form and batch  [default: 15, with --quick 3]")
 @click.option("--deadline-ms", type=POSITIVE, default=33.0, show_default=True, help="of a request")
 @click.option("--rate", "rates_hz", multiple=True, type=POSITIVE, help="requests a second; may be repeated")
-@click.option("--against", metavar="OTHER", help="a bundle, a results.json, or a venv or python with another version")
+@click.option(
+    "--against", type=BUNDLE, metavar="OTHER", help="a bundle, a results.json, or a venv or python with another version"
+)
 @click.option("--margin", type=POSITIVE, default=0.05, show_default=True, help="a ratio within it is 1")
 @click.option("--owner", metavar="KEY", help="public key that signed the bundle, or its file")
 @click.option("--out", "folder", type=FOLDER, metavar="DIR", help="write results.json, report.html and the forms for CI there")

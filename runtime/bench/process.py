@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from semseal.runtime.environment import compute_capability
 from semseal.runtime.errors import EngineError
 
 MAX_MESSAGE = 400  # characters of what a process said before it ended
+_NEEDED = "give the python of an environment in which semseal bench works"
 
 
 class Process:
@@ -52,17 +54,31 @@ class Process:
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         line = self._process.stdout.readline()
-        if not line:
-            said = self._process.stderr.read().strip()
+        try:
+            return json.loads(line)
+        except ValueError:  # no line at all, or that of another program
+            self._process.stdout.close()
+            said = line.strip() or self._process.stderr.read().strip()
             self.close()
-            raise EngineError(f"{self.python} could not run the link: {said[-MAX_MESSAGE:] or 'it ended'}")
-        return json.loads(line)
+            why, hint = _reason(said)
+            raise EngineError(f"{self.python} could not run the link: {why}", hint) from None
 
     def close(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             if pipe is not None:
                 pipe.close()
         self._process.wait()
+
+
+def _reason(said: str) -> tuple[str, str]:
+    """What a process complained of, without its traceback, and the fix."""
+    lines: list[str] = []
+    for line in said.splitlines():
+        lines = [] if line.startswith((" ", "Traceback")) else [*lines, line]
+    *rest, last = lines or ["it ended"]
+    if rest and last.startswith("hint: "):
+        return re.sub(r"^semseal[\w.]+: ", "", " ".join(rest))[:MAX_MESSAGE], last.removeprefix("hint: ")
+    return " ".join([*rest, last])[:MAX_MESSAGE], _NEEDED
 
 
 @contextmanager

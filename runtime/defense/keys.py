@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from semseal.runtime.errors import KeyFileError
-from semseal.runtime.files import expanded, keep_private, read_secret
+from semseal.runtime.files import expanded, keep_private, read_secret, word
 
 KEY_SIZE = 32
 _FORMAT = "semseal-key-v1"
@@ -36,13 +36,13 @@ def read_key(path: Path) -> bytes:
     try:
         lines = read_secret(path, _MAX_FILE_BYTES)
     except FileNotFoundError:
-        raise KeyFileError(f"there is no key file {path}", f"make one: semseal keygen {path}") from None
+        raise KeyFileError(f"there is no key file {path}", f"make one: semseal keygen {word(path)}") from None
     except OSError as error:
         raise KeyFileError(
             f"cannot read the key file {path}: {error.strerror}", "let the user who runs this own it, with mode 0400 or 0600"
         ) from None
     if lines is None:
-        raise KeyFileError(f"{path} can be read by other users", f"{keep_private(path)}; or pass key= its 32 bytes")
+        raise KeyFileError(f"{path} can be read by other users", f"{keep_private(path)}; or, in Python, pass key= its 32 bytes")
     if len(lines) != 2 or lines[0] != _FORMAT:
         raise KeyFileError(f"{path} is not a key file, or is damaged", _RESTORE)
     try:

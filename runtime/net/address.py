@@ -5,8 +5,10 @@ each would take longer than all else that the transport does, and wake whoever r
 """
 
 import errno
+import os
 import re
 import socket
+import ssl
 import struct
 from typing import Any
 
@@ -19,21 +21,47 @@ _TRIES = 50  # for a port that is free for both
 
 
 class Address(click.ParamType):
-    """HOST:PORT; [HOST]:PORT for an IPv6 address."""
+    """HOST:PORT; [HOST]:PORT for an IPv6 address. Port 0, which is any that is free, is none to connect to."""
 
     name = "address"
+
+    def __init__(self, lowest_port: int = 0) -> None:
+        self._lowest_port = lowest_port
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
         if isinstance(value, tuple):
             return value
         found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^\s:\[\]/]+)):(\d{1,5})", str(value), re.ASCII)
-        if found is None or int(found[3]) > 65535:
+        if found is None or not self._lowest_port <= int(found[3]) <= 65535:
             self.fail(f"{value!r} is not HOST:PORT, such as 192.0.2.7:7000 or [::1]:7000", param, ctx)
-        return found[1] or found[2], int(found[3])
+        host = found[1] or found[2]
+        try:
+            host.encode("idna")  # as the look-up does
+        except UnicodeError:
+            self.fail(f"{host!r} cannot be the name of a host: a part of it is empty or has more than 63 letters", param, ctx)
+        return host, int(found[3])
 
 
 def shown_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def why(error: Exception) -> str:
+    """What the system says of a socket, without asyncio's words around it."""
+    if isinstance(error, socket.gaierror | ssl.SSLError) or not isinstance(error, OSError):
+        return (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
+    codes = {error.errno} if error.errno else {int(code) for code in re.findall(r"\[Errno (\d+)\]", str(error))}
+    return ", ".join(os.strerror(code) for code in sorted(codes)) or str(error) or type(error).__name__
+
+
+def cannot_listen(host: str, port: int, error: OSError) -> TransportError:
+    hints = {
+        errno.EADDRINUSE: "another program has this port: choose another",
+        errno.EACCES: "choose a port of 1024 or above",
+        errno.EADDRNOTAVAIL: "listen at an address of this machine, or at 0.0.0.0 for all",
+    }
+    hint = hints.get(error.errno or 0, "check the address")
+    return TransportError(f"cannot listen at {shown_address(host, port)}: {why(error)}", hint)
 
 
 def bound(host: str, port: int) -> tuple[socket.socket, socket.socket]:
@@ -56,13 +84,7 @@ def bound(host: str, port: int) -> tuple[socket.socket, socket.socket]:
                 if port or error.errno != errno.EADDRINUSE:
                     raise
     except OSError as error:
-        hints = {
-            errno.EADDRINUSE: "another program has this port: choose another",
-            errno.EACCES: "choose a port of 1024 or above",
-            errno.EADDRNOTAVAIL: "listen at an address of this machine, or at 0.0.0.0 for all",
-        }
-        hint = hints.get(error.errno or 0, "check the address")
-        raise TransportError(f"cannot listen at {shown_address(host, port)}: {error.strerror}", hint) from None
+        raise cannot_listen(host, port, error) from None
     raise TransportError(f"cannot listen at {shown_address(host, port)}: no port is free for TCP and UDP", "choose a port")
 
 

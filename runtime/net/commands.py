@@ -19,9 +19,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from semseal.runtime.channel import CHANNELS
 from semseal.runtime.engine import ENGINES
+from semseal.runtime.errors import KeyFileError
 from semseal.runtime.files import check_writable, shown
-from semseal.runtime.net.address import Address, bound, shown_address
-from semseal.runtime.options import FOLDER, NEW_FILE, POSITIVE, PRECISION, NumberRange, UserPath, example, with_options
+from semseal.runtime.net.address import Address, bound, cannot_listen, shown_address
+from semseal.runtime.options import (
+    BUNDLE,
+    FOLDER,
+    NEW_FILE,
+    POSITIVE,
+    PRECISION,
+    THREADS,
+    NumberRange,
+    UserPath,
+    example,
+    with_options,
+)
 from semseal.runtime.progress import told
 
 if TYPE_CHECKING:
@@ -40,7 +52,7 @@ def _both(command: Any) -> Any:
         command,
         click.option("--engine", type=click.Choice(ENGINES), default="onnxruntime-cpu", show_default=True),
         click.option("--precision", type=PRECISION, default="fp32", show_default=True),
-        click.option("--threads", type=click.IntRange(1), help="of engines on the CPU  [default: all cores]"),
+        click.option("--threads", type=THREADS, help="of engines on the CPU  [default: all cores]"),
         click.option("--owner", metavar="KEY", help="public key that signed the bundle, or its file"),
         click.option("--allow-older", is_flag=True, help="take a bundle older than one that was opened here"),
         click.option("--snr", type=NumberRange(-20, 100), metavar="DB", help="simulate noise at this end  [default: none]"),
@@ -58,10 +70,10 @@ def _both(command: Any) -> Any:
         "semseal send edge clip.mp4 --keys alice.key --to 127.0.0.1:7000 --snr 10 --loss 2",
     )
 )
-@click.argument("bundle", metavar="BUNDLE")
+@click.argument("bundle", type=BUNDLE, metavar="BUNDLE")
 @click.argument("pictures", nargs=-1, required=True, metavar="PICTURES...", type=UserPath(path_type=Path))
 @click.option("--keys", required=True, type=_KEYS, metavar="FILE", help="key file of this end: semseal keygen makes one")
-@click.option("--to", "address", required=True, type=Address(), metavar="HOST:PORT", help="of semseal receive")
+@click.option("--to", "address", required=True, type=Address(lowest_port=1), metavar="HOST:PORT", help="of semseal receive")
 @click.option("--defense", type=click.Choice(["mix", "none"]), default="mix", show_default=True)
 @click.option(
     "--symbols", type=click.Choice(["float16", "float32"]), default="float16", show_default=True, help="as datagrams carry them"
@@ -89,6 +101,7 @@ def send(bundle: str, pictures: tuple[Path, ...], keys: Path, address: tuple[str
     leave_no_core()
     _keep_memory_flat()
     _check_simulation(asked)
+    _check_regular(keys)
     files, left_out = sources.listed(pictures)
     tally, used = Tally("sender"), {name: asked[name] for name in (*_LINK, "defense")}
 
@@ -122,7 +135,7 @@ def send(bundle: str, pictures: tuple[Path, ...], keys: Path, address: tuple[str
         "semseal receive edge --keys bob.key --listen 127.0.0.1:7000 --out pictures --metrics 127.0.0.1:9100",
     )
 )
-@click.argument("bundle", metavar="BUNDLE")
+@click.argument("bundle", type=BUNDLE, metavar="BUNDLE")
 @click.option("--keys", required=True, type=_KEYS, metavar="FILE", help="key file of this end: semseal keys peer makes it")
 @click.option("--listen", "address", required=True, type=Address(), metavar="HOST:PORT", help="TCP and UDP; port 0: any")
 @click.option("--out", "folder", required=True, type=FOLDER, metavar="DIR", help="folder of the pictures")
@@ -148,6 +161,7 @@ def receive(bundle: str, keys: Path, address: tuple[str, int], folder: Path, **a
     leave_no_core()
     _keep_memory_flat()
     _check_simulation(asked)
+    _check_regular(keys)
     link_keys = LinkKeys(keys, sends=False)
     state = asked["state"] or (keys.with_name(keys.name + ".replay") if link_keys.in_keyset else None)
     if state is not None and not link_keys.in_keyset:
@@ -189,6 +203,12 @@ def _check_simulation(asked: dict[str, Any]) -> None:
         raise click.UsageError("--channel needs --snr: without noise there is no channel")
 
 
+def _check_regular(keys: Path) -> None:
+    """Raises KeyFileError for a pipe, which could be read but once."""
+    if keys.exists() and not keys.is_file():
+        raise KeyFileError(f"{shown(keys)} is not a regular file", "name a key file; a pipe or a device is none")
+
+
 def _simulation(asked: dict[str, Any], unbiased: bool) -> "Simulation":
     from semseal.runtime.net.air import Air, Simulation
 
@@ -217,7 +237,10 @@ def _run(
         server = None
         try:
             if metrics is not None:
-                server = await serve_metrics(tally, *metrics)
+                try:
+                    server = await serve_metrics(tally, *metrics)
+                except OSError as error:
+                    raise cannot_listen(*metrics, error) from None
                 click.echo(f"metrics at http://{shown_address(*server.sockets[0].getsockname()[:2])}/metrics")
             await task
         except asyncio.CancelledError:

@@ -26,7 +26,7 @@ from semseal.runtime.errors import SendError, TransportError
 from semseal.runtime.frame import Frame
 from semseal.runtime.link import Transmitter
 from semseal.runtime.net import wire
-from semseal.runtime.net.address import send
+from semseal.runtime.net.address import send, shown_address, why
 from semseal.runtime.net.air import MAX_LATE_S, Simulation
 from semseal.runtime.net.identity import sender_context
 from semseal.runtime.net.record import Recording
@@ -170,21 +170,21 @@ class Speaker:
 
     def _complain(self, error: Exception, hang_ups: int, waited_s: float) -> None:
         """Raises TransportError where trying again is of no use."""
-        where = f"{self._plan.host}:{self._plan.port}"
+        where = shown_address(self._plan.host, self._plan.port)
         if self._instance is None and hang_ups >= _HANG_UPS:
             raise TransportError(
                 f"{where} hangs up: it and this end do not have one key, or it is no semseal receive",
                 "give both ends a file of one link: semseal keys peer; what is revoked or over: semseal keys list FILE",
             ) from None
-        why = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
         if self._instance is None and isinstance(error, socket.gaierror):
-            raise TransportError(f"{self._plan.host} cannot be looked up: {why}", "check the name") from None
+            raise TransportError(f"{self._plan.host} cannot be looked up: {why(error)}", "check the name") from None
         if waited_s >= self._plan.retry_s:
             raise TransportError(
-                f"no connection to {where} for {waited_s:.0f} s: {why}", "start semseal receive there, or check the address"
+                f"no connection to {where} for {waited_s:.0f} s: {why(error)}",
+                "start semseal receive there, or check the address",
             ) from None
         if not self._tally.refusals["no-connection"]:
-            self._say(f"no connection to {where} yet: {why}; trying for {self._plan.retry_s:.0f} s")
+            self._say(f"no connection to {where} yet: {why(error)}; trying for {self._plan.retry_s:.0f} s")
         self._tally.refusals["no-connection"] += 1
 
     async def _connect(self, key: LinkKey) -> _Connection:
@@ -200,8 +200,8 @@ class Speaker:
                 writer.write(wire.message(Kind.HELLO, self._hello.pack()))
                 kind, payload = await wire.read_message(reader, CONNECT_S, CONNECT_S)
             if kind == Kind.REFUSED:
-                why, _, fix = payload.decode(errors="replace").partition("; ")
-                raise TransportError(f"{plan.host}:{plan.port} refuses: {why}", fix)
+                reason, _, fix = payload.decode(errors="replace").partition("; ")
+                raise TransportError(f"{shown_address(plan.host, plan.port)} refuses: {reason}", fix)
             if kind != Kind.WELCOME:
                 raise WireError(f"{kind.name} before WELCOME")
             told: Welcome = wire.welcome(payload)

@@ -8,7 +8,7 @@ import click
 from semseal.runtime.channel import CHANNELS
 from semseal.runtime.defense.defenses import MODES
 from semseal.runtime.engine import ENGINES
-from semseal.runtime.options import FILE, FOLDER, NEW_FILE, POSITIVE, PRECISION, NumberRange, UserPath, example
+from semseal.runtime.options import BUNDLE, FILE, FOLDER, NEW_FILE, POSITIVE, PRECISION, NumberRange, UserPath, example
 from semseal.runtime.trust.finding import FORMATS
 
 
@@ -19,7 +19,7 @@ from semseal.runtime.trust.finding import FORMATS
         "semseal check bundle --format sarif --out check.sarif --waivers waivers.toml",
     )
 )
-@click.argument("bundle", metavar="BUNDLE")
+@click.argument("bundle", type=BUNDLE, metavar="BUNDLE")
 @click.option("--keys", type=UserPath(path_type=Path), metavar="FILE", help="key file of the link")
 @click.option("--two-way", is_flag=True, help="both ends of the link send")
 @click.option("--receives", is_flag=True, help="this end receives")
@@ -45,12 +45,12 @@ def check(bundle: str, form: str, out: Path | None, **asked: Any) -> None:
     BUNDLE is a folder, or edge, edge-quality, photos-10db for those that are packaged. Nothing in it is parsed before its
     signature holds. What could not be looked at is listed with the reason.
     """
-    from semseal.runtime.files import check_writable, write_atomically
+    from semseal.runtime.files import check_file_writable, write_atomically
     from semseal.runtime.trust.check import deployment, examine
     from semseal.runtime.trust.formats import summary, written
 
     if out is not None:
-        check_writable(out)
+        check_file_writable(out)
     waivers = asked.pop("waivers")
     d = deployment(bundle, **asked)
     report = examine(d, waivers)

@@ -19,7 +19,7 @@ from semseal.runtime.bundle import MANIFEST, Bundle, is_packaged, no_bundle, pac
 from semseal.runtime.defense.defenses import BY_NAME
 from semseal.runtime.defense.keys import KEY_SIZE, generate_key
 from semseal.runtime.errors import BundleError, CheckError, SemsealError, SendError
-from semseal.runtime.files import expanded
+from semseal.runtime.files import expanded, word
 from semseal.runtime.frame import Frame
 from semseal.runtime.link import Receiver, Transmitter
 from semseal.runtime.roundtrip import smooth_images
@@ -98,7 +98,7 @@ class Deployment:
         if not os.path.lexists(self.path / MANIFEST):
             raise no_bundle(self.path, f"there is no {MANIFEST} in it")
         if asked.keys is not None and not os.path.lexists(asked.keys):
-            raise CheckError(f"there is no key file {asked.keys}", f"make one: semseal keygen {asked.keys}")
+            raise CheckError(f"there is no key file {asked.keys}", f"make one: semseal keygen {word(asked.keys)}")
         if asked.folder is not None and not asked.folder.is_dir():
             raise CheckError(f"{asked.folder} is not a folder", "name the folder with what is deployed beside the bundle")
 
@@ -200,10 +200,10 @@ class Deployment:
 def secrets_in(data: bytes) -> tuple[bytes, ...]:
     """Every 32 bytes that are written as base64 or hex, if they are not all equal."""
     found = []
-    for word in re.findall(rb"[0-9A-Za-z+/_-]{43,64}", data):
+    for text in re.findall(rb"[0-9A-Za-z+/_-]{43,64}", data):
         try:
-            found.append(bytes.fromhex(word.decode()) if len(word) == 2 * KEY_SIZE else base64.urlsafe_b64decode(word + b"="))
-            found.append(base64.b64decode(word + b"="))
+            found.append(bytes.fromhex(text.decode()) if len(text) == 2 * KEY_SIZE else base64.urlsafe_b64decode(text + b"="))
+            found.append(base64.b64decode(text + b"="))
         except ValueError:
             continue
     return tuple(dict.fromkeys(secret for secret in found if len(secret) == KEY_SIZE and len(set(secret)) > 1))
@@ -239,8 +239,15 @@ def read_regular(path: Path, limit: int) -> bytes | None:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
-    with open(handle, "rb") as file:
-        return file.read(limit) if stat.S_ISREG(os.fstat(handle).st_mode) else None
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            return None
+        with open(handle, "rb", closefd=False) as file:  # which a folder cannot be opened as
+            return file.read(limit)
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
 
 
 def document(path: Path, *fields: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ _FRAME = b"SSF1"
 _RECORDED, _DESCRIBED = ".sigmf-data", ".sigmf-meta"
 _OWNER_KEY = b"semseal-owner-key-v1"
 _KEY = b"semseal-key-v1"
+_CHANGING = "is a link, FIFO or device, so what it gives may change between two looks"
 _LOOK = 64  # bytes at the start of a file, which name its format
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -95,7 +96,7 @@ def is_no_file(d: Deployment) -> Outcome:
     if isinstance(found, str):
         return found
     return [
-        Problem(str(path), "is a link, FIFO or device, so what it gives may change between two looks")
+        Problem(str(path), "is a folder" if stat.S_ISDIR(status.st_mode) else _CHANGING)
         for path, status in found
         if not stat.S_ISREG(status.st_mode)
     ]

@@ -43,6 +43,7 @@ from typing import Any
 
 from semseal.runtime.defense.keys import KEY_SIZE, derive, generate_key
 from semseal.runtime.errors import KeyFileError
+from semseal.runtime.files import word
 from semseal.runtime.trust.privatefile import create_private, read_private, replace_private
 
 FORMAT = "semseal-keyset-v1"
@@ -158,7 +159,7 @@ def read_keyset(path: Path) -> Keyset:
     try:
         data = read_private(path, MAX_FILE_BYTES)
     except FileNotFoundError:
-        raise KeyFileError(f"there is no keyset {path}", f"make one: semseal keygen {path}") from None
+        raise KeyFileError(f"there is no keyset {path}", f"make one: semseal keygen {word(path)}") from None
     return parse(data, path)
 
 
@@ -178,7 +179,7 @@ def change_keyset(path: Path, change: Callable[[Keyset], Keyset]) -> Keyset:
     try:
         replace_private(path, MAX_FILE_BYTES, changed)
     except FileNotFoundError:
-        raise KeyFileError(f"there is no keyset {path}", f"make one: semseal keygen {path}") from None
+        raise KeyFileError(f"there is no keyset {path}", f"make one: semseal keygen {word(path)}") from None
     return made[0]
 
 
@@ -228,11 +229,13 @@ def parse(data: bytes, path: Path) -> Keyset:
 
 def written(when: int | None) -> str | None:
     """A time as it stands in a keyset."""
-    return None if when is None else datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return (
+        None if when is None else f"{datetime.fromtimestamp(when, UTC).replace(tzinfo=None).isoformat()}Z"
+    )  # four digits a year
 
 
 def _another(path: Path) -> str:
-    return f"semseal keygen {path.with_name('NEW')}"
+    return f"semseal keygen {word(path.with_name('NEW'))}"
 
 
 def _id(secret: bytes) -> str:

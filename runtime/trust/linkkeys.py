@@ -13,7 +13,7 @@ from pathlib import Path
 
 from semseal.runtime.defense.keys import load_key
 from semseal.runtime.errors import KeyFileError
-from semseal.runtime.files import expanded
+from semseal.runtime.files import expanded, word
 from semseal.runtime.trust.keyset import DIRECTIONS, Key, direction_key, read_keyset, written
 
 _LOOK_S = 0.1
@@ -51,7 +51,8 @@ class LinkKeys:
         keys, now = self._now(), time.time()
         if keys and keys[0].is_valid(now):
             return keys[0]
-        fix = f"semseal keys rotate {self._path}, and give the other end its file: semseal keys peer {self._path} OTHER"
+        file = word(self._path or "")
+        fix = f"semseal keys rotate {file}, and give the other end its file: semseal keys peer {file} OTHER"
         if not keys:
             raise KeyFileError(f"{self._path} has no primary key to send with", fix)
         dates = keys[0].dates

@@ -23,7 +23,7 @@ from semseal.runtime.trust.keyset import written
 from semseal.runtime.trust.privatefile import create_private, read_private, replace_private
 
 _MAX_FILE_BYTES = 2**20
-_ALLOW = "open it nevertheless with allow_older=True"
+_ALLOW = "open it nevertheless with allow_older=True (--allow-older)"
 _Dates = dict[str, int]
 
 

@@ -27,9 +27,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from semseal.runtime.errors import KeyFileError
-from semseal.runtime.files import keep_private, named
+from semseal.runtime.files import keep_private, named, word
 
 _PR_SET_DUMPABLE = 4
+_OWN_FOLDER = "~/semseal"  # that is proposed for keys
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)  # what file systems and old kernels answer
 
 
@@ -82,20 +83,21 @@ def _folder(path: Path) -> Iterator[int]:
     where = path.absolute().parent
     try:
         handle = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        raise KeyFileError(f"{path}: its folder does not exist", f"mkdir -p -m 700 {where}") from None
+    except FileNotFoundError:
+        raise KeyFileError(f"{path}: its folder does not exist", f"mkdir -p -m 700 {word(where)}") from None
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
     try:
         found = os.fstat(handle)
         if found.st_uid not in (os.geteuid(), 0):
             raise KeyFileError(
-                f"{path} is in a folder of another user, who can exchange it", f"keep it in a folder of your own: chown {where}"
+                f"{path} is in a folder of another user, who can exchange it",
+                f"keep it in a folder of your own, or take this one: chown {os.geteuid()} {word(where)}",
             )
         if found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and not _is_alone(found.st_gid)):
-            raise KeyFileError(
-                f"{path} is in a folder that other users can write, so they can exchange it", f"chmod go-w {where}"
-            )
+            is_shared = found.st_mode & stat.S_ISVTX  # as /tmp is, which must stay so
+            fix = f"keep it in a folder of your own: mkdir -m 700 {_OWN_FOLDER}" if is_shared else f"chmod go-w {word(where)}"
+            raise KeyFileError(f"{path} is in a folder that other users can write, so they can exchange it", fix)
         yield handle
     finally:
         os.close(handle)
@@ -140,7 +142,7 @@ def _check(found: os.stat_result, path: Path) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise KeyFileError(f"{path} is not a regular file", "name a key file; a pipe or a device is none")
     if found.st_uid != os.geteuid():
-        raise KeyFileError(f"{path} belongs to another user", f"chown {os.geteuid()} {path}, as whom this runs")
+        raise KeyFileError(f"{path} belongs to another user", f"chown {os.geteuid()} {word(path)}, as whom this runs")
     if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise KeyFileError(f"{path} can be read by other users", keep_private(path))
     if found.st_nlink != 1:

@@ -115,7 +115,8 @@ class _Store:
         except BlockingIOError:
             os.close(self._handle)
             raise KeyFileError(
-                f"another receiver keeps its replay window in {path}", "give each receiver a file of its own: state="
+                f"another receiver keeps its replay window in {path}",
+                "give each receiver a file of its own: state= (--state FILE)",
             ) from None
         self._sequence = 0
 
