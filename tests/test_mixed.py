@@ -14,11 +14,6 @@ pytestmark = pytest.mark.compiler
 KEY = bytes(range(32))
 
 
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory):
-    return tmp_path_factory.mktemp("libraries")
-
-
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch, libraries):
     mix_kernel._compiled_once.cache_clear()
