@@ -23,9 +23,9 @@ SMALL = TrainConfig(
 NEEDS = {"chromium": "chromium", "compiler": "g++"}  # marker -> program, which is also the name of the Debian package
 
 
-# Files that take longest, in that order, and the others after them: one that begins last would keep one core waiting.
+# Files that take longest, and the others after them: one that begins last would keep one core waiting.
 SLOWEST = (
-    "test_cluster", "test_fit", "test_mix_kernel", "test_doctor", "test_cell", "test_cli", "test_net", "test_attacks",
+    "test_fit", "test_mix_kernel", "test_cell", "test_doctor", "test_cli", "test_net", "test_attacks", "test_cluster",
     "test_keyset_link", "test_bench_link", "test_mixed", "test_stored_frames", "test_generative", "test_learned", "test_resize",
     "test_wheel", "test_extending", "test_schema", "test_kernel", "test_report",
 )  # fmt: skip
