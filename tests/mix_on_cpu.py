@@ -15,7 +15,8 @@ SHIM, RUNS = (Path(__file__).parent / f"mix_shim.{kind}" for kind in ("h", "cpp"
 SHARED = threading.Lock()  # what all libraries of a folder share is compiled once
 # a place outside an array in registers, or a shift by 32, ends the process
 CHECKS = ["-fsanitize=bounds,alignment,signed-integer-overflow,shift", "-fsanitize-undefined-trap-on-error"]
-FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-Wno-unknown-pragmas", *CHECKS]
+# a fortified longjmp takes a jump to another stack for a mistake
+FLAGS = ["-std=c++17", "-O1", "-U_FORTIFY_SOURCE", "-ffp-contract=off", "-fPIC", "-Wno-unknown-pragmas", *CHECKS]
 TOGETHER = r"""
 #if ALONE
 #define GRID(batch) batch * G

@@ -1,6 +1,7 @@
 // What mix_shim.h is for every kernel: who touched what, barriers, and running the fibers.
 #include "mix_shim.h"
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdio>
@@ -12,10 +13,16 @@ Index threadIdx, blockIdx, gridDim;
 
 enum Waits { RUNS, AT_BLOCK, AT_CLUSTER, AT_BEGIN, AT_WARP, IN_WARP, AWAITS, DONE };
 enum Start { SAYS_NOTHING, SAYS_BEGUN, KNOWS_ALL_BEGUN };
+// A thread's context is entered once; from then on it is left and taken up by jumps, which need no call of the system
+struct Fiber {
+    ucontext_t first;
+    jmp_buf left;
+    bool entered = false;
+};
 struct Block {
     unsigned id, epoch = 0;              // barriers that its threads have met
     std::vector<unsigned> warp_epochs;   // and those of each warp
-    std::vector<ucontext_t> fibers;
+    std::vector<Fiber> fibers;
     std::vector<Waits> waits;
     std::vector<char> arena;
     long expected[8] = {}, received[8] = {};  // bytes of each exchange that others push here
@@ -37,7 +44,7 @@ struct Touch {  // who wrote a value last, and who read it since
 struct Shadow { Touch written, read; bool lanes = false, warps = false, blocks = false; };  // whether others read it since
 
 static struct {
-    ucontext_t scheduler;
+    jmp_buf scheduler;
     std::vector<Block> blocks;  // of the cluster that runs
     unsigned block, thread, cluster_epoch;
     int cluster;
@@ -136,7 +143,7 @@ static void yield(Waits waits)
 {
     Block& block = cuda.blocks[cuda.block];
     block.waits[cuda.thread] = waits;
-    swapcontext(&block.fibers[cuda.thread], &cuda.scheduler);
+    if (!_setjmp(block.fibers[cuda.thread].left)) _longjmp(cuda.scheduler, 1);
 }
 
 void __syncthreads() { yield(AT_BLOCK); }
@@ -272,6 +279,14 @@ static void end(unsigned b)
     block.ended = true;
 }
 
+static __attribute__((noinline)) void enter(Fiber& fiber)  // until it yields
+{
+    if (_setjmp(cuda.scheduler)) return;
+    if (fiber.entered) _longjmp(fiber.left, 1);
+    fiber.entered = true;
+    setcontext(&fiber.first);
+}
+
 enum Ran { TO_BARRIER, AGAIN_LATER, STUCK, APART };
 
 // Lets every thread of a block run up to its next barrier; APART when they have met different ones, STUCK when none could run
@@ -303,7 +318,7 @@ static Ran run_block(unsigned b, unsigned order, unsigned& random)
                 if (block.waits[t] != RUNS) continue;
                 ran = progress = true;
                 cuda.block = b, cuda.thread = threadIdx.x = t, blockIdx.x = block.id;
-                swapcontext(&cuda.scheduler, &block.fibers[t]);
+                enter(block.fibers[t]);
             }
         }
         if (!ran) break;
@@ -336,9 +351,10 @@ const char* run(unsigned grid, unsigned threads, unsigned together, size_t arena
             for (unsigned t = 0; t < threads; t++) {
                 auto& stack = cuda.stacks[b * threads + t];
                 stack.resize(1 << 16);
-                getcontext(&block.fibers[t]);
-                block.fibers[t].uc_stack.ss_sp = stack.data(), block.fibers[t].uc_stack.ss_size = stack.size();
-                makecontext(&block.fibers[t], fiber_main, 0);
+                ucontext_t& first = block.fibers[t].first;
+                getcontext(&first);
+                first.uc_stack.ss_sp = stack.data(), first.uc_stack.ss_size = stack.size();
+                makecontext(&first, fiber_main, 0);
             }
         }
         std::vector<unsigned> left(together);
