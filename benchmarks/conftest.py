@@ -40,11 +40,16 @@ def stages_of(where: Where) -> dict[str, Stage]:
     return stages(open_case(where)) | peers(where)
 
 
+@pytest.fixture(scope="session")
+def own(request: pytest.FixtureRequest) -> bool:
+    """Whether --benchmark-max-time says how long something is timed."""
+    return any(argument.startswith("--benchmark-max-time") for argument in request.config.invocation_params.args)
+
+
 @pytest.fixture
-def timed(benchmark: Any, limits: Ceilings, request: pytest.FixtureRequest) -> Callable[[Where, str], None]:
+def timed(benchmark: Any, limits: Ceilings, own: bool, request: pytest.FixtureRequest) -> Callable[[Where, str], None]:
     """Times a stage with pytest-benchmark, whose options apply, and checks the answer of the last round."""
     config = request.config
-    own = any(argument.startswith("--benchmark-max-time") for argument in config.invocation_params.args)
     seconds, least = (
         float(config.getoption("benchmark_max_time")) if own else SECONDS,
         int(config.getoption("benchmark_min_rounds")),

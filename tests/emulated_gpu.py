@@ -6,7 +6,6 @@ shows is that buffers, shapes, keys and the order of the work fit together; the 
 
 import ctypes
 import hashlib
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,7 @@ import cuda.core
 import numpy as np
 import onnxruntime
 from cuda.bindings import driver
-from mix_on_cpu import LAUNCHES, STRUCTURE, TOGETHER, compiled
+from mix_on_cpu import LAUNCHES, STRUCTURE, TOGETHER, compiled, gcc
 from semseal.runtime.gpu import engines
 
 SHIM = Path(__file__).parent / "cuda_shim.h"
@@ -183,8 +182,7 @@ def _on_shim(folder: Path, source: str, macros: dict[str, str]) -> ctypes.CDLL:
     flags += [f"-D{name}={value}" for name, value in macros.items()]
     library = folder / f"{hashlib.sha256((' '.join(flags) + code).encode()).hexdigest()[:16]}.so"
     if not library.exists():
-        library.with_suffix(".cpp").write_text(code)
-        subprocess.run(["g++", *flags, "-o", library, library.with_suffix(".cpp")], check=True)
+        gcc(library, *flags, "-x", "c++", "-", code=code)
     return ctypes.CDLL(str(library))
 
 

@@ -2,7 +2,7 @@
 
 import ctypes
 import hashlib
-import re
+import os
 import subprocess
 import threading
 from pathlib import Path
@@ -11,11 +11,12 @@ import numpy as np
 from semseal.runtime.gpu import mix_launches
 from semseal.runtime.gpu.mix_kernel import KEY_WORDS, MixLayout, structure_source
 
-SHIM = Path(__file__).parent / "mix_shim.h"
-HEADER = threading.Lock()  # of the one that all libraries of a folder share
+SHIM, RUNS = (Path(__file__).parent / f"mix_shim.{kind}" for kind in ("h", "cpp"))
+SHARED = threading.Lock()  # what all libraries of a folder share is compiled once
 # a place outside an array in registers, or a shift by 32, ends the process
 CHECKS = ["-fsanitize=bounds,alignment,signed-integer-overflow,shift", "-fsanitize-undefined-trap-on-error"]
-FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-Wno-unknown-pragmas", *CHECKS]
+# a fortified longjmp takes a jump to another stack for a mistake
+FLAGS = ["-std=c++17", "-O1", "-U_FORTIFY_SOURCE", "-ffp-contract=off", "-fPIC", "-Wno-unknown-pragmas", *CHECKS]
 TOGETHER = r"""
 #if ALONE
 #define GRID(batch) batch * G
@@ -128,23 +129,23 @@ class OnCpu:
 
 
 def compiled(folder: Path, source: str, macros: list[str]) -> ctypes.CDLL:
-    code = f'#include "library.h"\n#include "{SHIM}"\n{source}'
-    name = hashlib.sha256((" ".join(macros) + code + SHIM.read_text()).encode()).hexdigest()[:16]
-    library = folder / f"{name}.so"
+    code = f'#include "{SHIM}"\n{source}'
+    name = hashlib.sha256((" ".join(macros) + code + SHIM.read_text() + RUNS.read_text()).encode()).hexdigest()[:16]
+    library, runs = folder / f"{name}.so", folder / "mix_shim.o"
     if not library.exists():
-        header = folder / "library.h"
-        with HEADER:
-            if not header.exists():  # of the library's headers, which take longer than the rest
-                header.write_text("".join(re.findall(r"#include <.*>\n", SHIM.read_text())) + "#include <string>\n")
-                _gcc("-x", "c++-header", header, "-o", f"{header}.gch")
-        (folder / f"{name}.cpp").write_text(code)
-        _gcc("-shared", *macros, folder / f"{name}.cpp", "-o", library)
+        with SHARED:
+            if not runs.exists():
+                gcc(runs, *FLAGS, "-c", RUNS)
+        gcc(library, *FLAGS, "-shared", *macros, runs, "-x", "c++", "-", code=code)
     return ctypes.CDLL(str(library))
 
 
-def _gcc(*arguments: str | Path) -> None:
-    done = subprocess.run(["g++", *FLAGS, *arguments], capture_output=True, text=True, check=False)
+def gcc(made: Path, *arguments: str | Path, code: str = "") -> None:
+    """Compiles to a file that is there whole or not at all: several processes may want it."""
+    begun = made.with_name(f"{os.getpid()}-{threading.get_ident()}-{made.name}")
+    done = subprocess.run(["g++", "-o", begun, *arguments], input=code, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    begun.replace(made)
 
 
 STRUCTURE = r"""

@@ -4,17 +4,12 @@
 // of them met, are a race, also where the order that was chosen gave the right result. So is a block of a cluster that another one
 // reaches into before it is known to have begun, or that ends while another one may still do so.
 // Arithmetic is IEEE: compile with -ffp-contract=off.
-#include <ucontext.h>
-
+// What is the same for every kernel is in mix_shim.cpp, which is compiled once.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
-#include <map>
-#include <memory>
-#include <numeric>
-#include <vector>
+#include <string>
 
 #define SHIM
 #define __global__
@@ -23,97 +18,26 @@
 #define __cluster_dims__(...)
 
 struct Index { unsigned x; };
-static Index threadIdx, blockIdx, gridDim;
+extern Index threadIdx, blockIdx, gridDim;
 using std::max;
 using std::min;
 
-enum Waits { RUNS, AT_BLOCK, AT_CLUSTER, AT_BEGIN, AT_WARP, IN_WARP, AWAITS, DONE };
-enum Start { SAYS_NOTHING, SAYS_BEGUN, KNOWS_ALL_BEGUN };
-struct Block {
-    unsigned id, epoch = 0;              // barriers that its threads have met
-    std::vector<unsigned> warp_epochs;   // and those of each warp
-    std::vector<ucontext_t> fibers;
-    std::vector<Waits> waits;
-    std::vector<char> arena;
-    long expected[8] = {}, received[8] = {};  // bytes of each exchange that others push here
-    std::vector<int> awaits;                  // the exchange that a thread waits for
-    std::vector<unsigned> knows;              // by bits: exchanges that a thread has waited for, or one that it met at a barrier has
-    std::vector<std::map<int, unsigned>> pushed;  // of each thread, by exchange and block: the number of its last push there
-    std::vector<unsigned> pushes;                 // of each thread
-    bool made[8] = {};             // whether the barrier object of an exchange has been made
-    std::vector<Start> starts;     // of each thread
-    bool reached = false, ended = false;  // by another block, in the cluster epoch ``reached_in``
-    unsigned reached_in = 0;
-};
-struct Touch {  // who wrote a value last, and who read it since
-    long launch = -1;
-    int cluster = -1, block = -1, thread = -1, pushed = -1;  // the exchange, if it was pushed
-    unsigned pushes = 0;                                     // of that thread until then
-    unsigned of_warp = 0, of_block = 0, of_cluster = 0;
-};
-struct Shadow { Touch written, read; bool lanes = false, warps = false, blocks = false; };  // whether others read it since
-
-static struct {
-    ucontext_t scheduler;
-    std::vector<Block> blocks;  // of the cluster that runs
-    unsigned block, thread, cluster_epoch;
-    int cluster;
-    long launch = 0;
-    void (*kernel)(void*);
-    void* arguments;
-    std::vector<std::vector<char>> stacks;
-    std::map<const char*, std::vector<Shadow>> shadows;  // of each memory, by 4 bytes
-    char fault[256];
-} cuda;
-
-static void fault(const char* what, long at, long size)
-{
-    if (!cuda.fault[0])
-        std::snprintf(cuda.fault, sizeof cuda.fault, "%s: value %ld of %ld, thread %u of block %u", what, at, size, cuda.thread,
-                      cuda.blocks[cuda.block].id);
-}
-static void reach(int rank, long at, long size)  // into that block's memory
-{
-    if (rank < 0 || rank == (int)cuda.block) return;
-    Block& there = cuda.blocks[rank];
-    if (cuda.blocks[cuda.block].starts[cuda.thread] != KNOWS_ALL_BEGUN) fault("races the beginning of another block", at, size);
-    if (there.ended) fault("races the end of another block", at, size);
-}
-static Touch here()
-{
-    const Block& block = cuda.blocks[cuda.block];
-    return {cuda.launch, cuda.cluster, (int)cuda.block, (int)cuda.thread, -1, block.pushes[cuda.thread],
-            block.warp_epochs[cuda.thread / 32], block.epoch, cuda.cluster_epoch};
-}
-static bool unordered(const Touch& then, const Touch& now)  // no barrier that both met lies between them
-{
-    if (then.launch != now.launch) return false;
-    if (then.cluster != now.cluster) return true;
-    if (then.pushed >= 0) return !(cuda.blocks[now.block].knows[now.thread] >> then.pushed & 1);
-    if (then.block != now.block) return then.of_cluster == now.of_cluster;
-    if (then.thread / 32 != now.thread / 32) return then.of_block == now.of_block;
-    return then.thread != now.thread && then.of_warp == now.of_warp;
-}
-static void touched(Shadow& s, bool writes, long at, long size)
-{
-    const Touch now = here();
-    if (s.written.launch >= 0 && unordered(s.written, now)) fault(writes ? "two writes race" : "a read races a write", at, size);
-    const bool cluster = s.read.launch == now.launch && s.read.cluster == now.cluster && s.read.of_cluster == now.of_cluster;
-    const bool block = cluster && s.read.of_block == now.of_block, same_block = s.read.block == now.block;
-    const bool same_warp = same_block && s.read.thread / 32 == now.thread / 32;
-    const bool warp = block && same_warp && s.read.of_warp == now.of_warp;
-    if (writes) {
-        bool races = s.read.launch == now.launch && unordered(s.read, now);
-        races = races || (s.lanes && warp) || (s.warps && block) || (s.blocks && cluster);  // one of several is another one
-        if (races) fault("a write races a read", at, size);
-        s.written = now, s.read = {}, s.lanes = s.warps = s.blocks = false;
-        return;
-    }
-    s.blocks = cluster && (s.blocks || !same_block);
-    s.warps = block && (s.warps || !same_warp);
-    s.lanes = warp && (s.lanes || s.read.thread != now.thread);
-    s.read = now;
-}
+void fault(const char* what, long at, long size);
+// A value of a memory is read or written: where it is, or null if it is out of bounds. `rank`: of the block whose memory it is
+char* touched(char* memory, long from, long at, long size, int rank, int bytes, bool writes);
+void pushed(char* memory, long from, long at, long size, int rank, int exchange, int bytes, const void* value);
+char* arena_of(int rank);  // null if there is no such block; -1: of the block that runs
+void __syncthreads();
+void __syncwarp();
+void begun();
+void all_begun();
+void meet();
+void expects(int exchange, long bytes);
+void arrived(int exchange);
+float across(float v);
+double across(double v);
+unsigned long long largest_of(unsigned long long v);
+const char* run(unsigned grid, unsigned threads, unsigned together, size_t arena, unsigned order, void (*kernel)(void*), void* arguments);
 
 template <class T>
 struct span {
@@ -126,20 +50,8 @@ struct span {
         T& raw(bool writes) const
         {
             static T nowhere[1];
-            if (at < 0 || at >= s.size) { fault("out of bounds", at, s.size); return nowhere[0]; }
-            if (s.rank >= 0 && s.rank != (int)cuda.block) {
-                reach(s.rank, at, s.size);
-                cuda.blocks[s.rank].reached = true, cuda.blocks[s.rank].reached_in = cuda.cluster_epoch;
-            }
-            const long byte = s.from + at * (long)sizeof(T);
-            auto& shadow = cuda.shadows[s.memory];
-            const size_t last = (byte + sizeof(T) - 1) / 4;
-            if (shadow.size() <= last) shadow.resize(last + 1);
-            if (sizeof(T) >= 4)
-                for (size_t w = byte / 4; w <= last; w++) touched(shadow[w], writes, at, s.size);
-            T* place = (T*)(s.memory + byte);
-            if ((uintptr_t)place % sizeof(T)) fault("not aligned", at, s.size);
-            return *place;
+            char* place = touched(s.memory, s.from, at, s.size, s.rank, sizeof(T), writes);
+            return place ? *(T*)place : nowhere[0];
         }
         operator T() const { return raw(false); }
         const Value& operator=(T value) const { raw(true) = value; return *this; }
@@ -151,7 +63,7 @@ struct span {
 template <class T> static span<T> outside(T* values, long size) { return {(char*)values, 0, size, 0}; }
 template <class T> using far = span<T>;
 #define INPUT(type) span<type>
-#define ARENA(name) char* const name = cuda.blocks[cuda.block].arena.data()
+#define ARENA(name) char* const name = arena_of(-1)
 template <class T> static span<T> part(char* arena, int at, int size) { return {arena, at, size, 0}; }
 template <class T> static span<T> part(span<unsigned> work, int at, int size)
 {
@@ -160,56 +72,16 @@ template <class T> static span<T> part(span<unsigned> work, int at, int size)
 }
 template <class T> static span<T> of_block(span<T> mine, int rank)
 {
-    if (rank < 0 || rank >= (int)cuda.blocks.size()) { fault("no such block", rank, cuda.blocks.size()); return mine; }
-    mine.memory = cuda.blocks[rank].arena.data(), mine.rank = rank;
+    char* const there = rank < 0 ? nullptr : arena_of(rank);
+    if (!there) { fault("no such block", rank, mine.size); return mine; }
+    mine.memory = there, mine.rank = rank;
     return mine;
 }
 
-static void yield(Waits waits)
-{
-    Block& block = cuda.blocks[cuda.block];
-    block.waits[cuda.thread] = waits;
-    swapcontext(&block.fibers[cuda.thread], &cuda.scheduler);
-}
 static int unforeseen(int x) { return x; }
 template <class T> static void fetch_ahead(const T&, int) {}
 template <class T> static void store_once(const span<T>& to, T x) { to[0] = x; }
-static void __syncthreads() { yield(AT_BLOCK); }
-static void __syncwarp() { yield(AT_WARP); }
-static void begun()
-{
-    Start& start = cuda.blocks[cuda.block].starts[cuda.thread];
-    if (start != SAYS_NOTHING) fault("it begins twice: its arrivals race", 0, 0);
-    start = SAYS_BEGUN;
-}
-static void all_begun()  // orders nothing but the barrier objects, which were made before
-{
-    if (cuda.blocks[cuda.block].starts[cuda.thread] != SAYS_BEGUN) fault("its beginning races others: it does not say so", 0, 0);
-    yield(AT_BEGIN);
-    cuda.blocks[cuda.block].starts[cuda.thread] = KNOWS_ALL_BEGUN;
-}
-static void meet()
-{
-    Start& start = cuda.blocks[cuda.block].starts[cuda.thread];
-    if (start == SAYS_BEGUN) fault("two arrivals at one barrier of the cluster race", 0, 0);
-    yield(AT_CLUSTER);
-    start = KNOWS_ALL_BEGUN;
-}
 
-// Pushing: who has waited for all bytes of an exchange may read them. A place that was in use may be pushed to by who knows that it
-// is so no more: by an exchange in which the thread that used it last has pushed to the block of who pushes now, after that use
-static bool free_to_push(const Shadow& s)
-{
-    const bool read = s.read.launch == cuda.launch;
-    const Touch& last = read ? s.read : s.written;
-    if (last.launch != cuda.launch) return true;
-    if (read && (s.lanes || s.warps || s.blocks)) return false;
-    if (last.cluster != cuda.cluster) return false;
-    auto& pushed = cuda.blocks[last.block].pushed[last.thread];
-    for (int e = 0; e < 8; e++)  // all of an exchange that the pusher knows to be over has been pushed to it
-        if (cuda.blocks[cuda.block].knows[cuda.thread] >> e & 1 && pushed[e * 64 + cuda.block] > last.pushes) return true;
-    return false;
-}
 template <class T> struct Push { span<T> to; int rank, exchange; };
 template <class T> static Push<T> towards(span<T> mine, span<unsigned long long>, int exchange, int rank)
 {
@@ -218,24 +90,7 @@ template <class T> static Push<T> towards(span<T> mine, span<unsigned long long>
 template <class T> static void push(const Push<T>& there, long at, T value)
 {
     const span<T>& to = there.to;
-    const long place = to.at + at, byte = to.from + place * (long)sizeof(T);
-    if (place < 0 || place >= to.size) return fault("out of bounds", place, to.size);
-    reach(there.rank, place, to.size);
-    if (!cuda.blocks[there.rank].made[there.exchange]) fault("a push races the making of its barrier object", place, to.size);
-    auto& shadow = cuda.shadows[to.memory];
-    const size_t last = (byte + sizeof(T) - 1) / 4;
-    if (shadow.size() <= last) shadow.resize(last + 1);
-    for (size_t w = byte / 4; w <= last; w++) {
-        if (!free_to_push(shadow[w])) fault("a push races what was there", place, to.size);
-        shadow[w] = {here(), {}}, shadow[w].written.pushed = there.exchange;
-    }
-    if ((uintptr_t)(to.memory + byte) % sizeof(T)) fault("not aligned", place, to.size);
-    std::memcpy(to.memory + byte, &value, sizeof(T));
-    Block& mine = cuda.blocks[cuda.block];
-    mine.pushed[cuda.thread][there.exchange * 64 + there.rank] = ++mine.pushes[cuda.thread];
-    Block& block = cuda.blocks[there.rank];
-    block.received[there.exchange] += sizeof(T);
-    if (block.received[there.exchange] > block.expected[there.exchange]) fault("more pushed than expected", place, to.size);
+    pushed(to.memory, to.from, to.at + at, to.size, there.rank, there.exchange, sizeof(T), &value);
 }
 template <class To> static void push4(const To& there, long at, const unsigned* values)
 {
@@ -247,187 +102,14 @@ static void store4(span<unsigned> to, long at, const unsigned* values)
     if ((to.from + (to.at + at) * 4) % 16) fault("not aligned", at, to.size);
     for (int i = 0; i < 4; i++) to[at + i] = values[i];
 }
-static void expects(span<unsigned long long>, int exchange, long bytes)
-{
-    Block& block = cuda.blocks[cuda.block];
-    if (block.starts[cuda.thread] != SAYS_NOTHING) fault("making a barrier object races its use: this block has begun", 0, 0);
-    if (block.made[exchange]) fault("a barrier object is made twice", 0, 0);
-    block.made[exchange] = true, block.expected[exchange] = bytes;
-}
-static void arrived(span<unsigned long long>, int exchange)
-{
-    if (cuda.blocks[cuda.block].starts[cuda.thread] != KNOWS_ALL_BEGUN) fault("a wait races the making of its barrier object", 0, 0);
-    cuda.blocks[cuda.block].awaits[cuda.thread] = exchange;
-    yield(AWAITS);
-}
-
-// a shuffle: all lanes of a warp give a value before any of them takes one. It orders no memory
-static double exchange[64][32];
-static unsigned long long exchange_bits[64][32];
-static float across(float v)
-{
-    exchange[cuda.thread / 32][cuda.thread % 32] = v;
-    yield(IN_WARP);
-    float lanes[32];
-    std::copy_n(exchange[cuda.thread / 32], 32, lanes);
-    yield(IN_WARP);
-    for (int d = 16; d; d /= 2)
-        for (int i = 0; i < d; i++) lanes[i] += lanes[i + d];
-    return lanes[0];
-}
-static double across(double v)
-{
-    exchange[cuda.thread / 32][cuda.thread % 32] = v;
-    yield(IN_WARP);
-    double lanes[32];
-    std::copy_n(exchange[cuda.thread / 32], 32, lanes);
-    yield(IN_WARP);
-    for (int d = 16; d; d /= 2)
-        for (int i = 0; i < d; i++) lanes[i] += lanes[i + d];
-    return lanes[0];
-}
-static unsigned long long largest_of(unsigned long long v)
-{
-    exchange_bits[cuda.thread / 32][cuda.thread % 32] = v;
-    yield(IN_WARP);
-    const unsigned long long largest = *std::max_element(exchange_bits[cuda.thread / 32], exchange_bits[cuda.thread / 32] + 32);
-    yield(IN_WARP);
-    return largest;
-}
-
-static void fiber_main()
-{
-    cuda.kernel(cuda.arguments);
-    yield(DONE);
-}
-
-// What threads that meet know of exchanges, each of them knows
-static void share(Block& block, unsigned first, unsigned count)
-{
-    unsigned known = 0;
-    for (unsigned t = first; t < first + count; t++) known |= block.knows[t];
-    std::fill_n(block.knows.begin() + first, count, known);
-}
-
-// A block that ends: nobody may reach into it any more, and all that is pushed to it has come
-static void end(unsigned b)
-{
-    Block& block = cuda.blocks[b];
-    unsigned known = 0;
-    for (unsigned knows : block.knows) known |= knows;
-    for (int e = 0; e < 8; e++)
-        if (block.received[e] && !(known >> e & 1)) fault("its end races what is pushed to it", e, 8);
-    if (block.reached && block.reached_in == cuda.cluster_epoch) fault("its end races others that reach into it", 0, 0);
-    block.ended = true;
-}
-
-enum Ran { TO_BARRIER, AGAIN_LATER, STUCK, APART };
-// Lets every thread of a block run up to its next barrier; APART when they have met different ones, STUCK when none could run
-static Ran run_block(unsigned b, unsigned order, unsigned& random)
-{
-    Block& block = cuda.blocks[b];
-    const unsigned threads = block.fibers.size();
-    std::vector<unsigned> turn(threads / 32);
-    bool progress = false;
-    for (;;) {
-        std::iota(turn.begin(), turn.end(), 0);
-        if (order == 1) std::reverse(turn.begin(), turn.end());
-        for (size_t i = turn.size(); order > 1 && i > 1; i--) {
-            random = random * 1664525u + 1013904223u;
-            std::swap(turn[i - 1], turn[(random >> 8) % i]);
-        }
-        bool ran = false;
-        for (unsigned warp : turn) {
-            Waits* waits = &block.waits[warp * 32];
-            if (std::all_of(waits, waits + 32, [](Waits w) { return w == IN_WARP; })) std::fill_n(waits, 32, RUNS);
-            if (std::all_of(waits, waits + 32, [](Waits w) { return w == AT_WARP; })) {
-                block.warp_epochs[warp]++;
-                share(block, warp * 32, 32), std::fill_n(waits, 32, RUNS);
-            }
-            for (unsigned lane = 0; lane < 32; lane++) {
-                const unsigned t = warp * 32 + (order % 2 ? 31 - lane : lane);
-                if (block.waits[t] == AWAITS && block.received[block.awaits[t]] == block.expected[block.awaits[t]])
-                    block.knows[t] |= 1u << block.awaits[t], block.waits[t] = RUNS;
-                if (block.waits[t] != RUNS) continue;
-                ran = progress = true;
-                cuda.block = b, cuda.thread = threadIdx.x = t, blockIdx.x = block.id;
-                swapcontext(&cuda.scheduler, &block.fibers[t]);
-            }
-        }
-        if (!ran) break;
-    }
-    const auto first = block.waits[0];
-    if (first != IN_WARP && first != AT_WARP && first != AWAITS)
-        if (std::all_of(block.waits.begin(), block.waits.end(), [&](Waits w) { return w == first; })) return TO_BARRIER;
-    const bool waits = std::any_of(block.waits.begin(), block.waits.end(), [](Waits w) { return w == AWAITS; });
-    return !waits ? APART : progress ? AGAIN_LATER : STUCK;
-}
+static void expects(span<unsigned long long>, int exchange, long bytes) { expects(exchange, bytes); }
+static void arrived(span<unsigned long long>, int exchange) { arrived(exchange); }
 
 // Returns what was wrong, or an empty text. `together` blocks are a cluster
 template <class Kernel>
 static const char* launch(unsigned grid, unsigned threads, unsigned together, size_t arena, unsigned order, Kernel kernel)
 {
-    cuda.kernel = [](void* arguments) { (*(Kernel*)arguments)(); };
-    cuda.arguments = &kernel;
-    cuda.fault[0] = 0, cuda.launch++, gridDim.x = grid;
-    unsigned random = order * 7919 + 1;
-    for (unsigned c = 0; c < grid / together; c++) {
-        cuda.cluster = order == 1 ? grid / together - 1 - c : c, cuda.cluster_epoch = 0;
-        for (auto& block : cuda.blocks) cuda.shadows.erase(block.arena.data());
-        cuda.blocks.assign(together, {});
-        cuda.stacks.resize(together * threads);
-        for (unsigned b = 0; b < together; b++) {
-            Block& block = cuda.blocks[b];
-            block.id = cuda.cluster * together + b;
-            block.arena.assign(arena + 16, (char)0xff);
-            block.fibers.resize(threads), block.waits.assign(threads, RUNS);
-            block.warp_epochs.assign(threads / 32, 0), block.awaits.assign(threads, 0), block.knows.assign(threads, 0);
-            block.pushed.assign(threads, {}), block.pushes.assign(threads, 0), block.starts.assign(threads, SAYS_NOTHING);
-            cuda.shadows.erase(block.arena.data());
-            for (unsigned t = 0; t < threads; t++) {
-                auto& stack = cuda.stacks[b * threads + t];
-                stack.resize(1 << 16);
-                getcontext(&block.fibers[t]);
-                block.fibers[t].uc_stack.ss_sp = stack.data(), block.fibers[t].uc_stack.ss_size = stack.size();
-                makecontext(&block.fibers[t], fiber_main, 0);
-            }
-        }
-        std::vector<unsigned> left(together);
-        std::iota(left.begin(), left.end(), 0);
-        unsigned stuck = 0;  // tries since any thread ran
-        const auto met = [&](Block& block) {
-            block.epoch++;
-            for (auto& epoch : block.warp_epochs) epoch++;
-            share(block, 0, threads);
-        };
-        while (!left.empty()) {  // blocks that have not come to a barrier of the cluster, or to their end
-            random = random * 1664525u + 1013904223u;
-            const size_t pick = stuck ? stuck % left.size() : order > 1 ? (random >> 8) % left.size() : order == 1 ? left.size() - 1 : 0;
-            Block& block = cuda.blocks[left[pick]];
-            const Ran ran = run_block(left[pick], order, random);
-            if (ran == APART) { fault("threads of a block met different barriers", 0, 0); return cuda.fault; }
-            stuck = ran == TO_BARRIER ? 0 : stuck + 1;
-            if (stuck > 2 * together) { fault("it waits for bytes that never come", 0, 0); return cuda.fault; }
-            if (ran != TO_BARRIER) continue;
-            if (block.waits[0] == AT_BLOCK) {
-                met(block), std::fill(block.waits.begin(), block.waits.end(), RUNS);
-                continue;
-            }
-            if (block.waits[0] == DONE) end(left[pick]);
-            left.erase(left.begin() + pick);
-            if (!left.empty()) continue;
-            const Waits all = cuda.blocks[0].waits[0];
-            for (auto& other : cuda.blocks)
-                if (other.waits[0] != all) { fault("blocks of a cluster met different barriers", 0, 0); return cuda.fault; }
-            if (all == DONE) break;
-            cuda.cluster_epoch += all == AT_CLUSTER;
-            for (unsigned b = 0; b < together; b++) {
-                if (all == AT_CLUSTER) met(cuda.blocks[b]);
-                left.push_back(b), std::fill(cuda.blocks[b].waits.begin(), cuda.blocks[b].waits.end(), RUNS);
-            }
-        }
-    }
-    return cuda.fault;
+    return run(grid, threads, together, arena, order, [](void* arguments) { (*(Kernel*)arguments)(); }, &kernel);
 }
 
 static double rsqrt(double x) { return 1 / std::sqrt(x); }

@@ -8,6 +8,7 @@ import sys
 import time
 from importlib.util import find_spec
 
+import programs
 import pytest
 from PIL import Image
 from semseal.runtime.bundle import open_bundle
@@ -17,7 +18,9 @@ PROGRAM = "from semseal.runtime.cli import main; main()"
 
 
 def semseal(*args, cwd=None, before=""):
-    """The program's end; ``before`` is run first in its process."""
+    """The program's end; ``before`` is run first in its process, which then has imported nothing else."""
+    if not before:
+        return programs.semseal(*args, cwd=cwd)
     command = [sys.executable, "-c", before + PROGRAM, *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, stdin=subprocess.DEVNULL)
 
@@ -83,11 +86,12 @@ def test_keygen(tmp_path):
     assert hint == "hint: choose another name"
 
 
-def test_train_export_audit_from_the_shell(tmp_path):
+def test_train_export_audit_from_the_shell(small_run, tmp_path):
+    """What takes long for pictures of the preset's size is exported of a small run."""
     done = semseal("train", "--preset", "photos-10db", "--data", "photos", "--out", "run", "--steps", "3", "--batch", "2",
                    "--precision", "32-true", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    done = semseal("export", "run", "--out", "bundle", "--precision", "fp32", "--precision", "int8",
+    done = semseal("export", small_run, "--out", "bundle", "--precision", "fp32", "--precision", "int8",
                    "--engine", "tensorrt-rtx", "--capability", "86", "--capability", "89", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "difference from the reference" in done.stdout
@@ -123,6 +127,7 @@ def test_train_export_audit_from_the_shell(tmp_path):
     }  # fmt: skip
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     assert manifest["training"]["data"] == "photos"
+    assert manifest["training"]["steps"] == 3
     assert semseal("audit", "bundle", "--data", "elsewhere", "--out", "results", cwd=tmp_path).returncode == 3
 
 
@@ -174,18 +179,15 @@ def test_build_adds_the_plans_of_every_graph_and_needs_neither_torch_nor_onnx(sm
     assert open_bundle(tmp_path / "plans").manifest == made.manifest
 
 
-def test_a_budget_that_is_exceeded_is_a_finding(tmp_path):
-    args = ("audit", "photos-10db", "--data", "photos", "--out", "results", "--quick", "--pictures", "6",
+def test_a_budget_that_is_exceeded_is_a_finding(small_bundle, tmp_path):
+    args = ("audit", small_bundle, "--data", "photos", "--out", "results", "--quick", "--pictures", "6",
             "--attack", "identification", "--defense", "permute", "--budget")  # fmt: skip
     over = semseal(*args, "0.01", cwd=tmp_path)
     assert over.returncode == 1, over.stderr
     error, hint = over.stderr.splitlines()[-2:]
     assert error.startswith("error: over the leakage budget: Eve's rate in naming the picture may be as high as 1.0000")
     assert hint.startswith("hint: choose a defence that holds")
-    assert (
-        "gate: fail: identification 1.0000 > 0.01 (identification, permutation, photos-10db on onnxruntime-cpu fp32"
-        in over.stdout
-    )
+    assert "gate: fail: identification 1.0000 > 0.01 (identification, permutation, small on onnxruntime-cpu fp32" in over.stdout
     within = semseal(*args, "1", "--junit", "gate.xml", cwd=tmp_path)
     assert within.returncode == 0, within.stderr
     assert within.stdout.splitlines()[-1].startswith("gate: pass: identification 1.0000 <= 1 (")
@@ -310,23 +312,24 @@ def test_names_are_printed_as_they_are(tmp_path):
         assert os.path.exists(file)
 
 
-def test_home_in_options_and_few_pictures(tmp_path):
+def test_home_in_options_and_few_pictures(tmp_path, monkeypatch):
     (tmp_path / "pictures").mkdir()
     command = ["audit", "edge", "--data", "folder:~/pictures", "--out=~/out", "--quick"]
-    home = f"import os; os.environ['HOME'] = {str(tmp_path)!r}; "
-    done = semseal(*command, cwd=tmp_path, before=home)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = semseal(*command, cwd=tmp_path)
     assert done.returncode == 3
     assert done.stderr.startswith(f"error: {tmp_path}/pictures holds no pictures\nhint: ")
     for i in range(9):
         Image.new("RGB", (20, 20), (20 * i, 0, 0)).save(tmp_path / "pictures" / f"{i}.png")
-    done = semseal(*command, cwd=tmp_path, before=home)
+    done = semseal(*command, cwd=tmp_path)
     assert done.returncode == 3
     assert "an audit needs 6 pictures to measure on and 40 for Eve, and there are 2 and 7" in done.stderr
     assert "hint: give a folder of at least 50 pictures" in done.stderr
     (tmp_path / "out").write_text("a file")  # ~ in --out=~/out is the home folder: the name is taken there
-    done = semseal(*command, cwd=tmp_path, before=home)
+    done = semseal(*command, cwd=tmp_path)
     assert done.returncode == 2
     assert f"'{tmp_path}/out' is a file" in done.stderr
+    (tmp_path / "out").unlink()
     done = semseal(*command, "--attacker-pictures", 39, cwd=tmp_path)
     assert done.returncode == 2
     assert "--attacker-pictures must be at least 40, got 39" in done.stderr

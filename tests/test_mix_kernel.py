@@ -46,13 +46,13 @@ FLOAT, HALF = np.dtype(np.float32), np.dtype(np.float16)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, request) -> Path:
+def folder(libraries, request) -> Path:
     """Where libraries are; those of the tests of the reference are made on all cores at once."""
-    folder, names = tmp_path_factory.mktemp("mix_kernels"), ("reals", "channels", "together", "dtype")
+    names = ("reals", "channels", "together", "dtype")
     wanted = [item.callspec.params for item in request.session.items if "within_rounding" in item.name]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda row: OnCpu(folder, layout_of(*(row[name] for name in names[:3])), row[names[3]]), wanted))
-    return folder
+        list(pool.map(lambda row: OnCpu(libraries, layout_of(*(row[name] for name in names[:3])), row[names[3]]), wanted))
+    return libraries
 
 
 def layout_of(reals: int, channels: int, together: int) -> MixLayout:

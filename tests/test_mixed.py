@@ -14,11 +14,6 @@ pytestmark = pytest.mark.compiler
 KEY = bytes(range(32))
 
 
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory):
-    return tmp_path_factory.mktemp("libraries")
-
-
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch, libraries):
     mix_kernel._compiled_once.cache_clear()
@@ -37,7 +32,7 @@ def test_both_ends_understand_the_link_on_the_cpu(bundle):
         warnings.simplefilter("error")  # the kernels are used, not the graph in their place
         alice, bob = Transmitter(bundle, KEY, "mix", "onnxruntime-cuda"), Receiver(bundle, KEY, "onnxruntime-cuda")
     there, here = Transmitter(bundle, KEY, "mix"), Receiver(bundle, KEY)
-    x = images(alice.bundle, 3)
+    x = images(alice.bundle, 2)
     frames = alice.send(x)
     for frame in frames:
         assert abs(np.square(np.abs(frame.symbols.astype(np.complex128))).mean() - 1) < 1e-8

@@ -25,11 +25,6 @@ KINDS = driver.CUgraphNodeType
 HOST, DEVICE = driver.CUmemorytype.CU_MEMORYTYPE_HOST, driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
 
 
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory):
-    return tmp_path_factory.mktemp("libraries")
-
-
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch, libraries):
     emulate(monkeypatch, libraries)

@@ -44,9 +44,15 @@ def test_what_an_audit_writes_is_valid(written):
 
 @pytest.fixture(scope="module")
 def whole(written):
-    """The same with an ordering."""
+    """The same with an ordering, and of each list only the first and the last, which are what is changed below."""
     committed = json.loads((DOCS / "results-eves.json").read_text())
-    return {**written, "orderings": committed["orderings"][:1]}
+    return ends({**written, "orderings": committed["orderings"][:1]})
+
+
+def ends(value):
+    if isinstance(value, dict):
+        return {name: ends(held) for name, held in value.items()}
+    return [ends(held) for held in (value if len(value) < 3 else (value[0], value[-1]))] if isinstance(value, list) else value
 
 
 def current():
