@@ -220,11 +220,12 @@ void arrived(int exchange)
 // a shuffle: all lanes of a warp give a value before any of them takes one. It orders no memory
 static double exchange[64][32];
 static unsigned long long exchange_bits[64][32];
-float across(float v)
+template <class T>
+static T sum_across(T v)
 {
     exchange[cuda.thread / 32][cuda.thread % 32] = v;
     yield(IN_WARP);
-    float lanes[32];
+    T lanes[32];
     std::copy_n(exchange[cuda.thread / 32], 32, lanes);
     yield(IN_WARP);
     for (int d = 16; d; d /= 2)
@@ -232,17 +233,8 @@ float across(float v)
     return lanes[0];
 }
 
-double across(double v)
-{
-    exchange[cuda.thread / 32][cuda.thread % 32] = v;
-    yield(IN_WARP);
-    double lanes[32];
-    std::copy_n(exchange[cuda.thread / 32], 32, lanes);
-    yield(IN_WARP);
-    for (int d = 16; d; d /= 2)
-        for (int i = 0; i < d; i++) lanes[i] += lanes[i + d];
-    return lanes[0];
-}
+float across(float v) { return sum_across(v); }
+double across(double v) { return sum_across(v); }
 
 unsigned long long largest_of(unsigned long long v)
 {

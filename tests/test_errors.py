@@ -47,7 +47,7 @@ def test_what_does_not_fit_names_the_file_and_leaves_nothing(tmp_path, name):
     script = f"""
 import resource
 from pathlib import Path
-from semseal.runtime.files import check_file_writable, check_writable, write_atomically, write_once
+from semseal.runtime.files import write_atomically, write_once
 resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))
 path = Path("file")
 try:

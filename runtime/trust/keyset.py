@@ -229,9 +229,9 @@ def parse(data: bytes, path: Path) -> Keyset:
 
 def written(when: int | None) -> str | None:
     """A time as it stands in a keyset."""
-    return (
-        None if when is None else f"{datetime.fromtimestamp(when, UTC).replace(tzinfo=None).isoformat()}Z"
-    )  # four digits a year
+    if when is None:
+        return None
+    return f"{datetime.fromtimestamp(when, UTC).replace(tzinfo=None).isoformat()}Z"  # strftime leaves out zeros of early years
 
 
 def _another(path: Path) -> str:
