@@ -234,5 +234,5 @@ def test_the_page_says_that_she_invents(audited):
         assert wording.convincing(row).split(":")[0] in page
     nothing = next(row for row in rows if row.defense == "mix")
     said = wording.convincing(dataclasses.replace(nothing, verdict="nothing"))
-    assert "look convincing and are wrong" in said
+    assert "are wrong, however convincing they look" in said
     assert "matching advantage" in said

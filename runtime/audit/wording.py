@@ -58,7 +58,8 @@ def _stands(verdict: Verdict) -> str:
     if verdict.word in ("void", "not measured"):
         return f"{name} is {verdict.word}: nothing here says whether it holds."
     text = f"{name} {verdict.word.replace(' with gaps', ', with gaps,')} against what was measured here: "
-    text += f"all {verdict.nothing} measurements saw next to nothing"
+    text += "the one measurement" if verdict.nothing == 1 else f"all {verdict.nothing} measurements"
+    text += " saw next to nothing"
     if verdict.named and verdict.named.control_won:
         text += f"; Eve names the picture at most {at_most(verdict.named.high)} % of the time"
     return text + ". That is no proof."
@@ -146,7 +147,8 @@ def convincing(row: PictureRow) -> str:
     if row.verdict == "sees":
         return f"{row.attack}: what Eve does not know she invents, and here she knows something: {figures}."
     if row.verdict == "nothing":
-        return f"{row.attack}: her pictures look convincing and are wrong, each one of nobody that was sent: {figures}."
+        said = "her pictures are wrong, however convincing they look, each one of nobody that was sent"
+        return f"{row.attack}: {said}: {figures}."
     reason = {"open": "too few pictures tell whether any of it is right", "void": "void, so it shows nothing"}[
         row.verdict or "void"
     ]
